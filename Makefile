@@ -1,0 +1,41 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HOST ?= 127.0.0.1
+PORT ?= 8000
+
+.PHONY: serve test lint bench samples clean
+
+serve: $(VENV)/.installed
+	$(BIN)/bitserve serve --host $(HOST) --port $(PORT)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tests/tools/file_lengths.py
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks
+
+samples: $(VENV)/.installed-test
+	$(BIN)/pip install --quiet '.[samples]'
+	for model in fashion_cnn japanese_vowels letter_mlp; do $(BIN)/python model_repo/$$model/train.py || exit 1; done
+
+# pip's own output only where something goes wrong; an editable install, so that code changes need no reinstall
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("bitserve needs Python >= 3.11, this is %s; set PYTHON=..." % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,1 @@
+"""The service: HTTP, queues, batching, metrics. Loads compiled plans; never the compiler."""

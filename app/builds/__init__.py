@@ -1,0 +1,1 @@
+"""Builds run in child processes: the server never loads the compiler."""

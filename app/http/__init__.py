@@ -1,0 +1,1 @@
+"""HTTP: bytes to calls and back. Reaches serving only through its gateway."""

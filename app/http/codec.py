@@ -1,0 +1,269 @@
+"""A request body to a call, outputs to a response body: JSON, the binary extension, raw bodies, classification."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from app.http import tensors
+from app.http.errors import BadRequest
+from app.http.wire import InferRequest, InferResponse, RequestInput, RequestOutput, ResponseOutput
+from app.serving.endpoint import Endpoint
+from app.serving.gateway import Call, InputTensor
+from engines.tensor import DYNAMIC, TensorSpec, datatype
+
+__all__ = ["Wanted", "decode", "encode"]
+
+_decoder = msgspec.json.Decoder(InferRequest)
+_encoder = msgspec.json.Encoder()
+_JSON_CONSTANTS = (b"NaN", b"Infinity")
+_DIGITS = frozenset(b"0123456789")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How the client wants its answer: `binary_default` holds for outputs not named in `binary`."""
+
+    id: str
+    binary_default: bool
+    binary: Mapping[str, bool]
+    classes: Mapping[str, int]
+
+
+def decode(body: bytes, header_length: bytes | None, endpoint: Endpoint) -> tuple[Call, Wanted]:
+    """Decode a whole (decompressed) body. `header_length` is the header Inference-Header-Content-Length, if any.
+
+    Raises BadRequest. Whether the tensors fit the model is for the gateway to say, except for a raw body, whose shape
+    is the model's.
+    """
+    json_bytes = _json_length(header_length, len(body))
+    if json_bytes == 0 and header_length is not None:
+        return _decode_raw(body, endpoint)
+    request = _parse(body if json_bytes == len(body) else body[:json_bytes])
+    inputs = _inputs(request, memoryview(body)[json_bytes:], endpoint.model)
+    return _call(request, inputs), _wanted(request)
+
+
+def _json_length(header: bytes | None, total: int) -> int:
+    if header is None:
+        return total
+    digits = header.strip()
+    if not digits or not _DIGITS.issuperset(digits) or len(digits) > 18 or int(digits) > total:
+        shown = header[:40].decode("latin-1")
+        raise BadRequest(f"inference header size should be in range (0, {total}), got '{shown}'")
+    return int(digits)
+
+
+def _parse(data: bytes) -> InferRequest:
+    try:
+        return _decoder.decode(data)
+    except RecursionError as error:
+        raise BadRequest(f"JSON nesting depth exceeds maximum allowed limit ({tensors.MAX_DEPTH})") from error
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"failed to read the request: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if any(constant in data for constant in _JSON_CONSTANTS):
+            return _parse_constants(data, error)
+        raise BadRequest(f"failed to parse the request JSON buffer: {error}") from error
+
+
+def _parse_constants(data: bytes, first: Exception) -> InferRequest:
+    """The rare request with NaN or Infinity in it: not JSON, but what Triton's clients send and Triton takes."""
+    try:
+        document = json.loads(data)
+        values = [tensor.pop("data", None) for tensor in document["inputs"]]
+        request = _decoder.decode(_encoder.encode(document))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadRequest(f"failed to parse the request JSON buffer: {first}") from error
+    for tensor, value in zip(request.inputs, values, strict=True):
+        if value is not None:
+            tensor.data = msgspec.Raw(json.dumps(value).encode())
+    return request
+
+
+def _inputs(request: InferRequest, rest: memoryview, model: str) -> dict[str, InputTensor]:
+    inputs: dict[str, InputTensor] = {}
+    offset = 0
+    for tensor in request.inputs:
+        if tensor.name in inputs:
+            raise BadRequest(f"input '{tensor.name}' already exists in request")
+        size = _binary_size(tensor)
+        kind = tensors.kind_of(tensor.datatype, tensor.name)
+        count = tensors.element_count(tensor.name, tensor.shape, kind)
+        if size is None:
+            array = tensors.from_json(tensor.name, bytes(tensor.data), tensor.shape, kind)
+        else:
+            if kind.item_bytes and size != count * kind.item_bytes:
+                raise BadRequest(
+                    f"input byte size mismatch for input '{tensor.name}' for model '{model}'. "
+                    f"Expected {count * kind.item_bytes}, got {size}"
+                )
+            missing = size - (len(rest) - offset)
+            if missing > 0:
+                raise BadRequest(
+                    f"unexpected size for input '{tensor.name}', expecting {missing} additional bytes "
+                    f"for model '{model}'"
+                )
+            array = tensors.from_bytes(tensor.name, rest[offset : offset + size], tensor.shape, kind)
+            offset += size
+        inputs[tensor.name] = InputTensor(tensor.datatype, array)
+    if offset != len(rest):
+        raise BadRequest(f"unexpected additional input data for model '{model}'")
+    return inputs
+
+
+def _binary_size(tensor: RequestInput) -> int | None:
+    """`binary_data_size`, or None for JSON data; exactly one of them must be there."""
+    if "shared_memory_region" in tensor.parameters:
+        raise BadRequest(f"input '{tensor.name}' uses shared memory, which this server does not offer")
+    size = tensor.parameters.get("binary_data_size")
+    has_data = bool(bytes(tensor.data))
+    if (size is None) == (not has_data):
+        raise BadRequest(f"input '{tensor.name}' must set exactly one of 'data' and the parameter 'binary_data_size'")
+    if size is None:
+        return None
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise BadRequest(f"binary_data_size of input '{tensor.name}' must be an unsigned integer, got {size!r}")
+    return size
+
+
+def _call(request: InferRequest, inputs: Mapping[str, InputTensor]) -> Call:
+    parameters = request.parameters
+    return Call(
+        inputs,
+        None if request.outputs is None else tuple(output.name for output in request.outputs),
+        priority=_unsigned(parameters, "priority"),
+        timeout_us=_unsigned(parameters, "timeout"),
+    )
+
+
+def _unsigned(parameters: Mapping[str, object], key: str) -> int:
+    value = parameters.get(key, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise BadRequest(f"parameter '{key}' must be an unsigned integer, got {value!r}")
+    return value
+
+
+def _flag(parameters: Mapping[str, object], key: str) -> bool | None:
+    value = parameters.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise BadRequest(f"parameter '{key}' must be true or false, got {value!r}")
+    return value
+
+
+def _wanted(request: InferRequest) -> Wanted:
+    binary: dict[str, bool] = {}
+    classes: dict[str, int] = {}
+    seen: set[str] = set()
+    for output in request.outputs or ():
+        if output.name in seen:
+            raise BadRequest(f"output '{output.name}' already exists in request")
+        seen.add(output.name)
+        _want(output, binary, classes)
+    return Wanted(request.id, _flag(request.parameters, "binary_data_output") or False, binary, classes)
+
+
+def _want(output: RequestOutput, binary: dict[str, bool], classes: dict[str, int]) -> None:
+    if "shared_memory_region" in output.parameters:
+        raise BadRequest(f"output '{output.name}' uses shared memory, which this server does not offer")
+    flag = _flag(output.parameters, "binary_data")
+    if flag is not None:
+        binary[output.name] = flag
+    if "classification" in output.parameters:
+        count = _unsigned(output.parameters, "classification")
+        if count:
+            classes[output.name] = count
+
+
+def _decode_raw(body: bytes, endpoint: Endpoint) -> tuple[Call, Wanted]:
+    """The whole body is the one input of the model, one row of it; every output comes back binary."""
+    model = endpoint.model
+    if len(endpoint.inputs) != 1:
+        raise BadRequest(
+            f"Raw request must only have 1 input (found {len(endpoint.inputs)}) to be deduced for model '{model}'"
+        )
+    spec = endpoint.inputs[0]
+    shape = _raw_shape(spec, len(body), model)
+    kind = datatype(spec.datatype)
+    array = tensors.from_bytes(spec.name, memoryview(body), shape, kind)
+    return Call({spec.name: InputTensor(spec.datatype, array)}), Wanted("", True, {}, {})
+
+
+def _raw_shape(spec: TensorSpec, size: int, model: str) -> list[int]:
+    kind = datatype(spec.datatype)
+    shape = [1 if axis == spec.batch_axis else dim for axis, dim in enumerate(spec.shape)]
+    if kind.name == "BYTES":
+        if [dim for axis, dim in enumerate(shape) if axis != spec.batch_axis] not in ([1], [DYNAMIC], []):
+            raise BadRequest(f"For BYTES datatype raw input '{spec.name}', the model must have input shape [1]")
+        return [1 for _ in shape]
+    if shape.count(DYNAMIC) > 1:
+        raise BadRequest(
+            f"The shape of the raw input '{spec.name}' can not be deduced because there are more than one "
+            f"variable-sized dimension in {list(spec.row_shape)}"
+        )
+    known = kind.item_bytes
+    for dim in shape:
+        known *= 1 if dim == DYNAMIC else dim
+    if DYNAMIC in shape and known and size and size % known == 0:
+        return [size // known if dim == DYNAMIC else dim for dim in shape]
+    if DYNAMIC in shape or size != known:
+        what = f"a multiple of {known}" if DYNAMIC in shape else str(known)
+        raise BadRequest(
+            f"input byte size mismatch for input '{spec.name}' for model '{model}'. Expected {what}, got {size}"
+        )
+    return shape
+
+
+def encode(outputs: Mapping[str, np.ndarray], wanted: Wanted, endpoint: Endpoint) -> tuple[bytes, int | None]:
+    """The response body and, where an output is binary, the length of its JSON part (None: plain JSON).
+
+    Copies everything it keeps. Raises BadRequest where a classification cannot be made of an output.
+    """
+    described: list[ResponseOutput] = []
+    chunks: list[bytes] = []
+    for spec in endpoint.outputs:
+        if spec.name not in outputs:
+            continue
+        array, name = outputs[spec.name], spec.name
+        kind_name = spec.datatype
+        if name in wanted.classes:
+            labels = endpoint.options.labels.get(name, ())
+            array, kind_name = classify(array, wanted.classes[name], labels, spec), "BYTES"
+        if wanted.binary.get(name, wanted.binary_default):
+            chunk = tensors.bytes_of(array)
+            chunks.append(chunk)
+            described.append(ResponseOutput(name, list(array.shape), kind_name, {"binary_data_size": len(chunk)}))
+        else:
+            described.append(ResponseOutput(name, list(array.shape), kind_name, None, tensors.json_of(array)))
+    response = InferResponse(
+        id=wanted.id, model_name=endpoint.model, model_version=str(endpoint.version), outputs=described
+    )
+    head = _encoder.encode(response)
+    if not any(output.parameters is not None for output in described):
+        return head, None
+    return b"".join((head, *chunks)), len(head)
+
+
+def classify(array: np.ndarray, count: int, labels: tuple[str, ...], spec: TensorSpec) -> np.ndarray:
+    """The `count` largest values of every row as "<value>:<index>[:<label>]", best first: [rows, min(count, n)] BYTES.
+
+    Equal values keep the order of their indices. A row's other dimensions count as one.
+    """
+    if array.dtype == np.object_:
+        raise BadRequest(f"output '{spec.name}' has no numbers to classify")
+    rows = array.shape[0] if spec.batch_axis == 0 else 1
+    flat = array.reshape(rows, -1)
+    top = min(count, flat.shape[1])
+    order = np.argsort(-flat.astype(np.float64), axis=1, kind="stable")[:, :top]
+    result = np.empty((rows, top), dtype=np.object_)
+    for row in range(rows):
+        for rank, index in enumerate(order[row]):
+            value = flat[row, index]
+            shown = f"{value:f}" if flat.dtype.kind == "f" else str(value)
+            label = f":{labels[index]}" if index < len(labels) else ""
+            result[row, rank] = f"{shown}:{index}{label}".encode()
+    return result if spec.batch_axis == 0 else result[0]

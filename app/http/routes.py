@@ -1,0 +1,244 @@
+"""The control plane: health, metadata, config, statistics, repository, logging, metrics. FastAPI; not the hot path."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from importlib import metadata
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Header, Path, Request, Response
+from pydantic import BaseModel, ValidationError
+
+from app.auth import check_admin
+from app.config import ModelConfig, config_of
+from app.http.errors import BadRequest, NotSupported
+from app.http.schemas import (
+    ErrorBody,
+    IndexEntry,
+    IndexRequest,
+    LoadRequest,
+    LogSettings,
+    ModelMetadata,
+    ModelStatistics,
+    ServerMetadata,
+    model_config,
+    model_metadata,
+    model_statistics,
+)
+from app.metrics import CONTENT_TYPE
+from app.models import ModelManager
+from app.serving.errors import ModelNotReady, UnknownModel
+from app.serving.gateway import Gateway
+from app.serving.registry import ModelState
+from app.settings import Settings
+
+__all__ = ["EXTENSIONS", "control_plane"]
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+EXTENSIONS = [
+    "binary_tensor_data", "classification", "logging", "model_configuration", "model_repository", "parameters",
+    "schedule_policy", "statistics",
+]  # fmt: skip
+"""Only what works: clients act on this list."""
+
+Model = Annotated[str, Path(description="Model name.")]
+Number = Annotated[str, Path(pattern="^[0-9]{1,18}$", description="Version number.")]
+Authorization = Annotated[str | None, Header(description="Bearer <admin token>, if one is set.")]
+_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorBody} for code in (400, 404, 413, 503)}
+_GUARDED: dict[int | str, dict[str, Any]] = {**_ERRORS, **{code: {"model": ErrorBody} for code in (401, 403)}}
+
+
+def control_plane(
+    settings: Settings, gateway: Gateway, manager: ModelManager, metrics_page: Callable[[], bytes]
+) -> APIRouter:
+    """All routes but inference."""
+    router = APIRouter(responses=_ERRORS)
+    _add_health(router, gateway)
+    _add_metadata(router, gateway)
+    _add_repository(router, settings, gateway, manager)
+    _add_logging(router, settings)
+    if settings.metrics:
+
+        @router.get("/metrics", tags=["metrics"], response_class=Response)
+        def metrics() -> Response:
+            """Prometheus text format: Triton's names, and bitserve's histograms in seconds."""
+            return Response(metrics_page(), media_type=CONTENT_TYPE)
+
+    return router
+
+
+def _add_health(router: APIRouter, gateway: Gateway) -> None:
+    @router.get("/v2/health/live", tags=["health"])
+    async def live() -> dict[str, bool]:
+        """Whether the process answers. Never depends on models."""
+        return {"live": True}
+
+    @router.get("/v2/health/ready", tags=["health"])
+    async def ready(response: Response) -> dict[str, bool]:
+        """Whether traffic is accepted: false from the moment the server is told to stop."""
+        if gateway.stopping:
+            response.status_code = 400
+        return {"ready": not gateway.stopping}
+
+    @router.get("/v2/models/{model}/ready", tags=["health"])
+    @router.get("/v2/models/{model}/versions/{version}/ready", tags=["health"])
+    async def model_ready(model: Model, response: Response, version: Number | None = None) -> dict[str, str | bool]:
+        """Whether this model (this version) answers inference calls."""
+        try:
+            gateway.resolve(model, None if version is None else int(version))
+            is_ready = not gateway.stopping
+        except (UnknownModel, ModelNotReady):
+            is_ready = False
+        response.status_code = 200 if is_ready else 400
+        return {"name": model, "ready": is_ready}
+
+
+def _add_metadata(router: APIRouter, gateway: Gateway) -> None:
+    version_number = metadata.version("bitserve")
+
+    @router.get("/v2", tags=["metadata"])
+    async def server_metadata() -> ServerMetadata:
+        """The server's name, version and extensions."""
+        return ServerMetadata(name="bitserve", version=version_number, extensions=EXTENSIONS)
+
+    @router.get("/v2/models/stats", tags=["statistics"])
+    async def all_statistics() -> ModelStatistics:
+        """Statistics of every version that serves."""
+        return model_statistics(gateway.registry.endpoints())
+
+    @router.get("/v2/models/{model}", tags=["metadata"])
+    @router.get("/v2/models/{model}/versions/{version}", tags=["metadata"])
+    async def one_metadata(model: Model, version: Number | None = None) -> ModelMetadata:
+        """Versions, inputs and outputs of a model."""
+        endpoint = gateway.resolve(model, None if version is None else int(version))
+        serving = [v for v in gateway.registry.versions(model) if v.state is ModelState.READY]
+        return model_metadata(endpoint, serving)
+
+    @router.get("/v2/models/{model}/config", tags=["metadata"])
+    @router.get("/v2/models/{model}/versions/{version}/config", tags=["metadata"])
+    async def one_config(model: Model, version: Number | None = None) -> dict[str, Any]:
+        """The configuration in force, in Triton's terms."""
+        return model_config(gateway.resolve(model, None if version is None else int(version)))
+
+    @router.get("/v2/models/{model}/stats", tags=["statistics"])
+    @router.get("/v2/models/{model}/versions/{version}/stats", tags=["statistics"])
+    async def one_statistics(model: Model, version: Number | None = None) -> ModelStatistics:
+        """Statistics of a model's serving versions, or of one version."""
+        if version is not None:
+            return model_statistics([gateway.resolve(model, int(version))])
+        gateway.resolve(model)
+        serving = [v.endpoint for v in gateway.registry.versions(model) if v.endpoint is not None]
+        return model_statistics(serving)
+
+
+def _add_repository(router: APIRouter, settings: Settings, gateway: Gateway, manager: ModelManager) -> None:
+    @router.post("/v2/repository/index", tags=["repository"], openapi_extra=_optional_body(IndexRequest))
+    async def index(request: Request) -> list[IndexEntry]:
+        """Every version on disk and its state."""
+        only_ready = (await _body(request, IndexRequest)).ready
+        return [
+            IndexEntry(name=v.model, version=str(v.number), state=v.state.value, reason=v.reason)
+            for v in gateway.registry.all()
+            if not only_ready or v.state is ModelState.READY
+        ]
+
+    @router.post(
+        "/v2/repository/models/{model:path}/load", tags=["repository"], response_class=Response, responses=_GUARDED,
+        openapi_extra=_optional_body(LoadRequest),
+    )  # fmt: skip
+    async def load(model: Model, request: Request, authorization: Authorization = None) -> Response:
+        """Load a model, or load it anew; answers when it serves."""
+        check_admin(settings, authorization)
+        await manager.load(model, _config_override((await _body(request, LoadRequest)).parameters))
+        return Response()
+
+    @router.post(
+        "/v2/repository/models/{model:path}/unload", tags=["repository"], response_class=Response, responses=_GUARDED,
+        openapi_extra=_optional_body(LoadRequest),
+    )  # fmt: skip
+    async def unload(model: Model, request: Request, authorization: Authorization = None) -> Response:
+        """Stop serving a model; what it accepted is answered. It stays on disk and can be loaded again."""
+        check_admin(settings, authorization)
+        await _body(request, LoadRequest)
+        manager.unload(model)
+        return Response()
+
+    @router.post("/v2/repository/{repository}/{rest:path}", include_in_schema=False)
+    async def other_repository(repository: str, rest: str) -> Response:
+        raise NotSupported(f"repository '{repository}': this server has one repository, without a name")
+
+
+def _config_override(parameters: dict[str, Any]) -> ModelConfig | None:
+    for key in parameters:
+        if key.startswith("file:"):
+            raise BadRequest(f"parameter '{key}': model files are not taken through load; put them into the repository")
+    text = parameters.get("config")
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise BadRequest("parameter 'config' must be a string of JSON")
+    try:
+        return config_of(json.loads(text), "config")
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"parameter 'config' is not JSON: {error}") from error
+
+
+def _add_logging(router: APIRouter, settings: Settings) -> None:
+    logger = logging.getLogger()
+
+    def current() -> LogSettings:
+        level = logger.level
+        return LogSettings(
+            log_info=level <= logging.INFO,
+            log_warning=level <= logging.WARNING,
+            log_error=level <= logging.ERROR,
+            log_verbose_level=int(level <= logging.DEBUG),
+        )
+
+    @router.get("/v2/logging", tags=["logging"])
+    async def get_logging() -> LogSettings:
+        """What is logged."""
+        return current()
+
+    @router.post("/v2/logging", tags=["logging"], responses=_GUARDED, openapi_extra=_optional_body(LogSettings))
+    async def set_logging(request: Request, authorization: Authorization = None) -> LogSettings:
+        """Change what is logged; keys left out stay as they are."""
+        check_admin(settings, authorization)
+        asked = await _body(request, LogSettings)
+        given = asked.model_fields_set
+        if "log_file" in given and asked.log_file:
+            raise BadRequest("log_file cannot be changed over the network; the log goes to stderr")
+        if "log_format" in given and asked.log_format != "default":
+            raise BadRequest(f"log_format '{asked.log_format}' is not known; expected default (JSON lines)")
+        logger.setLevel(_level(current().model_copy(update=asked.model_dump(include=given))))
+        return current()
+
+
+def _level(wanted: LogSettings) -> int:
+    if wanted.log_verbose_level > 0:
+        return logging.DEBUG
+    for flag, level in ((wanted.log_info, logging.INFO), (wanted.log_warning, logging.WARNING)):
+        if flag:
+            return level
+    return logging.ERROR if wanted.log_error else logging.CRITICAL
+
+
+async def _body(request: Request, schema: type[Schema]) -> Schema:
+    """An optional JSON body, whatever its Content-Type says: tritonclient sends none at all."""
+    data = await request.body()
+    if not data.strip():
+        return schema()
+    try:
+        return schema.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadRequest(f"the body does not fit: {where + ': ' if where else ''}{first['msg']}") from error
+
+
+def _optional_body(schema: type[BaseModel]) -> dict[str, Any]:
+    content = {"application/json": {"schema": schema.model_json_schema()}}
+    return {"requestBody": {"required": False, "content": content}}

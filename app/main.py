@@ -1,0 +1,176 @@
+"""The only composition root: settings in, application or running server out; start-up, drain and exit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from http import HTTPStatus
+from importlib import metadata
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from app.http.errors import HttpError, body_of, status_of
+from app.http.infer import InferAsgi, InferHandler
+from app.http.limits import BodyLimit
+from app.http.openapi import describe_inference
+from app.http.protocol import InferProtocol
+from app.http.routes import control_plane
+from app.logs import configure_logging
+from app.metrics import metrics_page
+from app.models import ModelManager
+from app.serving.device import Device
+from app.serving.errors import Rejected, ServingError
+from app.serving.gateway import Gateway
+from app.serving.registry import Registry
+from app.settings import Settings
+from engines.errors import EngineError
+from engines.hardware import usable_threads
+
+__all__ = ["create_app", "serve"]
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The whole service as an ASGI application. `app.state` carries `gateway`, `manager` and `handler`.
+
+    Must be called where the event loop that will serve it is running.
+    """
+    loop = asyncio.get_running_loop()
+    device = Device(loop, settings.threads or usable_threads())
+    gateway = Gateway(Registry(), device)
+    manager = ModelManager(settings, gateway)
+    handler = InferHandler(gateway, settings.max_body_bytes, access_log=settings.access_log)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await manager.start()
+        yield
+        gateway.stop()
+        await manager.stop()
+
+    app = FastAPI(
+        title="bitserve",
+        version=metadata.version("bitserve"),
+        description="Open Inference Protocol v2 with Triton's extensions.",
+        lifespan=lifespan,
+    )
+    app.state.gateway, app.state.manager, app.state.handler = gateway, manager, handler
+    asgi = InferAsgi(handler)
+    for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
+        app.router.routes.append(Route(path, asgi, methods=["POST"], include_in_schema=False))
+    app.include_router(control_plane(settings, gateway, manager, metrics_page(gateway)))
+    app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes)
+    _answer_errors(app)
+    describe_inference(app)
+    return app
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Every error of every route is `{"error": ...}`: clients of the protocol cannot read anything else."""
+
+    async def known(_: Request, error: Exception) -> Response:
+        headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, Rejected) else None
+        return _error(status_of(error), str(error), headers)
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return _error(error.status_code, error.detail, dict(error.headers or {}))
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        where = [str(part) for part in first["loc"]]
+        if where[:1] == ["path"]:  # a path that no route of the protocol has, such as a version that is no number
+            return _error(HTTPStatus.NOT_FOUND, "Not Found")
+        return _error(HTTPStatus.BAD_REQUEST, f"{'.'.join(where)}: {first['msg']}")
+
+    async def unexpected(_: Request, error: Exception) -> Response:
+        log.error("an unexpected error", exc_info=error)
+        return _error(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; see the server's log")
+
+    for kind in (HttpError, ServingError, EngineError):
+        app.add_exception_handler(kind, known)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    return Response(body_of(message), status, headers, "application/json")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server with a drain: stop admitting, answer what was accepted, then close and exit 0."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, drain_s: float) -> None:
+        super().__init__(config)
+        self._gateway, self._drain_s = gateway, drain_s
+        self._drain_until_s: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain. Second: leave now."""
+        if self._drain_until_s is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._drain_until_s = time.monotonic() + self._drain_s
+        self._gateway.stop()
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._drain_until_s is not None and not self.should_exit:
+            self.should_exit = self._gateway.in_flight == 0 or time.monotonic() >= self._drain_until_s
+            if self.should_exit:
+                left_s = max(0.1, self._drain_until_s - time.monotonic())
+                self.config.timeout_graceful_shutdown = max(1, round(left_s))
+        return await super().on_tick(counter)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but a drained server exits 0 instead of dying of the signal that asked for it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+async def _serve(settings: Settings) -> None:
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http=InferProtocol.configure(app.state.handler, settings),
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        backlog=2048,
+    )
+    await _Server(config, app.state.gateway, settings.drain_s).serve()
+
+
+def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT; returns after the drain."""
+    import uvloop
+
+    configure_logging(settings.log_level)
+    uvloop.run(_serve(settings))

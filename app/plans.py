@@ -1,0 +1,101 @@
+"""From a model file to a warm session: a cached plan if it can be trusted, else a compile in a child process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from app.builds.executor import BuildLimits, run_build
+from app.settings import Settings
+from app.warmup import warm_up
+from engines import repository
+from engines.errors import PlanInvalid
+from engines.manifest import Manifest
+from engines.runtime.session import Session
+
+__all__ = ["Plans"]
+
+log = logging.getLogger(__name__)
+_KEEP_STAGING_S = 3600.0
+Say = Callable[[str], None]
+
+
+class Plans:
+    """One compile at a time; whatever in the cache is corrupt, truncated or foreign is rebuilt and logged."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._cache = repository.PlanCache(_writable_cache(settings))
+        self._limits = BuildLimits(settings.build_timeout_s, settings.build_memory_bytes)
+        self._turn = asyncio.Semaphore(1)
+
+    async def sweep(self) -> None:
+        """Remove what killed compiles left behind."""
+        await asyncio.to_thread(self._cache.sweep, _KEEP_STAGING_S, time.time())
+
+    async def find(self, source: Path) -> Manifest | None:
+        """The manifest of a plan that was compiled from exactly these bytes, if there is one."""
+        return await self._trusted(await self._key(source))
+
+    async def make(self, source: Path, say: Say) -> Manifest:
+        """The same, compiled now if need be. Raises ModelRefused or PlanInvalid with the reason."""
+        key = await self._key(source)
+        async with self._turn:
+            manifest = await self._trusted(key)
+            if manifest is not None:
+                return manifest
+            say("compiling")
+            log.info("compiling %s", source.parent.parent.name, extra={"plan": key})
+            await run_build(source, self._cache.folder, self._limits)
+            manifest = await asyncio.to_thread(self._cache.manifest, key)
+        if manifest is None:
+            raise PlanInvalid("the model file changed while it was compiled")
+        return manifest
+
+    async def open(self, source: Path, manifest: Manifest, instances: int | None, say: Say) -> tuple[Manifest, Session]:
+        """Import a plan and warm it up; one that turns out corrupt is thrown away and compiled again, once."""
+        try:
+            return manifest, await asyncio.to_thread(self._import, manifest, instances)
+        except PlanInvalid as error:
+            await self._distrust(manifest.key, error)
+        manifest = await self.make(source, say)
+        return manifest, await asyncio.to_thread(self._import, manifest, instances)
+
+    def _import(self, manifest: Manifest, instances: int | None) -> Session:
+        from engines.runtime.openvino import load_session  # heavy, and not needed by an empty repository
+
+        session = load_session(self._cache.entry(manifest.key), manifest, streams=instances)
+        warm_up(session, manifest)
+        return session
+
+    async def _key(self, source: Path) -> str:
+        return repository.plan_key(await asyncio.to_thread(repository.file_sha256, source))
+
+    async def _trusted(self, key: str) -> Manifest | None:
+        try:
+            return await asyncio.to_thread(self._cache.manifest, key)
+        except PlanInvalid as error:
+            await self._distrust(key, error)
+            return None
+
+    async def _distrust(self, key: str, error: PlanInvalid) -> None:
+        log.warning("a cached plan was not trusted and will be compiled again: %s", error, extra={"plan": key})
+        await asyncio.to_thread(self._cache.discard, key)
+
+
+def _writable_cache(settings: Settings) -> Path:
+    """The cache folder, or a temporary one where it cannot be written: a read-only repository is served too."""
+    folder = settings.cache_folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        temporary = Path(tempfile.mkdtemp(prefix="bitserve-cache-"))
+        log.warning(
+            "the cache folder cannot be written (%s); compiled plans will not survive this process", error.strerror
+        )
+        return temporary

@@ -1,0 +1,228 @@
+"""One loaded version: its queue, its slots, its statistics. Launches only when its device says so."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.serving import batcher
+from app.serving.errors import Cancelled, DeadlineExceeded, InferenceFailed, InvalidInput, ServingError, Stopping
+from app.serving.limits import ModelOptions
+from app.serving.policy import Dispatch, Wait, decide
+from app.serving.queue import Group, Queue
+from app.serving.stats import Stats
+from app.serving.ticket import Outcome, Reply, ShapeKey, State, Ticket
+from engines.runtime.session import Session, Slot
+from engines.tensor import DYNAMIC, TensorSpec
+
+__all__ = ["Endpoint", "Host", "Offer"]
+
+log = logging.getLogger(__name__)
+
+
+class Host(Protocol):
+    """What an endpoint needs of its device."""
+
+    def now_ns(self) -> int: ...
+
+    def wake(self, endpoint: Endpoint) -> None:
+        """Something changed: look at the endpoint again, soon, on the loop."""
+        ...
+
+    def finished(self, endpoint: Endpoint, spent_ns: int) -> None:
+        """A batch ended after `spent_ns` on the device."""
+        ...
+
+    def on_loop(self, call: Callable[[], None]) -> None:
+        """Run `call` on the event loop; may be used from any thread."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A batch that could be launched now."""
+
+    group: Group
+    dispatch: Dispatch
+
+
+class _Batch:
+    __slots__ = ("error", "finished_ns", "gathered_ns", "launched_ns", "reason", "rows", "slot", "tickets")
+
+    def __init__(self, tickets: Sequence[Ticket], slot: Slot, dispatch: Dispatch, launched_ns: int) -> None:
+        self.tickets, self.slot, self.rows, self.reason = tickets, slot, dispatch.rows, dispatch.reason
+        self.launched_ns = self.gathered_ns = launched_ns
+        self.finished_ns = 0
+        self.error: BaseException | None = None
+
+
+class Endpoint:
+    """All methods run on the event loop. `inputs` and `outputs` are the manifest's, with their proven axes."""
+
+    def __init__(
+        self, model: str, version: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
+        session: Session, options: ModelOptions, host: Host,
+    ) -> None:  # fmt: skip
+        self.model, self.version, self.inputs, self.outputs = model, version, tuple(inputs), tuple(outputs)
+        self.options, self.stats, self.queue = options, Stats(), Queue(options.queue)
+        self.threads_per_batch = session.threads_per_batch
+        self.memory_bytes = session.memory_bytes
+        self.instances = len(session.slots)
+        self.hold_requests = 0
+        """While fewer requests than this wait, nothing is launched; for tests (Triton's DELAY_SCHEDULER)."""
+        self._host = host
+        self._known_shapes: set[ShapeKey] = set()
+        self._free: list[Slot] = list(session.slots)
+        self._launched: deque[_Batch] = deque()
+        self._stopping: Callable[[], None] | None = None
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Requests accepted and not yet answered."""
+        return self.queue.requests + sum(len(batch.tickets) for batch in self._launched)
+
+    @property
+    def running(self) -> int:
+        """Batches on the device now."""
+        return sum(1 for batch in self._launched if not batch.finished_ns)
+
+    def submit(self, ticket: Ticket) -> None:
+        """Queue a ticket. Raises QueueFull or Stopping, and then the ticket was never accepted."""
+        if self._stopping is not None:
+            raise Stopping(
+                f"Server is stopping, scheduler for {self.model} has stopped accepting new inference requests"
+            )
+        self.queue.push(ticket)
+        self._host.wake(self)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Drop a ticket: out of the queue at once, or, if its batch runs, its rows are computed and thrown away."""
+        if ticket.state is State.QUEUED:
+            self.queue.remove(ticket)
+        self._end(ticket, Cancelled("the client cancelled the request"), Outcome.CANCELLED)
+        self._host.wake(self)
+
+    def stop(self, stopped: Callable[[], None]) -> None:
+        """Accept nothing more; answer what was accepted, then call `stopped` (the session is then idle)."""
+        self._stopping = stopped
+        self.hold_requests = 0
+        self._host.wake(self)
+        self._close_if_idle()
+
+    # -- the device's side ---------------------------------------------------------------------------------------
+
+    def expire(self, now_ns: int) -> None:
+        """Answer every waiting ticket whose deadline has passed."""
+        for ticket in self.queue.expire(now_ns):
+            self._end(ticket, DeadlineExceeded("Request timeout expired"), Outcome.EXPIRED)
+        self._close_if_idle()
+
+    def offer(self, now_ns: int) -> Offer | Wait:
+        """The batch to launch now, or when to look again (for a batch or for a deadline)."""
+        until_ns = self.queue.next_deadline_ns()
+        if self._free and self.queue.requests and self.queue.requests >= self.hold_requests:
+            self.hold_requests = 0
+            for group in self.queue.groups():
+                verdict = decide(group, self.options.limits, now_ns)
+                if isinstance(verdict, Dispatch):
+                    return Offer(group, verdict)
+                until_ns = min((t for t in (until_ns, verdict.until_ns) if t is not None), default=None)
+        return Wait(until_ns)
+
+    def launch(self, offer: Offer) -> None:
+        """Take the offered tickets out of the queue and start them on a free slot."""
+        tickets = self.queue.take(offer.group, offer.dispatch.count)
+        now_ns = self._host.now_ns()
+        for ticket in tickets:
+            ticket.state, ticket.launched_ns = State.RUNNING, now_ns
+        batch = _Batch(tickets, self._free.pop(), offer.dispatch, now_ns)
+        self._launched.append(batch)
+        try:
+            batcher.gather(batch.slot, tickets, self.inputs)
+            batch.gathered_ns = self._host.now_ns()
+            batch.slot.launch(lambda error: self._host.on_loop(lambda: self._completed(batch, error)))
+        except Exception as error:  # nothing was launched: this batch alone is lost
+            self._completed(batch, error)
+
+    def _completed(self, batch: _Batch, error: BaseException | None) -> None:
+        if batch.finished_ns:
+            return
+        batch.finished_ns, batch.error = self._host.now_ns(), error
+        self._host.finished(self, batch.finished_ns - batch.launched_ns)
+        if not self.options.preserve_ordering:
+            self._launched.remove(batch)
+            self._answer(batch)
+        while self._launched and self.options.preserve_ordering and self._launched[0].finished_ns:
+            self._answer(self._launched.popleft())
+        self._close_if_idle()
+        self._host.wake(self)
+
+    def _answer(self, batch: _Batch) -> None:
+        """Give every ticket its own rows, or all of them the error; then the slot is free again."""
+        try:
+            if batch.error is not None:
+                raise batch.error
+            parts = batcher.scatter(batch.slot.outputs(), batch.tickets, self.outputs)
+        except Exception as error:
+            log.error("a batch of %s/%d failed: %s", self.model, self.version, error, extra={"rows": batch.rows})
+            compute = (batch.gathered_ns - batch.launched_ns, batch.finished_ns - batch.gathered_ns, 0)
+            for ticket in batch.tickets:
+                if self._end(ticket, self._blame(ticket, error), Outcome.FAILED):
+                    self.stats.observe_compute(Outcome.FAILED, compute)
+        else:
+            self._known_shapes.add(batch.tickets[0].shape_key)
+            for ticket, part in zip(batch.tickets, parts, strict=True):
+                self._settle(ticket, part)
+            self._count(batch)
+        self._free.append(batch.slot)
+
+    def _blame(self, ticket: Ticket, error: BaseException) -> ServingError:
+        """The request's fault where its variable dimensions have a size that never ran; else the engine's."""
+        variable = any(DYNAMIC in spec.row_shape for spec in self.inputs)
+        if variable and ticket.shape_key not in self._known_shapes:
+            shapes = ", ".join(f"{s.name!r} {list(k)}" for s, k in zip(self.inputs, ticket.shape_key, strict=True))
+            return InvalidInput(f"model {self.model!r} cannot run on inputs of this shape: {shapes} (a row): {error}")
+        return InferenceFailed(f"model {self.model!r} failed on this batch: {error}")
+
+    def _count(self, batch: _Batch) -> None:
+        done_ns = self._host.now_ns()
+        compute = (
+            batch.gathered_ns - batch.launched_ns,
+            batch.finished_ns - batch.gathered_ns,
+            done_ns - batch.finished_ns,
+        )
+        self.stats.executed(batch.rows, batch.reason, compute)
+        for ticket in batch.tickets:
+            if ticket.launched_ns:  # a cancelled one was counted when it was cancelled
+                self.stats.answered(done_ns - ticket.received_ns, ticket.launched_ns - ticket.enqueued_ns, compute)
+
+    def _end(self, ticket: Ticket, error: ServingError, outcome: Outcome) -> bool:
+        now_ns = self._host.now_ns()
+        queue_ns = (ticket.launched_ns or now_ns) - ticket.enqueued_ns
+        ticket.launched_ns = 0
+        settled = self._settle(ticket, error)
+        if settled:
+            self.stats.ended(outcome, now_ns - ticket.received_ns, queue_ns)
+        return settled
+
+    def _settle(self, ticket: Ticket, reply: Reply) -> bool:
+        try:
+            return ticket.settle(reply)
+        except Exception:  # a broken sink is one client's loss
+            log.exception("an answer of %s/%d could not be delivered", self.model, self.version)
+            return True
+
+    def _close_if_idle(self) -> None:
+        if self._stopping is not None and not self.queue.requests and not self._launched:
+            stopped, self._stopping = self._stopping, _already_stopped
+            if stopped is not _already_stopped:
+                stopped()
+
+
+def _already_stopped() -> None:
+    """Marks an endpoint that has told so."""

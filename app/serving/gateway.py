@@ -1,0 +1,169 @@
+"""The one door into serving: submit, cancel, list, stop. Checks that a request fits its model; knows no bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from app.serving.device import Device
+from app.serving.endpoint import Endpoint
+from app.serving.errors import InvalidInput, QueueFull, Stopping
+from app.serving.registry import Registry
+from app.serving.ticket import Outcome, ReplySink, Ticket
+from engines.tensor import DYNAMIC, TensorSpec
+
+__all__ = ["Call", "Gateway", "InputTensor"]
+
+
+class InputTensor(NamedTuple):
+    """One decoded input: `array` has the shape and the datatype that the client declared."""
+
+    datatype: str
+    array: np.ndarray
+
+
+class Call(NamedTuple):
+    """A decoded request. `outputs` None means all; `timeout_us` and `priority` 0 mean not given."""
+
+    inputs: Mapping[str, InputTensor]
+    outputs: tuple[str, ...] | None = None
+    priority: int = 0
+    timeout_us: int = 0
+    sequence_id: int | str = 0
+
+
+class Gateway:
+    """All methods run on the event loop."""
+
+    def __init__(self, registry: Registry, device: Device) -> None:
+        self.registry, self.device = registry, device
+        self.stopping = False
+        self.on_stopping: list[Callable[[], None]] = []
+
+    @property
+    def in_flight(self) -> int:
+        """Requests accepted and not yet answered, over all models."""
+        return sum(endpoint.in_flight for endpoint in self.registry.endpoints())
+
+    def resolve(self, model: str, version: int | None = None) -> Endpoint:
+        """The endpoint for a model; raises UnknownModel or ModelNotReady."""
+        return self.registry.resolve(model, version)
+
+    def submit(self, endpoint: Endpoint, call: Call, sink: ReplySink, received_ns: int) -> Ticket:
+        """Queue a request; its answer goes to `sink` exactly once.
+
+        Raises InvalidInput where it does not fit the model, QueueFull or Stopping where it is refused; then `sink` is
+        never used.
+        """
+        now_ns = self.device.now_ns()
+        stats = endpoint.stats
+        try:
+            arrays, rows, key = _fit(endpoint, call)
+            self._admit(endpoint)
+            ticket = Ticket(
+                arrays, rows, key, sink,
+                outputs=call.outputs,
+                level=endpoint.options.queue.level(call.priority),
+                received_ns=received_ns,
+                enqueued_ns=now_ns,
+                sequence_id=call.sequence_id,
+            )  # fmt: skip
+            timeout_ns = endpoint.options.queue.policy_of(ticket.level).timeout_ns(call.timeout_us * 1000)
+            ticket.deadline_ns = now_ns + timeout_ns if timeout_ns else 0
+            endpoint.submit(ticket)
+        except InvalidInput:
+            stats.ended(Outcome.REJECTED, now_ns - received_ns, None, "OTHER")
+            raise
+        except (QueueFull, Stopping):
+            stats.ended(Outcome.REJECTED, now_ns - received_ns, None)
+            raise
+        return ticket
+
+    def _admit(self, endpoint: Endpoint) -> None:
+        if self.stopping:
+            raise Stopping(
+                f"Server is stopping, scheduler for {endpoint.model} has stopped accepting new inference requests"
+            )
+
+    def cancel(self, endpoint: Endpoint, ticket: Ticket) -> None:
+        """The client has gone: drop its ticket."""
+        endpoint.cancel(ticket)
+
+    def stop(self) -> None:
+        """Admit nothing more. What was accepted is still answered."""
+        self.stopping = True
+        for notify in self.on_stopping:
+            notify()
+
+
+def _fit(endpoint: Endpoint, call: Call) -> tuple[dict[str, np.ndarray], int, tuple[tuple[int, ...], ...]]:
+    """Arrays in the model's terms, the number of rows, and the shape key; InvalidInput says what does not fit."""
+    model, given = endpoint.model, call.inputs
+    if len(given) != len(endpoint.inputs):
+        raise InvalidInput(
+            f"expected {len(endpoint.inputs)} inputs but got {len(given)} inputs for model '{model}'; it takes "
+            + ", ".join(f"'{spec.name}'" for spec in endpoint.inputs)
+        )
+    known = {spec.name for spec in endpoint.inputs}
+    for name in given:
+        if name not in known:
+            raise InvalidInput(f"unexpected inference input '{name}' for model '{model}'; it takes {_quoted(known)}")
+    if call.outputs is not None:
+        offered = {spec.name for spec in endpoint.outputs}
+        for name in call.outputs:
+            if name not in offered:
+                raise InvalidInput(
+                    f"unexpected inference output '{name}' for model '{model}'; it gives {_quoted(offered)}"
+                )
+    arrays: dict[str, np.ndarray] = {}
+    key: list[tuple[int, ...]] = []
+    rows = 0
+    for spec in endpoint.inputs:
+        tensor = given[spec.name]
+        arrays[spec.name] = tensor.array
+        shape = tensor.array.shape
+        _check(model, spec, tensor.datatype, shape)
+        if spec.batch_axis is None:
+            key.append(shape)
+            continue
+        if rows and shape[spec.batch_axis] != rows:
+            raise InvalidInput(
+                f"input '{spec.name}' has {shape[spec.batch_axis]} rows, other inputs of the request have {rows}, "
+                f"for model '{model}'"
+            )
+        rows = shape[spec.batch_axis]
+        key.append(shape[: spec.batch_axis] + shape[spec.batch_axis + 1 :])
+    limit = endpoint.options.limits.max_batch_rows
+    if limit and rows > limit:
+        raise InvalidInput(f"inference request batch-size must be <= {limit} for '{model}', got {rows}")
+    return arrays, max(1, rows), tuple(key)
+
+
+def _check(model: str, spec: TensorSpec, datatype: str, shape: tuple[int, ...]) -> None:
+    if datatype != spec.datatype:
+        raise InvalidInput(
+            f"inference input '{spec.name}' data-type is '{datatype}', but model '{model}' expects '{spec.datatype}'"
+        )
+    fits = len(shape) == len(spec.shape) and all(
+        want in (DYNAMIC, got) for want, got in zip(spec.shape, shape, strict=True)
+    )
+    if not fits:
+        raise InvalidInput(
+            f"unexpected shape for input '{spec.name}' for model '{model}'. Expected {_dims(spec.shape)}, "
+            f"got {_dims(shape)}"
+        )
+    if 0 in shape:
+        raise InvalidInput(
+            f"unexpected shape for input '{spec.name}' for model '{model}'. Expected at least one element in every "
+            f"dimension, got {_dims(shape)}"
+        )
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return "[" + ",".join(str(d) for d in shape) + "]"
+
+
+def _quoted(names: set[str]) -> str:
+    return ", ".join(f"'{name}'" for name in sorted(names))

@@ -1,0 +1,94 @@
+"""What is loaded now: models, their versions, and the state of each. Files and child processes are not its business."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from app.serving.endpoint import Endpoint
+from app.serving.errors import ModelNotReady, UnknownModel
+
+__all__ = ["ModelState", "Registry", "Version"]
+
+
+class ModelState(enum.StrEnum):
+    """The protocol's states of a version."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(slots=True)
+class Version:
+    """One version. `reason` says why it is in its state; for READY, what is worth knowing (why it is not batched)."""
+
+    model: str
+    number: int
+    state: ModelState
+    reason: str = ""
+    endpoint: Endpoint | None = field(default=None, repr=False)
+
+
+class Registry:
+    """Versions by model name and number."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, dict[int, Version]] = {}
+
+    def set(self, version: Version) -> None:
+        self._models.setdefault(version.model, {})[version.number] = version
+
+    def drop(self, model: str, number: int) -> None:
+        versions = self._models.get(model, {})
+        versions.pop(number, None)
+        if not versions:
+            self._models.pop(model, None)
+
+    def get(self, model: str, number: int) -> Version | None:
+        return self._models.get(model, {}).get(number)
+
+    def versions(self, model: str) -> list[Version]:
+        """All known versions of a model, ascending; empty where the model is unknown."""
+        return [version for _, version in sorted(self._models.get(model, {}).items())]
+
+    def all(self) -> list[Version]:
+        return [version for model in sorted(self._models) for version in self.versions(model)]
+
+    def endpoints(self) -> list[Endpoint]:
+        return [version.endpoint for version in self.all() if version.endpoint is not None]
+
+    def resolve(self, model: str, number: int | None = None) -> Endpoint:
+        """The endpoint that answers for a model: the version asked for, or the newest that serves.
+
+        Raises UnknownModel or ModelNotReady with the texts that scripts written for Triton match.
+        """
+        versions = self._models.get(model)
+        if versions is None:
+            raise UnknownModel(f"Request for unknown model: '{model}' is not found")
+        if number is None:
+            ready = [v for v in versions.values() if v.state is ModelState.READY]
+            if not ready:
+                return self._none_ready(model, list(versions.values()))
+            return self._endpoint(max(ready, key=lambda v: v.number))
+        version = versions.get(number)
+        if version is None or version.state is ModelState.UNAVAILABLE:
+            why = f": {version.reason}" if version is not None and version.reason else ""
+            raise UnknownModel(f"Request for unknown model: '{model}' version {number} is not found{why}")
+        return self._endpoint(version)
+
+    def _none_ready(self, model: str, versions: list[Version]) -> Endpoint:
+        if any(v.state is ModelState.LOADING for v in versions):
+            raise ModelNotReady(f"model '{model}' is loading; it is not at ready state")
+        reasons = "; ".join(f"version {v.number}: {v.reason}" for v in versions if v.reason)
+        raise UnknownModel(
+            f"Request for unknown model: '{model}' has no available versions" + (f" ({reasons})" if reasons else "")
+        )
+
+    def _endpoint(self, version: Version) -> Endpoint:
+        if version.state is not ModelState.READY or version.endpoint is None:
+            raise ModelNotReady(
+                f"Request for unknown model: '{version.model}' version {version.number} is not at ready state"
+            )
+        return version.endpoint

@@ -1,0 +1,60 @@
+"""The settings: the only reader of the environment. Setting `a_b` is flag `--a-b`, variable `BITSERVE_A_B`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["Settings"]
+
+
+class Settings(BaseSettings):
+    """Frozen, validated once, passed down."""
+
+    model_config = SettingsConfigDict(env_prefix="BITSERVE_", frozen=True, extra="forbid")
+
+    repository: Path = Field(Path("model_repo"), description="Folder of models; an empty one is served too.")
+    cache: Path | None = Field(
+        None, description="Folder of compiled plans; `<repository>/.cache` unless set, a temporary one if read-only."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    admin_token: SecretStr | None = Field(
+        None, description="If set, load and unload need `Authorization: Bearer <token>`."
+    )
+    max_batch_size: int = Field(32, ge=0, le=65536, description="Rows of a batch unless the model says otherwise.")
+    max_queue_rows: int = Field(1024, ge=0, description="Rows that may wait per model; beyond it 503. 0 = unbounded.")
+    max_body_bytes: int = Field(
+        134_217_728, ge=1024, description="Largest request body, on the wire and decompressed; beyond it 413."
+    )
+    max_connections: int = Field(1024, ge=1, description="Open connections; one more is answered 503 and closed.")
+    header_timeout_s: float = Field(10, gt=0, description="Time for a request's headers to arrive.")
+    body_timeout_s: float = Field(30, gt=0, description="Longest silence while a request's body arrives.")
+    write_timeout_s: float = Field(30, gt=0, description="Longest time a client may take nothing of its answer.")
+    keep_alive_s: float = Field(75, gt=0, description="Time an idle connection is kept open.")
+    threads: int = Field(0, ge=0, description="Threads for inference; 0 = min(CPU affinity, cgroup quota).")
+    metrics: bool = Field(True, description="Serve /metrics.")
+    drain_s: float = Field(30, ge=0, description="Time after SIGTERM to answer what was accepted.")
+    watch_s: float = Field(1.0, ge=0, description="Period of looking for new and removed models; 0 = only at start.")
+    build_timeout_s: float = Field(600, gt=0, description="Wall time of one compile, then it is ended.")
+    build_memory_bytes: int = Field(
+        8_589_934_592, ge=1, description="Resident memory of one compile, then it is ended."
+    )
+    access_log: bool = Field(False, description="Log every request, not only failures.")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level that is logged.")
+    delay_scheduler: int = Field(
+        0, ge=0, description="Hold each model's first batch until this many requests wait (for tests)."
+    )
+
+    @model_validator(mode="after")
+    def _drain_is_finite(self) -> Settings:
+        if self.drain_s == float("inf"):
+            raise ValueError("drain_s must be finite")
+        return self
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where compiled plans lie."""
+        return self.cache if self.cache is not None else self.repository / ".cache"

@@ -1,0 +1,55 @@
+"""`python -m engines build SOURCE --cache DIR`: what the child processes run. One JSON line a stage on stdout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from engines.errors import EngineError
+from engines.manifest import encode
+from engines.repository import PlanCache
+
+REFUSED = 3
+"""Exit code of a build that ended with a reason (printed as {"error": ...}), as against a crash."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m engines", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build", help="compile a model file and store the plan in a cache folder")
+    build.add_argument("source", type=Path)
+    build.add_argument("--cache", type=Path, required=True)
+    inspect = commands.add_parser("inspect", help="print the manifest of a plan folder")
+    inspect.add_argument("plan", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        return _build(options) if options.command == "build" else _inspect(options)
+    except (EngineError, OSError) as error:
+        _say(error=str(error))
+        return REFUSED
+
+
+def _build(options: argparse.Namespace) -> int:
+    from engines.build import build  # heavy: the compiler is imported only where it runs
+
+    manifest = build(options.source, PlanCache(options.cache), progress=lambda stage: _say(stage=stage))
+    _say(key=manifest.key)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from engines.manifest import decode
+    from engines.repository import MANIFEST_FILE
+
+    sys.stdout.write(encode(decode((options.plan / MANIFEST_FILE).read_bytes())).decode())
+    return 0
+
+
+def _say(**fields: str) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""Prove that rows do not touch each other along a batch axis, by running the engine. Dimension names prove nothing.
+
+Every sample is run alone, then together with others, permuted, beside a row of large values and beside a row of NaN,
+and each row is compared with what it was alone. A row that answers differently in company depends on its company.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from engines.manifest import BatchProof
+from engines.reference import Arrays
+from engines.tensor import DYNAMIC, TensorSpec, datatype
+
+__all__ = ["Blind", "Difference", "Proven", "Refuted", "axis_candidates", "differs", "prove"]
+
+Run = Callable[[Arrays], Arrays]
+_LARGE = 1e4
+_MAX_CANDIDATES = 8
+_FULL_BATCH_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Proven:
+    """Rows are independent; `output_axes` is the axis along which each output carries them."""
+
+    proof: BatchProof
+    output_axes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Refuted:
+    """Rows touch each other, or an output does not carry them."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Blind:
+    """The samples answered alike, so nothing could be seen."""
+
+    reason: str
+
+
+def axis_candidates(inputs: Sequence[TensorSpec]) -> list[dict[str, int]]:
+    """Assignments of a batch axis to every input worth trying, the first dimension of all of them first.
+
+    An axis is eligible where its size is variable or 1. The protocol counts rows in the first dimension, so at least
+    one input must carry them there; others may carry them elsewhere, as recurrent states do ([layers, batch, width]).
+    """
+    eligible = [[i for i, d in enumerate(spec.shape) if d in (DYNAMIC, 1)] for spec in inputs]
+    assignments = itertools.islice(itertools.product(*eligible), 64)
+    named = [dict(zip((s.name for s in inputs), axes, strict=True)) for axes in assignments if 0 in axes]
+    return sorted(named, key=lambda axes: sum(axes.values()))[:_MAX_CANDIDATES]
+
+
+def prove(run: Run, rows: Sequence[Arrays], axes: Mapping[str, int], rounding: float) -> Proven | Refuted | Blind:
+    """Run the checks in order of cost; the first that fails decides.
+
+    `rows` are single-row inputs. `rounding` is the model's relative rounding error (`engines.verify.rounding_bound`):
+    float rows may differ by it times the largest |answer|, since another batch size may sum in another order;
+    integers and booleans must be equal.
+    """
+    try:
+        return _Proof(run, rows, axes, rounding).result()
+    except _Stop as stop:
+        return stop.verdict
+    except Exception as error:  # an engine that cannot run a batch has refuted it
+        return Refuted(f"a batch could not be run: {_last_line(error)}")
+
+
+class _Stop(Exception):
+    def __init__(self, verdict: Refuted | Blind) -> None:
+        self.verdict = verdict
+
+
+class _Proof:
+    def __init__(self, run: Run, rows: Sequence[Arrays], axes: Mapping[str, int], rounding: float) -> None:
+        self._run, self._rows, self._axes, self._rounding = run, rows, axes, rounding
+        self._alone = [run(row) for row in rows]
+        self._worst = self._bound = 0.0
+        self._checks: list[str] = []
+
+    def result(self) -> Proven:
+        count = len(self._rows)
+        order = list(range(count))
+        self._output_axes = self._find_output_axes()
+        self._require_sight()
+        self._check("together", [order])
+        self._check("permuted", [order[::-1], order[2:] + order[:2]])
+        self._check("in smaller company", [order[:3], order[1:3]])
+        self._check_beside("a row of large values", _large)
+        if any(is_float(array) for array in self._rows[0].values()):
+            self._check_beside("a row of NaN", _nan)
+        self._check("in a full batch", [[i % count for i in range(_FULL_BATCH_ROWS)]])
+        proof = BatchProof(True, "", tuple(self._checks), self._worst, self._bound)
+        return Proven(proof, self._output_axes)
+
+    def _find_output_axes(self) -> dict[str, int]:
+        """The one axis of each output whose size is the number of rows, at two different numbers."""
+        two, three = self._answer([0, 1]), self._answer([0, 1, 2])
+        axes: dict[str, int] = {}
+        for name, alone in self._alone[0].items():
+            shapes = (alone.shape, two[name].shape, three[name].shape)
+            grown = [
+                axis
+                for axis in range(alone.ndim)
+                if len({len(s) for s in shapes}) == 1 and [s[axis] for s in shapes] == [1, 2, 3]
+            ]
+            rest = [tuple(d for i, d in enumerate(s) if i not in grown) for s in shapes]
+            if len(grown) != 1 or len(set(rest)) != 1:
+                sizes = ", ".join(str(list(s)) for s in shapes)
+                raise _Stop(Refuted(f"output {name!r} does not carry the batch axis: 1, 2 and 3 rows gave {sizes}"))
+            axes[name] = grown[0]
+        return axes
+
+    def _require_sight(self) -> None:
+        """Each output must differ between samples by more than the bound, or swapped rows would go unseen."""
+        for name in self._alone[0]:
+            answers = [alone[name] for alone in self._alone]
+            if all(not differs(answers[0], other, self._rounding).differs for other in answers[1:]):
+                raise _Stop(Blind(f"output {name!r} is the same for every sample, so independence cannot be seen"))
+
+    def _answer(self, order: Sequence[int]) -> Arrays:
+        return self._run(_join([self._rows[i] for i in order], self._axes))
+
+    def _check(self, what: str, orders: Sequence[Sequence[int]]) -> None:
+        for order in orders:
+            answer = self._answer(order)
+            for position, index in enumerate(order):
+                self._compare(what, answer, position, self._alone[index])
+        self._checks.append(what)
+
+    def _check_beside(self, what: str, spoil: Callable[[np.ndarray], np.ndarray]) -> None:
+        guest = {name: spoil(array) for name, array in self._rows[1].items()}
+        for position in (1, 0):
+            company = [self._rows[0], self._rows[2]]
+            company.insert(position, guest)
+            answer = self._run(_join(company, self._axes))
+            for index, row in zip((0, 2), [p for p in range(3) if p != position], strict=True):
+                self._compare(f"beside {what}", answer, row, self._alone[index])
+        self._checks.append(f"beside {what}")
+
+    def _compare(self, what: str, answer: Arrays, position: int, alone: Arrays) -> None:
+        for name, want in alone.items():
+            got = np.take(answer[name], [position], axis=self._output_axes[name])
+            found = differs(want, got, self._rounding)
+            self._worst, self._bound = max(self._worst, found.difference), max(self._bound, found.bound)
+            if found.differs:
+                raise _Stop(
+                    Refuted(
+                        f"rows touch each other ({what}): output {name!r} differs from the same row run alone by "
+                        f"{found.difference:.3g}, bound {found.bound:.3g}"
+                    )
+                )
+
+
+class Difference(NamedTuple):
+    """Whether two answers differ, the largest |difference|, and the bound it was held against."""
+
+    differs: bool
+    difference: float
+    bound: float
+
+
+def differs(want: np.ndarray, got: np.ndarray, rounding: float) -> Difference:
+    """Compare two answers of one shape: floats within `rounding` times max |want|, all else exactly.
+
+    NaN and infinities must stand in the same places.
+    """
+    if want.shape != got.shape:
+        return Difference(True, float("inf"), 0.0)
+    if not is_float(want):
+        unequal = int(np.count_nonzero(want != got))
+        return Difference(unequal > 0, float(unequal), 0.0)
+    a, b = want.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(a)
+    strange = not np.array_equal(a[~finite], b[~finite], equal_nan=True)
+    if not finite.any():
+        return Difference(strange, 0.0, 0.0)
+    bound = rounding * max(float(np.abs(a[finite]).max()), float(np.finfo(np.float32).tiny))
+    difference = float(np.abs(a[finite] - b[finite]).max())
+    return Difference(strange or not difference <= bound, difference, bound)
+
+
+def is_float(array: np.ndarray) -> bool:
+    """True for the floating-point types of the protocol, bfloat16 included."""
+    return array.dtype.kind == "f" or array.dtype == datatype("BF16").numpy
+
+
+def _join(rows: Sequence[Arrays], axes: Mapping[str, int]) -> Arrays:
+    return {name: np.concatenate([row[name] for row in rows], axis=axes[name]) for name in rows[0]}
+
+
+def _large(array: np.ndarray) -> np.ndarray:
+    if is_float(array):
+        limit = 3e4 if array.dtype.itemsize == 2 else np.inf
+        return np.clip(array.astype(np.float64) * _LARGE, -limit, limit).astype(array.dtype)
+    return np.full_like(array, array.max())
+
+
+def _nan(array: np.ndarray) -> np.ndarray:
+    return np.full_like(array, np.nan) if is_float(array) else array
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]

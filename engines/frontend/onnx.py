@@ -1,0 +1,95 @@
+"""Read an ONNX file: bounds and refusals first, then the tensors it takes and gives. Writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+from engines.errors import ModelRefused
+from engines.tensor import DYNAMIC, TensorSpec
+
+__all__ = ["MAX_MODEL_BYTES", "read", "tensor_specs"]
+
+MAX_MODEL_BYTES = 2**31 - 1
+"""A protobuf message cannot be larger."""
+
+_DATATYPES: dict[int, str] = {
+    TensorProto.BOOL: "BOOL",
+    TensorProto.UINT8: "UINT8",
+    TensorProto.UINT16: "UINT16",
+    TensorProto.UINT32: "UINT32",
+    TensorProto.UINT64: "UINT64",
+    TensorProto.INT8: "INT8",
+    TensorProto.INT16: "INT16",
+    TensorProto.INT32: "INT32",
+    TensorProto.INT64: "INT64",
+    TensorProto.FLOAT16: "FP16",
+    TensorProto.BFLOAT16: "BF16",
+    TensorProto.FLOAT: "FP32",
+    TensorProto.DOUBLE: "FP64",
+}
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """Parse a single-file ONNX model; ModelRefused says what was wrong with it."""
+    size = path.stat().st_size
+    if size == 0:
+        raise ModelRefused(f"{path.name} is empty; expected an ONNX model")
+    if size > MAX_MODEL_BYTES:
+        raise ModelRefused(f"{path.name} has {size} bytes; an ONNX file has at most {MAX_MODEL_BYTES}")
+    try:
+        model = onnx.load_model_from_string(path.read_bytes())
+    except Exception as error:
+        raise ModelRefused(f"{path.name} is not an ONNX model: {error}") from error
+    if not model.graph.node:
+        raise ModelRefused(f"{path.name} is not an ONNX model with a graph: it has no nodes")
+    for tensor in _tensors(model.graph):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise ModelRefused(f"tensor {tensor.name!r} keeps its data in another file; expected a single-file model")
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ModelRefused(f"{path.name} breaks the ONNX rules: {str(error).splitlines()[0]}") from error
+    return model
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """Every tensor stored in a graph and its subgraphs."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for subgraph in [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs:
+                yield from _tensors(subgraph)
+
+
+def tensor_specs(model: onnx.ModelProto) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Inputs (initializers excluded) and outputs as the file declares them; unknown ranks and types are refused."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [_spec(value, "input") for value in model.graph.input if value.name not in stored]
+    outputs = [_spec(value, "output") for value in model.graph.output]
+    if not inputs:
+        raise ModelRefused("the graph has no inputs; expected at least one")
+    return inputs, outputs
+
+
+def _spec(value: onnx.ValueInfoProto, kind: str) -> TensorSpec:
+    if not value.type.HasField("tensor_type"):
+        raise ModelRefused(f"{kind} {value.name!r} is not a tensor (a sequence, map or optional cannot be served)")
+    tensor = value.type.tensor_type
+    if tensor.elem_type not in _DATATYPES:
+        name = TensorProto.DataType.Name(tensor.elem_type)
+        raise ModelRefused(f"{kind} {value.name!r} has element type {name}; expected one of {_names()}")
+    if kind == "input" and not tensor.HasField("shape"):
+        raise ModelRefused(f"input {value.name!r} has no declared rank; export the model with input shapes")
+    dims = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else DYNAMIC for d in tensor.shape.dim)
+    return TensorSpec(value.name, _DATATYPES[tensor.elem_type], dims)
+
+
+def _names() -> str:
+    return ", ".join(sorted(_DATATYPES.values()))

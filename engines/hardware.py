@@ -1,0 +1,65 @@
+"""What this machine offers: usable threads, and a fingerprint that decides whether a compiled plan fits."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+from pathlib import Path
+
+__all__ = ["cpu_fingerprint", "cpu_model", "usable_threads"]
+
+
+def usable_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """min(CPU affinity, cgroup quota), at least 1.
+
+    The quota is read from cgroup v2 `cpu.max` ("quota period" in us, "max" = none) or v1 `cpu.cfs_quota_us`; a
+    fractional quota is rounded up, since a stream with half a core still runs. Both places are those that a
+    container sees at the root of its own cgroup namespace.
+    """
+    affinity = len(os.sched_getaffinity(0))
+    return max(1, math.ceil(min(affinity, _quota_cores(cgroup))))
+
+
+def _quota_cores(cgroup: Path) -> float:
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return math.inf
+    if quota in ("max", "-1"):
+        return math.inf
+    try:
+        return int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):
+        return math.inf
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's block of /proc/cpuinfo, or nothing where there is none."""
+    try:
+        block = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in block.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def cpu_model() -> str:
+    """The processor's own name, for reports."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_fingerprint() -> str:
+    """What a compiled CPU plan depends on: architecture, instruction sets and threads, as a short readable string.
+
+    The model name is left out on purpose: two names with the same instruction sets run the same code.
+    """
+    info = _cpuinfo()
+    flags = " ".join(sorted((info.get("flags") or info.get("Features") or "").split()))
+    digest = hashlib.sha256(flags.encode()).hexdigest()[:12]
+    return f"{platform.machine()}-{digest}-{usable_threads()}t"

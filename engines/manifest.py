@@ -1,0 +1,91 @@
+"""The manifest: what a compiled version is, what was proven of it, and what it was made with. Written last."""
+
+from __future__ import annotations
+
+import msgspec
+
+from engines.errors import PlanInvalid
+from engines.tensor import TensorSpec
+
+__all__ = ["BatchProof", "EngineFile", "Manifest", "Source", "StreamTiming", "decode", "encode"]
+
+FORMAT = 1
+
+
+class Source(msgspec.Struct, frozen=True):
+    """The model file that the plan was made from."""
+
+    file: str
+    sha256: str
+    size_bytes: int
+
+
+class EngineFile(msgspec.Struct, frozen=True):
+    """The compiled artefact beside the manifest; its hash is checked before every import."""
+
+    file: str
+    sha256: str
+    size_bytes: int
+
+
+class StreamTiming(msgspec.Struct, frozen=True):
+    """Throughput of one stream configuration, measured at build time on the machine that built."""
+
+    streams: int
+    threads: int
+    batch_rows: int
+    rows_per_s: float
+
+
+class BatchProof(msgspec.Struct, frozen=True):
+    """Whether requests may share a batch, and the evidence.
+
+    `reason` says why not where `batchable` is False. `checks` lists what was run, `worst_difference` the largest
+    |alone - together| seen over all rows and outputs, `bound` the bound it had to stay under.
+    """
+
+    batchable: bool
+    reason: str = ""
+    checks: tuple[str, ...] = ()
+    worst_difference: float = 0.0
+    bound: float = 0.0
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """One compiled version. `tools` and `hardware` are what its cache key was made of."""
+
+    key: str
+    source: Source
+    engine: EngineFile
+    target: str
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    proof: BatchProof
+    streams: int
+    threads: int
+    stream_timings: tuple[StreamTiming, ...]
+    tools: dict[str, str]
+    hardware: str
+    created: str
+    build_s: float
+    sample_shapes: dict[str, tuple[int, ...]] = {}
+    """Shapes of one row that the engine is known to run; the server warms up with them."""
+    notes: tuple[str, ...] = ()
+    format: int = FORMAT
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest as indented JSON, for people to read."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def decode(data: bytes) -> Manifest:
+    """Parse a manifest; PlanInvalid where it is not one of this format."""
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise PlanInvalid(f"manifest is not readable: {error}") from error
+    if manifest.format != FORMAT:
+        raise PlanInvalid(f"manifest has format {manifest.format}, expected {FORMAT}")
+    return manifest

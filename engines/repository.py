@@ -1,0 +1,210 @@
+"""Models on disk: names, versions, publishing, and the cache of compiled plans. The contract between the two halves.
+
+    <repository>/<model>/config.toml          optional
+    <repository>/<model>/<version>/model.onnx
+    <cache>/<key>/engine.blob, manifest.json  one compiled plan, a version's manifest written last
+    <anything starting with a dot>            ours or the user's, never a model
+
+A folder appears whole or not at all: it is filled under a dotted name, synced, and renamed. A reader that is killed, or
+a writer that is killed, at any point leaves the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from engines.errors import BadRepository, PlanInvalid
+from engines.hardware import cpu_fingerprint
+from engines.manifest import Manifest, decode
+
+__all__ = [
+    "CONFIG_FILE", "MANIFEST_FILE", "MODEL_FILE", "PlanCache", "VersionFiles", "check_model_name", "file_sha256",
+    "is_model_name", "plan_key", "publish_version", "scan", "staged_folder", "tool_versions",
+]  # fmt: skip
+
+MODEL_FILE = "model.onnx"
+CONFIG_FILE = "config.toml"
+MANIFEST_FILE = "manifest.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_RESERVED = frozenset({"stats"})  # GET /v2/models/stats is the statistics of all models
+_TOOLS = ("bitserve", "onnx", "onnxruntime", "openvino")
+PLAN_FORMAT = "2"
+"""Part of every plan key: raise it when the build itself changes what it makes."""
+
+
+def is_model_name(name: str) -> bool:
+    """True for `[A-Za-z0-9][A-Za-z0-9._-]{0,127}` without `..` that no route of the protocol claims."""
+    return bool(_NAME.fullmatch(name)) and ".." not in name and name not in _RESERVED
+
+
+def check_model_name(name: str) -> None:
+    """Raise BadRepository unless `is_model_name`; the texts are those that scripts written for Triton match."""
+    if not name.strip():
+        raise BadRepository("Model name cannot be empty or whitespace")
+    if "/" in name or "\\" in name or name.strip() in (".", "..") or name.strip().startswith(".."):
+        raise BadRepository("model name must not contain path traversal characters")
+    if not is_model_name(name):
+        raise BadRepository(
+            f"model name {name!r} is not allowed; expected 1 to 128 of A-Z a-z 0-9 . _ - starting with a letter or "
+            "digit, without '..'"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFiles:
+    """One version on disk. `stamp` changes when the file does: (size in bytes, mtime in ns, inode)."""
+
+    model: str
+    version: int
+    folder: Path
+    stamp: tuple[int, int, int]
+    has_manifest: bool
+
+    @property
+    def source(self) -> Path:
+        return self.folder / MODEL_FILE
+
+
+def scan(repository: Path) -> dict[str, list[VersionFiles]]:
+    """Every model and its versions, ascending. Stray files, dotted names and illegal names are skipped."""
+    models: dict[str, list[VersionFiles]] = {}
+    for entry in _entries(repository):
+        if is_model_name(entry.name) and entry.is_dir():
+            models[entry.name] = sorted(_versions(Path(entry.path), entry.name), key=lambda found: found.version)
+    return {name: versions for name, versions in sorted(models.items()) if versions}
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
+def _versions(folder: Path, model: str) -> Iterator[VersionFiles]:
+    for entry in _entries(folder):
+        if not (entry.name.isascii() and entry.name.isdigit() and entry.is_dir()):
+            continue
+        if len(entry.name) > 18 or str(int(entry.name)) != entry.name:
+            continue  # "01" and "1" would be the same version
+        path = Path(entry.path)
+        with contextlib.suppress(OSError):
+            stat = (path / MODEL_FILE).stat()
+            stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+            yield VersionFiles(model, int(entry.name), path, stamp, (path / MANIFEST_FILE).exists())
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of everything that shapes a compiled plan."""
+    return {name: metadata.version(name) for name in _TOOLS}
+
+
+def plan_key(source_sha256: str, target: str = "openvino") -> str:
+    """The cache key of a plan: source, target, tools and hardware. 32 hex digits."""
+    parts = [PLAN_FORMAT, source_sha256, target, cpu_fingerprint(), *(f"{k}={v}" for k, v in tool_versions().items())]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def staged_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill; on a clean exit it becomes `final` in one rename, otherwise nothing is left.
+
+    Files are synced before the rename and the parent after it. Raises FileExistsError where `final` exists: what was
+    published is immutable.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".staging", dir=final.parent))
+    try:
+        yield staging
+        staging.chmod(0o755)  # mkdtemp makes it private; another user's server may have to read it
+        for file in staging.iterdir():
+            _sync(file)
+        _sync(staging)
+        if final.exists():
+            raise FileExistsError(f"{final.name} exists already and is immutable")
+        staging.rename(final)
+        _sync(final.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish_version(repository: Path, model: str, version: int, source: Path, manifest: bytes) -> Path:
+    """Add an immutable version: the model file first, its manifest last, visible only when both are whole.
+
+    Raises BadRepository for an illegal name or an existing version.
+    """
+    check_model_name(model)
+    final = repository / model / str(version)
+    try:
+        with staged_folder(final) as staging:
+            shutil.copyfile(source, staging / MODEL_FILE)
+            (staging / MANIFEST_FILE).write_bytes(manifest)
+    except FileExistsError as error:
+        raise BadRepository(f"model {model!r} has a version {version} already; versions are immutable") from error
+    return final
+
+
+class PlanCache:
+    """Compiled plans by key. Whatever is not whole, not ours or not this key's is reported, never trusted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def entry(self, key: str) -> Path:
+        return self.folder / key
+
+    def manifest(self, key: str) -> Manifest | None:
+        """The manifest of a plan, or None where there is no plan. Raises PlanInvalid where it is not this key's."""
+        try:
+            data = (self.entry(key) / MANIFEST_FILE).read_bytes()
+        except FileNotFoundError:
+            if self.entry(key).exists():
+                raise PlanInvalid("the plan has no manifest") from None
+            return None
+        except OSError as error:
+            raise PlanInvalid(f"the plan's manifest cannot be read: {error.strerror}") from error
+        manifest = decode(data)
+        if manifest.key != key:
+            raise PlanInvalid(f"the plan belongs to key {manifest.key[:12]}, expected {key[:12]}")
+        return manifest
+
+    def discard(self, key: str) -> None:
+        """Remove a plan, by renaming it away first so that no reader finds half of it."""
+        grave = Path(tempfile.mkdtemp(prefix=".discarded.", dir=self.folder))
+        with contextlib.suppress(FileNotFoundError):
+            self.entry(key).rename(grave / key)
+        shutil.rmtree(grave, ignore_errors=True)
+
+    def sweep(self, older_than_s: float, now_s: float) -> int:
+        """Remove what killed builds left behind (dotted folders older than the limit); return how many."""
+        removed = 0
+        for entry in _entries(self.folder):
+            with contextlib.suppress(OSError):
+                if entry.name.startswith(".") and now_s - entry.stat().st_mtime > older_than_s:
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                    removed += 1
+        return removed

@@ -1,0 +1,162 @@
+"""OpenVINO on the CPU: a compiled blob becomes a session. Imports blobs whose hash was checked; never compiles ONNX."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import queue
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from engines.errors import EngineFailed, PlanInvalid
+from engines.manifest import Manifest
+from engines.runtime.session import Done
+
+__all__ = ["OpenVinoSession", "OpenVinoSlot", "core", "first_line", "load_session", "stream_config"]
+
+_core: ov.Core | None = None
+
+
+def core() -> ov.Core:
+    """The process's one Core (it owns the plugin and its thread pools)."""
+    global _core
+    if _core is None:
+        _core = ov.Core()
+    return _core
+
+
+def stream_config(streams: int, threads: int) -> dict[str, Any]:
+    """The properties passed at compile and, because a blob forgets them, at every import."""
+    return {
+        "NUM_STREAMS": streams,
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+
+
+class OpenVinoSlot:
+    """One infer request; its own tensors are the batch buffers, so rows are copied once.
+
+    A thread of its own waits for each batch. OpenVINO's completion callback would save the thread, but 2026.4 never
+    calls it when the engine raises, and a batch that fails must be answered.
+    """
+
+    def __init__(self, compiled: ov.CompiledModel, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        self._request = compiled.create_infer_request()
+        self._inputs = [(name, _port(compiled.inputs, name)) for name in inputs]
+        self._outputs = [(name, _port(compiled.outputs, name)) for name in outputs]
+        self._work: queue.SimpleQueue[Done | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="openvino-slot", daemon=True)
+        self._thread.start()
+
+    def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+        views: dict[str, np.ndarray] = {}
+        for name, index in self._inputs:
+            tensor = self._request.get_input_tensor(index)
+            shape = list(shapes[name])
+            if list(tensor.shape) != shape:
+                tensor.shape = shape
+            views[name] = tensor.data
+        return views
+
+    def launch(self, done: Done) -> None:
+        self._work.put(done)
+
+    def _serve(self) -> None:
+        while (done := self._work.get()) is not None:
+            error: BaseException | None = None
+            try:
+                self._request.start_async()
+                self._request.wait()
+            except Exception as raised:
+                error = EngineFailed(first_line(raised))
+            done(error)
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        return {name: self._request.get_output_tensor(index).data for name, index in self._outputs}
+
+    def close(self) -> None:
+        self._work.put(None)
+        self._thread.join()
+
+
+def _port(ports: Sequence[ov.ConstOutput], name: str) -> int:
+    """Position of a tensor name; a port may carry several names, and no import promises to keep their order."""
+    for index, port in enumerate(ports):
+        if name in port.names:
+            return index
+    raise PlanInvalid(f"the engine has no tensor {name!r}; it has {sorted(n for p in ports for n in p.names)}")
+
+
+class OpenVinoSession:
+    """A compiled model and one slot per stream."""
+
+    def __init__(
+        self,
+        compiled: ov.CompiledModel,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        *,
+        streams: int,
+        threads: int,
+        memory_bytes: int = 0,
+    ) -> None:
+        self._compiled: ov.CompiledModel | None = compiled
+        self._threads_per_batch = max(1, threads // streams)
+        self._memory_bytes = memory_bytes
+        self._slots = [OpenVinoSlot(compiled, inputs, outputs) for _ in range(streams)]
+
+    @property
+    def slots(self) -> Sequence[OpenVinoSlot]:
+        return self._slots
+
+    @property
+    def threads_per_batch(self) -> int:
+        return self._threads_per_batch
+
+    @property
+    def memory_bytes(self) -> int:
+        return self._memory_bytes
+
+    def close(self) -> None:
+        for slot in self._slots:
+            slot.close()
+        self._slots = []
+        self._compiled = None
+
+
+def load_session(folder: Path, manifest: Manifest, *, streams: int | None = None) -> OpenVinoSession:
+    """Import `<folder>/<engine file>` after checking its sha256 against the manifest.
+
+    OpenVINO accepts a blob with flipped weight bytes, so the hash is the only guard. The very mapping that was
+    hashed is the one imported. `streams` overrides the measured number. Raises PlanInvalid where file, hash or
+    import fail.
+    """
+    path = folder / manifest.engine.file
+    try:
+        blob = ov.tensor_from_file(str(path))
+        digest = hashlib.sha256(memoryview(blob.data)).hexdigest()
+    except Exception as error:
+        raise PlanInvalid(f"{path.name} cannot be read: {first_line(error)}") from error
+    if not hmac.compare_digest(digest, manifest.engine.sha256):
+        raise PlanInvalid(f"{path.name} has sha256 {digest[:12]}, its manifest says {manifest.engine.sha256[:12]}")
+    count = streams or manifest.streams
+    threads = max(manifest.threads, count)
+    try:
+        compiled = core().import_model(blob, "CPU", stream_config(count, threads))
+    except Exception as error:
+        raise PlanInvalid(f"{path.name} was refused by OpenVINO: {first_line(error)}") from error
+    names = [spec.name for spec in manifest.inputs], [spec.name for spec in manifest.outputs]
+    return OpenVinoSession(compiled, *names, streams=count, threads=threads, memory_bytes=manifest.engine.size_bytes)
+
+
+def first_line(error: BaseException) -> str:
+    """OpenVINO's message without its C++ source positions: the last line that says something."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return (said[-1] if said else next((line for line in lines if line), type(error).__name__))[:500]

@@ -1,0 +1,50 @@
+"""What a runtime offers the server: sessions whose slots take rows in place and run them asynchronously."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+__all__ = ["Done", "Session", "Slot"]
+
+Done = Callable[[BaseException | None], None]
+"""Called once per launch, on any thread: None, or what the engine raised."""
+
+
+class Slot(Protocol):
+    """Input and output buffers of one batch in flight. Used by one batch at a time."""
+
+    def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+        """Give every input its full shape (batch axis included); return writable views to copy rows into."""
+        ...
+
+    def launch(self, done: Done) -> None:
+        """Start the batch and return at once. `done` is called exactly once, from any thread."""
+        ...
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        """Views of the results; valid from `done(None)` until the next `bind`."""
+        ...
+
+
+class Session(Protocol):
+    """An engine ready to run, with as many slots as it can run batches at once."""
+
+    @property
+    def slots(self) -> Sequence[Slot]: ...
+
+    @property
+    def threads_per_batch(self) -> int:
+        """Threads that one running batch occupies; the device's unit of account."""
+        ...
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of weights that the engine holds, as far as known."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine. No launch may be in flight."""
+        ...

@@ -1,0 +1,110 @@
+"""Read the real data sets that the sample models are trained on and tests are judged by.
+
+Nothing here comes from a model hub: one Debian package, one PyPI wheel that bundles its data, and one Debian
+package that is unpacked into a cache. A reader that cannot find its data raises `DatasetMissing` and says what to
+install, so that a test can skip with a reason.
+"""
+
+import gzip
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "test"]
+Labels = NDArray[np.int64]
+
+FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package puts it
+LETTER_TRAIN_ROWS = 16_000  # the split its donors used: first 16,000 train, last 4,000 test
+
+__all__ = ["DatasetMissing", "Split", "fashion_mnist", "japanese_vowels", "letter_recognition"]
+
+
+class DatasetMissing(RuntimeError):
+    """The data is not on this machine; the message says what to install."""
+
+
+def fashion_mnist(split: Split) -> tuple[NDArray[np.uint8], Labels]:
+    """Return Fashion-MNIST: 60,000 train or 10,000 test grey images.
+
+    Returns:
+        images uint8 [n, 28, 28], 0 black (background) to 255; labels int64 [n], 0..9.
+    """
+    prefix = {"train": "train", "test": "t10k"}[split]
+    images = _read_idx(FASHION_MNIST_DIR / f"{prefix}-images-idx3-ubyte.gz")
+    labels = _read_idx(FASHION_MNIST_DIR / f"{prefix}-labels-idx1-ubyte.gz")
+    return images, labels.astype(np.int64)
+
+
+def japanese_vowels(split: Split) -> tuple[list[NDArray[np.float32]], Labels]:
+    """Return JapaneseVowels: 270 train or 370 test utterances of nine speakers.
+
+    Returns:
+        one float32 [T, 12] array of cepstrum coefficients per utterance, each at its true length (T is 7..29
+        frames); labels int64 [n], 0..8 for speakers 1..9.
+    """
+    try:
+        from aeon.datasets import load_japanese_vowels
+    except ImportError as exc:
+        raise DatasetMissing("JapaneseVowels is bundled with aeon: pip install aeon") from exc
+    series, speakers = load_japanese_vowels(split)
+    frames = [np.ascontiguousarray(s.T, dtype=np.float32) for s in series]  # aeon keeps channels first
+    return frames, np.asarray(speakers, dtype=np.int64) - 1
+
+
+def letter_recognition(split: Split) -> tuple[NDArray[np.float32], Labels]:
+    """Return LetterRecognition: the first 16,000 rows to train, the last 4,000 to test.
+
+    Returns:
+        features float32 [n, 16], whole numbers 0..15; labels int64 [n], 0..25 for A..Z.
+    """
+    try:
+        import rdata
+    except ImportError as exc:
+        raise DatasetMissing("LetterRecognition is an R file; to read it: pip install rdata") from exc
+    table = rdata.read_rda(_letter_recognition_file(), default_encoding="ascii")["LetterRecognition"]
+    rows = slice(None, LETTER_TRAIN_ROWS) if split == "train" else slice(LETTER_TRAIN_ROWS, None)
+    features = table.drop(columns="lettr").to_numpy(dtype=np.float32)
+    labels = np.array([ord(letter) - ord("A") for letter in table["lettr"]], dtype=np.int64)
+    return features[rows], labels[rows]
+
+
+def _read_idx(path: Path) -> NDArray[np.uint8]:
+    """Read one gzipped IDX file of unsigned bytes, of any rank."""
+    if not path.is_file():
+        raise DatasetMissing(f"{path} is missing: apt-get install -y dataset-fashion-mnist")
+    with gzip.open(path) as stream:
+        data = stream.read()
+    rank = data[3]
+    if data[:3] != b"\0\0\x08":  # two zero bytes, then 8 for "unsigned byte"
+        raise ValueError(f"{path} is not an IDX file of bytes")
+    shape = np.frombuffer(data, ">i4", count=rank, offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()  # writable, as PyTorch wants
+
+
+def _letter_recognition_file() -> Path:
+    """Return the cached R file, unpacking it from Debian's r-cran-mlbench on first use (not installed)."""
+    root = Path(__file__).resolve().parents[1]
+    cache = Path(os.environ.get("BITSERVE_TEST_CACHE") or root / ".tools").resolve()
+    target = cache / "mlbench" / "LetterRecognition.rda"
+    if target.is_file():
+        return target
+    for tool in ("apt-get", "dpkg"):
+        if shutil.which(tool) is None:
+            raise DatasetMissing(f"{tool} not found: put mlbench's LetterRecognition.rda at {target}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        try:
+            subprocess.run(["apt-get", "download", "r-cran-mlbench"], cwd=folder, check=True, capture_output=True)
+        except subprocess.CalledProcessError as exc:
+            raise DatasetMissing("apt-get download r-cran-mlbench failed: try apt-get update first") from exc
+        (package,) = Path(folder).glob("*.deb")
+        subprocess.run(["dpkg", "-x", package.name, "x"], cwd=folder, check=True)
+        # A rename, so that tests running side by side never see half a file.
+        os.replace(Path(folder, "x/usr/lib/R/site-library/mlbench/data/LetterRecognition.rda"), target)
+    return target

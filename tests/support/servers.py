@@ -1,0 +1,139 @@
+"""A real server in a process of its own, on a free loopback port, ended by its id."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+__all__ = ["Server", "free_port", "running", "until"]
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(met: Callable[[], Any], what: str, timeout_s: float = 60.0, every_s: float = 0.02) -> Any:
+    """Poll a condition of the outside world; its value, or AssertionError naming what did not come to pass."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        value = met()
+        if value:
+            return value
+        assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {what}"
+        time.sleep(every_s)
+
+
+class Server:
+    """`url`, `port`, `process`; stderr is kept in `log`."""
+
+    def __init__(self, repository: Path, *flags: str, env: dict[str, str] | None = None) -> None:
+        self.repository, self.port = repository, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "app", "serve", "--repository", str(repository), "--port", str(self.port), *flags],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+        )
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line.decode("utf-8", "replace").rstrip())
+
+    def log_events(self) -> list[dict[str, Any]]:
+        """The log lines that are JSON."""
+        return [json.loads(line) for line in list(self.log) if line.startswith("{")]
+
+    def alive(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.url}/v2/health/live", timeout=5).status_code == 200
+        return False
+
+    def wait_live(self) -> None:
+        until(lambda: self.alive() or self.process.poll() is not None, "server live")
+        assert self.process.poll() is None, f"the server ended with {self.process.returncode}: {self.log[-5:]}"
+
+    def index(self) -> dict[tuple[str, str], dict[str, str]]:
+        """The repository index by (model, version)."""
+        answer = httpx.post(f"{self.url}/v2/repository/index", timeout=10)
+        assert answer.status_code == 200, answer.text
+        return {(entry["name"], entry["version"]): entry for entry in answer.json()}
+
+    def state(self, model: str, version: int = 1) -> str:
+        return self.index().get((model, str(version)), {}).get("state", "")
+
+    def wait_ready(self, *models: str) -> None:
+        """Until every named model (else every model of the index) is past loading; all must be READY."""
+
+        def settled() -> bool:
+            index = self.index()
+            names = models or tuple({model for model, _ in index})
+            found = [entry for (model, _), entry in index.items() if model in names]
+            return len({e["name"] for e in found}) == len(set(names)) and all(e["state"] != "LOADING" for e in found)
+
+        self.wait_live()
+        until(settled, "models past loading", timeout_s=120)
+        index = self.index()
+        for (model, _), entry in index.items():
+            if model in models or not models:
+                assert entry["state"] == "READY", entry
+
+    def infer(self, model: str, inputs: dict[str, Any], **keys: Any) -> httpx.Response:
+        """A JSON inference call; `inputs` maps names to (datatype, array-like)."""
+        import numpy as np
+
+        body: dict[str, Any] = {"inputs": [], **keys}
+        for name, (datatype, values) in inputs.items():
+            array = np.asarray(values)
+            body["inputs"].append(
+                {"name": name, "datatype": datatype, "shape": list(array.shape), "data": array.ravel().tolist()}
+            )
+        return httpx.post(f"{self.url}/v2/models/{model}/infer", json=body, timeout=60)
+
+    def stop(self, timeout_s: float = 40.0) -> int:
+        """SIGTERM, and the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        self._reader.join(5)
+        return code
+
+
+@contextlib.contextmanager
+def running(repository: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[Server]:
+    """A live server; ended however the test ends."""
+    server = Server(repository, *flags, env=env)
+    try:
+        server.wait_live()
+        yield server
+    finally:
+        if server.process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.stop()
