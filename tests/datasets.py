@@ -9,7 +9,9 @@ import gzip
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +22,7 @@ Split = Literal["train", "test"]
 Labels = NDArray[np.int64]
 
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package puts it
+AEON = "aeon==1.6.0"
 LETTER_TRAIN_ROWS = 16_000  # the split its donors used: first 16,000 train, last 4,000 test
 
 __all__ = ["DatasetMissing", "Split", "fashion_mnist", "japanese_vowels", "letter_recognition"]
@@ -48,13 +51,14 @@ def japanese_vowels(split: Split) -> tuple[list[NDArray[np.float32]], Labels]:
         one float32 [T, 12] array of cepstrum coefficients per utterance, each at its true length (T is 7..29
         frames); labels int64 [n], 0..8 for speakers 1..9.
     """
-    try:
-        from aeon.datasets import load_japanese_vowels
-    except ImportError as exc:
-        raise DatasetMissing("JapaneseVowels is bundled with aeon: pip install aeon") from exc
-    series, speakers = load_japanese_vowels(split)
-    frames = [np.ascontiguousarray(s.T, dtype=np.float32) for s in series]  # aeon keeps channels first
-    return frames, np.asarray(speakers, dtype=np.int64) - 1
+    text = _japanese_vowels_file(split).read_text("ascii")
+    lines = text[text.index("@data") :].split()[1:]
+    frames, speakers = [], []
+    for line in lines:  # channel:channel:...:speaker, each channel a comma-separated series
+        *channels, speaker = line.split(":")
+        frames.append(np.array([channel.split(",") for channel in channels], dtype=np.float32).T.copy())
+        speakers.append(int(speaker) - 1)
+    return frames, np.array(speakers, dtype=np.int64)
 
 
 def letter_recognition(split: Split) -> tuple[NDArray[np.float32], Labels]:
@@ -87,11 +91,36 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()  # writable, as PyTorch wants
 
 
+def _cache() -> Path:
+    """Where fetched data is kept: git ignores it."""
+    return Path(os.environ.get("BITSERVE_TEST_CACHE") or Path(__file__).resolve().parents[1] / ".tools").resolve()
+
+
+def _japanese_vowels_file(split: Split) -> Path:
+    """Return the cached series file, taken out of aeon's wheel on first use.
+
+    The wheel is not installed: with its dependencies it is a hundred times the size of the data.
+    """
+    name = f"JapaneseVowels_{split.upper()}.ts"
+    target = _cache() / "aeon" / name
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, AEON]
+            try:
+                subprocess.run(command, check=True, capture_output=True)
+            except subprocess.CalledProcessError as exc:
+                raise DatasetMissing(f"pip could not download {AEON}, which bundles JapaneseVowels") from exc
+            (wheel,) = Path(folder).glob("*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                extracted = archive.extract(f"aeon/datasets/data/JapaneseVowels/{name}", folder)
+            os.replace(extracted, target)
+    return target
+
+
 def _letter_recognition_file() -> Path:
     """Return the cached R file, unpacking it from Debian's r-cran-mlbench on first use (not installed)."""
-    root = Path(__file__).resolve().parents[1]
-    cache = Path(os.environ.get("BITSERVE_TEST_CACHE") or root / ".tools").resolve()
-    target = cache / "mlbench" / "LetterRecognition.rda"
+    target = _cache() / "mlbench" / "LetterRecognition.rda"
     if target.is_file():
         return target
     for tool in ("apt-get", "dpkg"):

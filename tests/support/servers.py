@@ -123,6 +123,8 @@ class Server:
             self.process.wait()
             raise
         self._reader.join(5)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
         return code
 
 
@@ -134,6 +136,5 @@ def running(repository: Path, *flags: str, env: dict[str, str] | None = None) ->
         server.wait_live()
         yield server
     finally:
-        if server.process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.stop()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.stop()

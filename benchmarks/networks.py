@@ -1,0 +1,61 @@
+"""Networks of a known shape with seeded random weights: for speed and memory, never for accuracy."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+__all__ = ["resnet18"]
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[TensorProto] = []
+        self._rng = np.random.default_rng(0)
+
+    def add(self, op: str, inputs: list[str], name: str, **attributes: object) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        return name
+
+    def weight(self, name: str, *shape: int) -> str:
+        fan_in = int(np.prod(shape[1:])) or 1
+        values = self._rng.standard_normal(shape, dtype=np.float32) * np.float32(np.sqrt(2 / fan_in))
+        self.weights.append(numpy_helper.from_array(values, name))
+        return name
+
+    def conv(self, x: str, name: str, channels_in: int, channels_out: int, kernel: int, stride: int) -> str:
+        weight = self.weight(f"{name}.weight", channels_out, channels_in, kernel, kernel)
+        bias = self.weight(f"{name}.bias", channels_out)
+        return self.add("Conv", [x, weight, bias], name, pads=[kernel // 2] * 4, strides=[stride, stride])
+
+    def block(self, x: str, name: str, channels_in: int, channels_out: int, stride: int) -> str:
+        """Two 3x3 convolutions and a skip (He et al. 2016, figure 5 left), batch norms folded away."""
+        y = self.add("Relu", [self.conv(x, f"{name}.conv1", channels_in, channels_out, 3, stride)], f"{name}.relu1")
+        y = self.conv(y, f"{name}.conv2", channels_out, channels_out, 3, 1)
+        if stride != 1 or channels_in != channels_out:
+            x = self.conv(x, f"{name}.downsample", channels_in, channels_out, 1, stride)
+        return self.add("Relu", [self.add("Add", [y, x], f"{name}.add")], f"{name}.relu2")
+
+
+def resnet18() -> onnx.ModelProto:
+    """ResNet-18: image float32 [N, 3, 224, 224] -> logits [N, 1000]; random weights (seed 0), 46.8 MB."""
+    b = _Builder()
+    x = b.add("Relu", [b.conv("image", "stem", 3, 64, 7, 2)], "stem.relu")
+    x = b.add("MaxPool", [x], "stem.pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    channels_in = 64
+    for stage, channels in enumerate((64, 128, 256, 512)):
+        for block in range(2):
+            x = b.block(x, f"layer{stage + 1}.{block}", channels_in, channels, 2 if stage and not block else 1)
+            channels_in = channels
+    x = b.add("Flatten", [b.add("GlobalAveragePool", [x], "pool")], "flat")
+    b.add("Gemm", [x, b.weight("fc.weight", 512, 1000), b.weight("fc.bias", 1000)], "logits")
+    graph = helper.make_graph(
+        b.nodes,
+        "resnet18",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 224, 224])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 1000])],
+        b.weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

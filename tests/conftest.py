@@ -1,0 +1,26 @@
+"""Where CI=true a skip is a failure, unless `allowed_skips.txt` gives a cause that no install can cure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_ALLOWED = Path(__file__).parent / "allowed_skips.txt"
+
+
+def _allowed_prefixes() -> tuple[str, ...]:
+    lines = [line.strip() for line in _ALLOWED.read_text().splitlines()]
+    return tuple(line.split(": ")[0] for line in lines if line and not line.startswith("#"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    strict = os.environ.get("CI") == "true" and not item.nodeid.startswith(_allowed_prefixes() or ("\0",))
+    if strict and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where CI=true, and not in {_ALLOWED.name}: {call.excinfo and call.excinfo.value}"
+    return report
