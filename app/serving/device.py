@@ -29,13 +29,16 @@ class Device:
 
     - a batch wider than the device runs alone, and
     - no model with work waits while another runs two batches: it starts at once, on borrowed threads.
+
+    Of the models that run nothing, the one whose turn it is goes first; where its threads are not free yet, the others
+    wait with it, or narrow batches could keep a wide one waiting for ever.
     """
 
     def __init__(self, loop: Loop, threads: int, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self.threads, self.threads_used = threads, 0
         self._loop, self._clock = loop, clock
         self._share: FairShare[Endpoint] = FairShare(_QUANTUM_NS)
-        self._waiting: set[Endpoint] = set()
+        self._waiting: dict[Endpoint, None] = {}  # in order of arrival
         self._estimate_ns: dict[Endpoint, int] = {}
         self._charged_ns: dict[Endpoint, list[int]] = {}
         self._pump_scheduled = False
@@ -52,16 +55,13 @@ class Device:
         self._loop.call_soon_threadsafe(call)
 
     def wake(self, endpoint: Endpoint) -> None:
-        self._waiting.add(endpoint)
-        if not self._pump_scheduled:
-            self._pump_scheduled = True
-            self._loop.call_soon(self._pump)
+        self._waiting[endpoint] = None
+        self._schedule()
 
     def finished(self, endpoint: Endpoint, spent_ns: int) -> None:
         self.threads_used -= endpoint.threads_per_batch
         spent_ns *= endpoint.threads_per_batch
         self._share.charge(endpoint, spent_ns - self._charged_ns[endpoint].pop(0))
-        self._share.rest(endpoint, self._clock())
         before = self._estimate_ns.get(endpoint, spent_ns)
         self._estimate_ns[endpoint] = (3 * before + spent_ns) // 4
 
@@ -77,7 +77,7 @@ class Device:
 
     def detach(self, endpoint: Endpoint) -> None:
         """Forget an endpoint that has stopped."""
-        self._waiting.discard(endpoint)
+        self._waiting.pop(endpoint, None)
         self._share.forget(endpoint)
         self._estimate_ns.pop(endpoint, None)
         self._charged_ns.pop(endpoint, None)
@@ -97,16 +97,16 @@ class Device:
         until_ns: int | None = None
         for endpoint in list(self._waiting):
             endpoint.expire(now_ns)
+        for endpoint in list(self._waiting):  # all have expired: an answer may bring a request to any of them
             wake_ns = self._look(endpoint, offers, now_ns)
             if wake_ns is not None:
                 until_ns = wake_ns if until_ns is None else min(until_ns, wake_ns)
         while offers and not self._held:
-            able = self._able(offers)
-            if not able:
+            chosen = self._next(offers)
+            if chosen is None:
                 break
-            endpoint = self._share.pick(able)
-            self._launch(endpoint, offers.pop(endpoint))
-            wake_ns = self._look(endpoint, offers, now_ns)
+            self._launch(chosen, offers.pop(chosen))
+            wake_ns = self._look(chosen, offers, now_ns)
             if wake_ns is not None:
                 until_ns = wake_ns if until_ns is None else min(until_ns, wake_ns)
         self._sleep_until(until_ns, now_ns)
@@ -114,8 +114,9 @@ class Device:
     def _look(self, endpoint: Endpoint, offers: dict[Endpoint, Offer], now_ns: int) -> int | None:
         """Note what an endpoint offers; return when it wants to be looked at again."""
         if not endpoint.queue.requests:
-            self._waiting.discard(endpoint)
-            self._share.leave(endpoint, now_ns)
+            self._waiting.pop(endpoint, None)
+            if not endpoint.running:  # else it is using the device, and no time away forgives its debt
+                self._share.leave(endpoint, now_ns)
             return None
         self._share.enter(endpoint, now_ns)
         verdict = endpoint.offer(now_ns)
@@ -124,14 +125,14 @@ class Device:
             return endpoint.queue.next_deadline_ns()
         return verdict.until_ns
 
-    def _able(self, offers: dict[Endpoint, Offer]) -> list[Endpoint]:
-        """Who may launch now. Those with nothing running come before those with something."""
+    def _next(self, offers: dict[Endpoint, Offer]) -> Endpoint | None:
+        """Who launches now, if anyone may. Those with nothing running come before those with something."""
         idle = [endpoint for endpoint in offers if not endpoint.running]
-        able = [endpoint for endpoint in idle or offers if self._fits(endpoint)]
-        if able or not idle:
-            return able
-        crowded = any(other.running >= 2 for other in self._charged_ns if other not in idle)
-        return idle if crowded else []
+        if idle:
+            crowded = any(other.running >= 2 for other in self._charged_ns)
+            return self._share.take(idle) if crowded or self._fits(self._share.next(idle)) else None
+        able = [endpoint for endpoint in offers if self._fits(endpoint)]
+        return self._share.take(able) if able else None
 
     def _fits(self, endpoint: Endpoint) -> bool:
         return not self.threads_used or self.threads_used + endpoint.threads_per_batch <= self.threads

@@ -21,6 +21,7 @@ from engines.tensor import DYNAMIC, TensorSpec
 __all__ = ["Endpoint", "Host", "Offer"]
 
 log = logging.getLogger(__name__)
+_MAX_KNOWN_SHAPES = 4096
 
 
 class Host(Protocol):
@@ -102,6 +103,8 @@ class Endpoint:
 
     def cancel(self, ticket: Ticket) -> None:
         """Drop a ticket: out of the queue at once, or, if its batch runs, its rows are computed and thrown away."""
+        if ticket.state is State.SETTLED:
+            return
         if ticket.state is State.QUEUED:
             self.queue.remove(ticket)
         self._end(ticket, Cancelled("the client cancelled the request"), Outcome.CANCELLED)
@@ -142,12 +145,16 @@ class Endpoint:
             ticket.state, ticket.launched_ns = State.RUNNING, now_ns
         batch = _Batch(tickets, self._free.pop(), offer.dispatch, now_ns)
         self._launched.append(batch)
+
+        def done(error: BaseException | None) -> None:
+            self._host.on_loop(lambda: self._completed(batch, error))
+
         try:
             batcher.gather(batch.slot, tickets, self.inputs)
             batch.gathered_ns = self._host.now_ns()
-            batch.slot.launch(lambda error: self._host.on_loop(lambda: self._completed(batch, error)))
+            batch.slot.launch(done)
         except Exception as error:  # nothing was launched: this batch alone is lost
-            self._completed(batch, error)
+            done(error)  # later, as always: a sink that runs now could change what the device has just decided
 
     def _completed(self, batch: _Batch, error: BaseException | None) -> None:
         if batch.finished_ns:
@@ -155,18 +162,19 @@ class Endpoint:
         batch.finished_ns, batch.error = self._host.now_ns(), error
         self._host.finished(self, batch.finished_ns - batch.launched_ns)
         if not self.options.preserve_ordering:
-            self._launched.remove(batch)
             self._answer(batch)
+            self._launched.remove(batch)  # only now: until all is answered the endpoint is not idle
         while self._launched and self.options.preserve_ordering and self._launched[0].finished_ns:
-            self._answer(self._launched.popleft())
+            self._answer(self._launched[0])
+            self._launched.popleft()
         self._close_if_idle()
         self._host.wake(self)
 
     def _answer(self, batch: _Batch) -> None:
         """Give every ticket its own rows, or all of them the error; then the slot is free again."""
         try:
-            if batch.error is not None:
-                raise batch.error
+            if batch.error is not None:  # not as itself: a BaseException would pass by, and nobody would be answered
+                raise RuntimeError(str(batch.error) or repr(batch.error)) from batch.error
             parts = batcher.scatter(batch.slot.outputs(), batch.tickets, self.outputs)
         except Exception as error:
             log.error("a batch of %s/%d failed: %s", self.model, self.version, error, extra={"rows": batch.rows})
@@ -175,6 +183,8 @@ class Endpoint:
                 if self._end(ticket, self._blame(ticket, error), Outcome.FAILED):
                     self.stats.observe_compute(Outcome.FAILED, compute)
         else:
+            if len(self._known_shapes) >= _MAX_KNOWN_SHAPES:
+                self._known_shapes.clear()
             self._known_shapes.add(batch.tickets[0].shape_key)
             for ticket, part in zip(batch.tickets, parts, strict=True):
                 self._settle(ticket, part)
@@ -221,7 +231,7 @@ class Endpoint:
         if self._stopping is not None and not self.queue.requests and not self._launched:
             stopped, self._stopping = self._stopping, _already_stopped
             if stopped is not _already_stopped:
-                stopped()
+                self._host.on_loop(stopped)  # not from here: the device may be in the middle of a decision
 
 
 def _already_stopped() -> None:

@@ -33,14 +33,9 @@ class FairShare(Generic[Key]):
         self._ring.append(key)
 
     def leave(self, key: Key, now_ns: int) -> None:
-        """`key` has no more work."""
+        """`key` has no more work, neither waiting nor running."""
         if key in self._ring:
             self._ring.remove(key)
-            self._left_ns[key] = now_ns
-
-    def rest(self, key: Key, now_ns: int) -> None:
-        """A batch of `key` has just ended: only time after that counts as time away."""
-        if key in self._left_ns:
             self._left_ns[key] = now_ns
 
     def forget(self, key: Key) -> None:
@@ -55,17 +50,27 @@ class FairShare(Generic[Key]):
         if key in self._deficit_ns:
             self._deficit_ns[key] -= spent_ns
 
-    def pick(self, able: Collection[Key]) -> Key:
-        """The next of `able` (not empty, all entered) to run one batch."""
-        turns = [key for key in self._ring if key in able]
-        if all(self._deficit_ns[key] <= 0 for key in turns):
-            rounds = min(-self._deficit_ns[key] // self._quantum_ns + 1 for key in turns)
-            for key in turns:
-                self._deficit_ns[key] += rounds * self._quantum_ns
-        chosen = next(key for key in turns if self._deficit_ns[key] > 0)
+    def next(self, able: Collection[Key]) -> Key:
+        """Who of `able` (not empty, all entered) has the next turn. Changes nothing."""
+        turns, credit_ns = self._turns(able)
+        return next(key for key in turns if self._deficit_ns[key] + credit_ns > 0)
+
+    def take(self, able: Collection[Key]) -> Key:
+        """Give `next` its turn, to run one batch."""
+        turns, credit_ns = self._turns(able)
+        chosen = self.next(able)
+        for key in turns:
+            self._deficit_ns[key] += credit_ns
         self._ring.remove(chosen)
         self._ring.append(chosen)
         return chosen
+
+    def _turns(self, able: Collection[Key]) -> tuple[list[Key], int]:
+        """Those of `able` in the order of their turns, and what all of them get before one may run."""
+        turns = [key for key in self._ring if key in able]
+        most_ns = max(self._deficit_ns[key] for key in turns)
+        rounds = 0 if most_ns > 0 else -most_ns // self._quantum_ns + 1
+        return turns, rounds * self._quantum_ns
 
     def deficit_ns(self, key: Key) -> int:
         return self._deficit_ns[key]

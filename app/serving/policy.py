@@ -45,9 +45,10 @@ def decide(waiting: Iterable[Waiting], limits: Limits, now_ns: int) -> Dispatch 
     """Look at tickets of one shape, in priority then arrival order.
 
     Walk and add rows until the next ticket would exceed `max_batch_rows`. Remember the last prefix whose rows are a
-    preferred size: while the oldest ticket is younger than the delay, that prefix goes at once. Otherwise all that
-    was walked goes if it cannot grow (full, or at least the largest preferred size) or the delay has passed; else
-    wait until it has. A ticket is never split.
+    preferred size or, where none was met, the one that the next ticket would lift above all preferred sizes: while
+    the oldest ticket is younger than the delay, that prefix goes at once. Otherwise all that was walked goes if it
+    cannot grow (full, or at least the largest preferred size) or the delay has passed; else wait until it has. A
+    ticket is never split.
     """
     if limits.max_batch_rows == 0:
         first = next(iter(waiting), None)
@@ -61,6 +62,8 @@ def decide(waiting: Iterable[Waiting], limits: Limits, now_ns: int) -> Dispatch 
         if rows + ticket.rows > limits.max_batch_rows and count:
             full = True
             break
+        if best is None and count and rows + ticket.rows > max(preferred):
+            best = Dispatch(count, rows, "preferred")
         count, rows = count + 1, rows + ticket.rows
         oldest_ns = min(oldest_ns, ticket.enqueued_ns)
         if rows in preferred:

@@ -90,11 +90,16 @@ class Queue:
         """Remove the first `count` tickets of a group."""
         taken = list(itertools.islice(group, count))
         for ticket in taken:
-            self.remove(ticket)
+            self._unlink(ticket)
+        self._purge()
         return taken
 
     def remove(self, ticket: Ticket) -> None:
         """Take a waiting ticket out, wherever it stands."""
+        self._unlink(ticket)
+        self._purge()
+
+    def _unlink(self, ticket: Ticket) -> None:
         group = self._groups[ticket.shape_key]
         group.remove(ticket)
         if not group:
@@ -104,6 +109,9 @@ class Queue:
             del self._per_level[ticket.level]  # levels come and go with their tickets
         self.rows -= ticket.rows
         self.requests -= 1
+
+    def _purge(self) -> None:
+        """Once per removal, not per ticket: until they are launched, tickets just taken still count as waiting."""
         if len(self._deadlines) > 2 * self.requests + 64:
             self._deadlines = [entry for entry in self._deadlines if _waits(entry[2])]
             heapq.heapify(self._deadlines)
