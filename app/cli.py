@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
+from urllib.parse import quote
 
 import typer
 
@@ -15,11 +17,15 @@ from app.settings import Settings
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="Compile trained models and serve them in proven batches.", no_args_is_help=True, add_completion=False
+    help="Compile trained models and serve them in proven batches.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 Url = Annotated[str, typer.Option("--url", help="Server to ask.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
+_METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", Path: "FOLDER", Path | None: "FOLDER"}
 
 
 def fail(message: str) -> NoReturn:
@@ -36,8 +42,9 @@ def _serve(**flags: Any) -> None:
         settings = Settings(**{key: value for key, value in flags.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        fail(f"setting {name}: {first['msg']}, got {first['input']!r}")
+        name, what = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+        # a check of several settings has no name, and its input is all of them, the token too
+        fail(f"setting {name} (--{name.replace('_', '-')}): {what}, got {first['input']!r}" if name else what)
     if not settings.repository.is_dir():
         fail(f"the repository {settings.repository} is not a folder; make it, or name another with --repository")
     if as_json:
@@ -55,13 +62,17 @@ def _serve_command() -> Callable[..., None]:
     """The serve command's flags are the settings' fields, so that none can be forgotten."""
     parameters = []
     for name, field in Settings.model_fields.items():
-        kinds: dict[Any, Any] = {bool: bool, int: int, float: float, Path: Path}
-        plain = kinds.get(field.annotation, str)
         flag = f"--{name.replace('_', '-')}"
-        names = [f"{flag}/--no-{name.replace('_', '-')}"] if plain is bool else [flag]
+        is_flag = field.annotation is bool
         default = field.default if name != "admin_token" else None
-        option = typer.Option(*names, help=f"{field.description} [default: {default}]", show_default=False)
-        annotation = Annotated[plain | None, option]
+        option = typer.Option(
+            *([f"{flag}/--no-{flag[2:]}"] if is_flag else [flag]),
+            help=f"{field.description} (default: {default})",
+            show_default=False,
+            metavar=None if is_flag else _METAVARS.get(field.annotation, "TEXT"),
+        )
+        # text, so that a bad value of a flag and of a variable are refused alike: by the settings
+        annotation = Annotated[bool | None, option] if is_flag else Annotated[str | None, option]
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     as_json = typer.Option("--json", help="Print the settings in force as JSON on stdout, then serve.")
     parameters.append(
@@ -82,17 +93,15 @@ app.command("serve")(_serve_command())
 @app.command()
 def models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the models of a running server and their states."""
-    entries = _ask("POST", f"{url}/v2/repository/index")
+    entries = _ask("POST", f"{url.rstrip('/')}/v2/repository/index")
     if as_json:
         print(json.dumps(entries))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("model", "version", "state", "reason")
-    for entry in entries:
-        table.add_row(entry["name"], entry["version"], entry["state"], entry["reason"])
-    Console().print(table)
+    try:
+        rows = [(entry["name"], entry["version"], entry["state"], entry["reason"]) for entry in entries]
+    except (TypeError, KeyError):
+        fail(f"{url} answered something else than an index of models; is it a bitserve server?")
+    _print_table(("model", "version", "state", "reason"), rows)
 
 
 @app.command()
@@ -100,7 +109,11 @@ def infer(
     model: Annotated[str, typer.Argument(help="Model name.")],
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", "-i", help="NAME=FILE.npy, FILE.npz (all inputs), or NAME=[[...]] as JSON."),
+        typer.Option(
+            "--input",
+            "-i",
+            help="NAME=FILE.npy, FILE.npz (all inputs), or NAME=[[...]] as JSON. NAME= may go if there is one input.",
+        ),
     ] = None,
     url: Url = DEFAULT_URL,
     version: Annotated[str, typer.Option(help="Version; the newest that serves if not given.")] = "",
@@ -110,7 +123,9 @@ def infer(
     """Send one inference call to a running server and print the outputs."""
     from app.client import Mistake, call_model, load_inputs
 
-    path = f"{url}/v2/models/{model}" + (f"/versions/{version}" if version else "")
+    if version and not (version.isascii() and version.isdigit()):
+        fail(f"--version {version}: expected digits")
+    path = f"{url.rstrip('/')}/v2/models/{quote(model, safe='')}" + (f"/versions/{version}" if version else "")
     metadata = _ask("GET", path)
     try:
         arrays = load_inputs(inputs or [], metadata)
@@ -120,16 +135,24 @@ def infer(
     if as_json:
         print(json.dumps(answer))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("output", "datatype", "shape", "values")
+    rows = []
     for output in answer["outputs"]:
         values = output["data"]
         shown = ", ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in values[:16])
         more = f", ... ({len(values)} in all)" if len(values) > 16 else ""
-        table.add_row(output["name"], output["datatype"], str(output["shape"]), shown + more)
-    Console().print(table)
+        rows.append((output["name"], output["datatype"], str(output["shape"]), shown + more))
+    _print_table(("output", "datatype", "shape", "values"), rows)
+
+
+def _print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """As plain text: a server's words may hold brackets, which are no markup. Nothing is cut off."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table(*(Column(header, overflow="fold") for header in headers))
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False, emoji=False, highlight=False).print(table)
 
 
 def _ask(method: str, url: str, **keys: Any) -> Any:
@@ -145,17 +168,25 @@ def _ask(method: str, url: str, **keys: Any) -> Any:
     except ValueError:
         fail(f"{url} answered {answer.status_code} with no JSON; is it a bitserve server?")
     if answer.status_code != 200:
-        fail(
-            document.get("error", f"{url} answered {answer.status_code}")
-            if isinstance(document, dict)
-            else str(document)
-        )
+        said = document.get("error") if isinstance(document, dict) else None
+        fail(f"{url} answered {answer.status_code}" if said in (None, "Not Found") else str(said))
     return document
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app(prog_name="bitserve")
+    """Entry point of the console script. A wrong command line, too, is answered with one line."""
+    try:
+        code = app(prog_name="bitserve", standalone_mode=False)
+    except typer.Abort:
+        code = 130
+    except Exception as error:  # typer's own exception, which is click's up to typer 0.26
+        if not hasattr(error, "format_message"):
+            raise
+        said = " ".join(error.format_message().split())
+        if said:  # without arguments, the help has been printed already
+            typer.echo(f"bitserve: {said.rstrip('.')}; see bitserve --help", err=True)
+        code = getattr(error, "exit_code", 2)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

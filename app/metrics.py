@@ -1,139 +1,160 @@
-"""The metrics page: a collector over serving's flat counters, Triton's bare names beside seconds histograms."""
+"""The metrics page: serving's flat counters in Prometheus text, Triton's bare names beside seconds histograms.
+
+The numbers are copied on the event loop, where they change; the text is written by prometheus_client in a thread,
+since it takes some 3 ms a model, which is too long for the loop.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+import psutil
+from prometheus_client import generate_latest
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from app.serving.endpoint import Endpoint
 from app.serving.gateway import Gateway
-from app.serving.registry import ModelState
+from app.serving.registry import ModelState, Registry
 from app.serving.stats import BUCKETS_S, FAILURE_REASONS, PHASES, ROW_BUCKETS, Histogram
 from app.serving.ticket import Outcome
 
-__all__ = ["CONTENT_TYPE", "metrics_page"]
+__all__ = ["CONTENT_TYPE", "Snapshot"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_LABELS = ("model", "version")
-_S_BOUNDS = tuple(f"{bound:g}" for bound in BUCKETS_S)
+_S_BOUNDS = (*(f"{bound:g}" for bound in BUCKETS_S), "+Inf")
+_ROW_BOUNDS = (*(str(bound) for bound in ROW_BUCKETS), "+Inf")
+Labels = dict[str, str]
 
 
-def metrics_page(gateway: Gateway) -> Callable[[], bytes]:
-    """A function that renders the page now."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_ServingCollector(gateway))
-    return lambda: generate_latest(registry)
+class _Family(NamedTuple):
+    """One metric family; a sample is a suffix of its name, labels and a value."""
+
+    name: str
+    kind: str
+    help: str
+    samples: list[tuple[str, Labels, float]]
 
 
-class _ServingCollector(Collector):
+class Snapshot(Collector):
+    """The numbers of one moment. Make it on the event loop; `page` may run in a thread."""
+
     def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+        self._families = list(_families(gateway.registry))
 
     def collect(self) -> Iterator[Metric]:
-        endpoints = self._gateway.registry.endpoints()
-        yield from _triton(endpoints)
-        yield from _histograms(endpoints)
-        yield from self._gauges(endpoints)
+        for family in self._families:
+            metric = Metric(family.name, family.help, family.kind)
+            for suffix, labels, value in family.samples:
+                metric.add_sample(family.name + suffix, labels, value)
+            yield metric
 
-    def _gauges(self, endpoints: list[Endpoint]) -> Iterator[Metric]:
-        rows = GaugeMetricFamily("bitserve_queue_rows", "Rows that wait for a batch.", labels=_LABELS)
-        flight = GaugeMetricFamily("bitserve_requests_in_flight", "Requests accepted and not answered.", labels=_LABELS)
-        flushes = CounterMetricFamily(
-            "bitserve_batch_flushes", "Batches by the reason that they left the queue.", labels=(*_LABELS, "reason")
-        )
-        for endpoint in endpoints:
-            rows.add_metric(_labels(endpoint), endpoint.queue.rows)
-            flight.add_metric(_labels(endpoint), endpoint.in_flight)
-            for reason, count in sorted(endpoint.stats.flushes.items()):
-                flushes.add_metric((*_labels(endpoint), reason), count)
-        state = GaugeMetricFamily(
-            "bitserve_model_state", "1 for the state a version is in, 0 for the others.", labels=(*_LABELS, "state")
-        )
-        for version in self._gateway.registry.all():
-            for known in ModelState:
-                labels = (version.model, str(version.number), known.value)
-                state.add_metric(labels, int(version.state is known))
-        yield from (rows, flight, flushes, state)
+    def page(self) -> bytes:
+        """The text exposition."""
+        return generate_latest(self)
 
 
-def _labels(endpoint: Endpoint) -> tuple[str, str]:
-    return endpoint.model, str(endpoint.version)
+class _Flat(NamedTuple):
+    """A family with one number per version."""
+
+    name: str
+    kind: str
+    help: str
+    value: Callable[[Endpoint], int]
 
 
-def _triton(endpoints: Iterable[Endpoint]) -> Iterator[Metric]:
-    """Triton's names exactly: prometheus_client would add `_total` to a counter, and every dashboard would be empty."""
-    bare = {
-        "nv_inference_request_success": "Requests answered with outputs.",
-        "nv_inference_request_failure": "Requests that ended without outputs, by reason.",
-        "nv_inference_count": "Rows inferred.",
-        "nv_inference_exec_count": "Batches run.",
-        "nv_inference_request_duration_us": "Cumulative request time.",
-        "nv_inference_queue_duration_us": "Cumulative time in the queue.",
-        "nv_inference_compute_input_duration_us": "Cumulative time copying rows in.",
-        "nv_inference_compute_infer_duration_us": "Cumulative time in the engine.",
-        "nv_inference_compute_output_duration_us": "Cumulative time handing rows out.",
-        "nv_inference_pending_request_count": "Requests that wait for a batch.",
-    }
-    families = {name: Metric(name, text, "unknown") for name, text in bare.items()}
-    for endpoint in endpoints:
-        labels = dict(zip(_LABELS, _labels(endpoint), strict=True))
-        for name, value in _triton_values(endpoint).items():
-            families[name].add_sample(name, labels, value)
-        for reason in FAILURE_REASONS:
-            name = "nv_inference_request_failure"
-            families[name].add_sample(name, {**labels, "reason": reason}, endpoint.stats.failures[reason])
-    yield from families.values()
+def _compute_us(phase: int) -> Callable[[Endpoint], int]:
+    return lambda endpoint: endpoint.stats.compute_ns[Outcome.SUCCESS][phase].total // 1000
 
 
-def _triton_values(endpoint: Endpoint) -> dict[str, int]:
-    stats, success = endpoint.stats, Outcome.SUCCESS
-    compute = stats.compute_ns[success]
-    return {
-        "nv_inference_request_success": stats.request_ns[success].count,
-        "nv_inference_count": stats.inferred_rows,
-        "nv_inference_exec_count": stats.executions,
-        "nv_inference_request_duration_us": stats.request_ns[success].total // 1000,
-        "nv_inference_queue_duration_us": stats.queue_ns[success].total // 1000,
-        "nv_inference_compute_input_duration_us": compute[0].total // 1000,
-        "nv_inference_compute_infer_duration_us": compute[1].total // 1000,
-        "nv_inference_compute_output_duration_us": compute[2].total // 1000,
-        "nv_inference_pending_request_count": endpoint.queue.requests,
-    }
+_FLAT = (
+    # Triton's names exactly. As counters prometheus_client would add `_total`, and every dashboard would be empty.
+    _Flat("nv_inference_request_success", "unknown", "Requests answered with outputs.",
+          lambda e: e.stats.request_ns[Outcome.SUCCESS].count),
+    _Flat("nv_inference_count", "unknown", "Rows inferred.", lambda e: e.stats.inferred_rows),
+    _Flat("nv_inference_exec_count", "unknown", "Batches run.", lambda e: e.stats.executions),
+    _Flat("nv_inference_request_duration_us", "unknown", "Cumulative request time.",
+          lambda e: e.stats.request_ns[Outcome.SUCCESS].total // 1000),
+    _Flat("nv_inference_queue_duration_us", "unknown", "Cumulative time in the queue.",
+          lambda e: e.stats.queue_ns[Outcome.SUCCESS].total // 1000),
+    _Flat("nv_inference_compute_input_duration_us", "unknown", "Cumulative time copying rows in.", _compute_us(0)),
+    _Flat("nv_inference_compute_infer_duration_us", "unknown", "Cumulative time in the engine.", _compute_us(1)),
+    _Flat("nv_inference_compute_output_duration_us", "unknown", "Cumulative time handing rows out.", _compute_us(2)),
+    _Flat("nv_inference_pending_request_count", "gauge", "Requests that wait for a batch.", lambda e: e.queue.requests),
+    _Flat("bitserve_queue_rows", "gauge", "Rows that wait for a batch.", lambda e: e.queue.rows),
+    _Flat("bitserve_requests_in_flight", "gauge", "Requests accepted and not answered.", lambda e: e.in_flight),
+)  # fmt: skip
 
 
-def _histograms(endpoints: Iterable[Endpoint]) -> Iterator[Metric]:
-    outcome = (*_LABELS, "outcome")
-    request = HistogramMetricFamily(
-        "bitserve_request_duration_seconds", "Whole request, body read to answer.", labels=outcome
+def _families(registry: Registry) -> Iterator[_Family]:
+    served = [(endpoint, _labels(endpoint.model, endpoint.version)) for endpoint in registry.endpoints()]
+    for flat in _FLAT:
+        samples = [("", labels, float(flat.value(endpoint))) for endpoint, labels in served]
+        yield _Family(flat.name, flat.kind, flat.help, samples)
+    yield _Family(
+        "nv_inference_request_failure",
+        "unknown",
+        "Requests that ended without outputs, by reason.",
+        [("", {**at, "reason": why}, float(e.stats.failures[why])) for e, at in served for why in FAILURE_REASONS],
     )
-    queue = HistogramMetricFamily("bitserve_queue_duration_seconds", "Time in the queue.", labels=outcome)
-    compute = HistogramMetricFamily(
-        "bitserve_compute_duration_seconds", "Time of the request's batch, by phase.", labels=(*outcome, "phase")
+    yield _Family(
+        "bitserve_batch_flushes",
+        "counter",
+        "Batches by the reason that they left the queue.",
+        [("_total", {**at, "reason": w}, float(n)) for e, at in served for w, n in sorted(e.stats.flushes.items())],
     )
-    rows = HistogramMetricFamily("bitserve_batch_rows", "Rows of a batch.", labels=_LABELS)
-    for endpoint in endpoints:
-        labels, stats = _labels(endpoint), endpoint.stats
-        for name in Outcome:
-            _add_seconds(request, (*labels, name.value), stats.request_ns[name])
-            _add_seconds(queue, (*labels, name.value), stats.queue_ns[name])
-        for name, phases in stats.compute_ns.items():
+    yield from _histograms(served)
+    yield _states(registry)
+    yield from _machine()
+
+
+def _histograms(served: Iterable[tuple[Endpoint, Labels]]) -> Iterator[_Family]:
+    request = _Family("bitserve_request_duration_seconds", "histogram", "Whole request, body read to answer.", [])
+    queue = _Family("bitserve_queue_duration_seconds", "histogram", "Time in the queue.", [])
+    compute = _Family("bitserve_compute_duration_seconds", "histogram", "Time of the request's batch, by phase.", [])
+    rows = _Family("bitserve_batch_rows", "histogram", "Rows of a batch.", [])
+    for endpoint, labels in served:
+        stats = endpoint.stats
+        for family, by_outcome in ((request, stats.request_ns), (queue, stats.queue_ns)):
+            for outcome, histogram in by_outcome.items():
+                _add(family, {**labels, "outcome": outcome.value}, histogram, _S_BOUNDS, 1e9)
+        for outcome, phases in stats.compute_ns.items():
             for phase, histogram in zip(PHASES, phases, strict=True):
-                _add_seconds(compute, (*labels, name.value, phase), histogram)
-        rows.add_metric(labels, _buckets(stats.batch_rows, [str(b) for b in ROW_BUCKETS]), stats.batch_rows.total)
+                _add(compute, {**labels, "outcome": outcome.value, "phase": phase}, histogram, _S_BOUNDS, 1e9)
+        _add(rows, labels, stats.batch_rows, _ROW_BOUNDS, 1)
     yield from (request, queue, compute, rows)
 
 
-def _add_seconds(family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram) -> None:
-    family.add_metric(labels, _buckets(histogram, _S_BOUNDS), histogram.total / 1e9)
-
-
-def _buckets(histogram: Histogram, bounds: Iterable[str]) -> list[tuple[str, float]]:
-    """Cumulative counts by upper bound, as the exposition format wants them."""
-    cumulative, buckets = 0, []
-    for bound, count in zip([*bounds, "+Inf"], histogram.counts, strict=True):
+def _add(family: _Family, labels: Labels, histogram: Histogram, bounds: Iterable[str], unit: float) -> None:
+    """Cumulative counts by upper bound, as the exposition format wants them; `unit` turns the sum into the name's."""
+    cumulative = 0
+    for bound, count in zip(bounds, histogram.counts, strict=True):
         cumulative += count
-        buckets.append((bound, float(cumulative)))
-    return buckets
+        family.samples.append(("_bucket", {**labels, "le": bound}, float(cumulative)))
+    family.samples.append(("_count", labels, float(cumulative)))
+    family.samples.append(("_sum", labels, histogram.total / unit))
+
+
+def _states(registry: Registry) -> _Family:
+    samples = [
+        ("", {**_labels(version.model, version.number), "state": state.value}, float(version.state is state))
+        for version in registry.all()
+        for state in ModelState
+    ]
+    return _Family("bitserve_model_state", "gauge", "1 for the state a version is in, 0 for the others.", samples)
+
+
+def _machine() -> Iterator[_Family]:
+    """Triton's gauges of the machine; the utilization is that since the last scrape."""
+    memory = psutil.virtual_memory()
+    for name, text, value in (
+        ("nv_cpu_utilization", "CPU utilization rate [0.0 - 1.0].", psutil.cpu_percent() / 100),
+        ("nv_cpu_memory_total_bytes", "CPU total memory (RAM), in bytes.", memory.total),
+        ("nv_cpu_memory_used_bytes", "CPU used memory (RAM), in bytes.", memory.used),
+    ):
+        yield _Family(name, "gauge", text, [("", {}, float(value))])
+
+
+def _labels(model: str, version: int) -> Labels:
+    return {"model": model, "version": str(version)}

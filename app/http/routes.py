@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import Callable
 from importlib import metadata
 from typing import Annotated, Any, TypeVar
 
@@ -21,17 +21,21 @@ from app.http.schemas import (
     LoadRequest,
     LogSettings,
     ModelMetadata,
+    ModelReady,
     ModelStatistics,
+    ServerLive,
     ServerMetadata,
+    ServerReady,
     model_config,
     model_metadata,
     model_statistics,
 )
-from app.metrics import CONTENT_TYPE
+from app.http.triton_config import from_triton, is_triton
+from app.metrics import CONTENT_TYPE, Snapshot
 from app.models import ModelManager
 from app.serving.errors import ModelNotReady, UnknownModel
 from app.serving.gateway import Gateway
-from app.serving.registry import ModelState
+from app.serving.registry import ModelState, Registry
 from app.settings import Settings
 
 __all__ = ["EXTENSIONS", "control_plane"]
@@ -51,9 +55,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorBody} for code 
 _GUARDED: dict[int | str, dict[str, Any]] = {**_ERRORS, **{code: {"model": ErrorBody} for code in (401, 403)}}
 
 
-def control_plane(
-    settings: Settings, gateway: Gateway, manager: ModelManager, metrics_page: Callable[[], bytes]
-) -> APIRouter:
+def control_plane(settings: Settings, gateway: Gateway, manager: ModelManager) -> APIRouter:
     """All routes but inference."""
     router = APIRouter(responses=_ERRORS)
     _add_health(router, gateway)
@@ -61,39 +63,39 @@ def control_plane(
     _add_repository(router, settings, gateway, manager)
     _add_logging(router, settings)
     if settings.metrics:
+        text = {"description": "The page.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 
-        @router.get("/metrics", tags=["metrics"], response_class=Response)
-        def metrics() -> Response:
+        @router.get("/metrics", tags=["metrics"], response_class=Response, responses={**_ERRORS, 200: text})
+        async def metrics() -> Response:
             """Prometheus text format: Triton's names, and bitserve's histograms in seconds."""
-            return Response(metrics_page(), media_type=CONTENT_TYPE)
+            return Response(await asyncio.to_thread(Snapshot(gateway).page), media_type=CONTENT_TYPE)
 
     return router
 
 
 def _add_health(router: APIRouter, gateway: Gateway) -> None:
     @router.get("/v2/health/live", tags=["health"])
-    async def live() -> dict[str, bool]:
+    async def live() -> ServerLive:
         """Whether the process answers. Never depends on models."""
-        return {"live": True}
+        return ServerLive()
 
     @router.get("/v2/health/ready", tags=["health"])
-    async def ready(response: Response) -> dict[str, bool]:
-        """Whether traffic is accepted: false from the moment the server is told to stop."""
+    async def ready() -> ServerReady:
+        """Whether traffic is accepted: 400 from the moment the server is told to stop."""
         if gateway.stopping:
-            response.status_code = 400
-        return {"ready": not gateway.stopping}
+            raise BadRequest("the server is stopping; it accepts no more requests")
+        return ServerReady()
 
     @router.get("/v2/models/{model}/ready", tags=["health"])
     @router.get("/v2/models/{model}/versions/{version}/ready", tags=["health"])
-    async def model_ready(model: Model, response: Response, version: Number | None = None) -> dict[str, str | bool]:
-        """Whether this model (this version) answers inference calls."""
+    async def model_ready(model: Model, version: Number | None = None) -> ModelReady:
+        """Whether this model (this version) answers inference calls: 200, or 400 with the reason."""
+        await ready()
         try:
             gateway.resolve(model, None if version is None else int(version))
-            is_ready = not gateway.stopping
-        except (UnknownModel, ModelNotReady):
-            is_ready = False
-        response.status_code = 200 if is_ready else 400
-        return {"name": model, "ready": is_ready}
+        except (UnknownModel, ModelNotReady) as error:
+            raise BadRequest(str(error)) from error
+        return ModelReady(name=model)
 
 
 def _add_metadata(router: APIRouter, gateway: Gateway) -> None:
@@ -152,7 +154,8 @@ def _add_repository(router: APIRouter, settings: Settings, gateway: Gateway, man
     async def load(model: Model, request: Request, authorization: Authorization = None) -> Response:
         """Load a model, or load it anew; answers when it serves."""
         check_admin(settings, authorization)
-        await manager.load(model, _config_override((await _body(request, LoadRequest)).parameters))
+        asked = await _body(request, LoadRequest)
+        await manager.load(model, _config_override(asked.parameters, model, gateway.registry))
         return Response()
 
     @router.post(
@@ -166,12 +169,14 @@ def _add_repository(router: APIRouter, settings: Settings, gateway: Gateway, man
         manager.unload(model)
         return Response()
 
-    @router.post("/v2/repository/{repository}/{rest:path}", include_in_schema=False)
-    async def other_repository(repository: str, rest: str) -> Response:
+    @router.post("/v2/repository/{repository}/index", include_in_schema=False)
+    @router.post("/v2/repository/{repository}/models/{model:path}/load", include_in_schema=False)
+    @router.post("/v2/repository/{repository}/models/{model:path}/unload", include_in_schema=False)
+    async def other_repository(repository: str, model: str = "") -> Response:
         raise NotSupported(f"repository '{repository}': this server has one repository, without a name")
 
 
-def _config_override(parameters: dict[str, Any]) -> ModelConfig | None:
+def _config_override(parameters: dict[str, Any], model: str, registry: Registry) -> ModelConfig | None:
     for key in parameters:
         if key.startswith("file:"):
             raise BadRequest(f"parameter '{key}': model files are not taken through load; put them into the repository")
@@ -181,7 +186,12 @@ def _config_override(parameters: dict[str, Any]) -> ModelConfig | None:
     if not isinstance(text, str):
         raise BadRequest("parameter 'config' must be a string of JSON")
     try:
-        return config_of(json.loads(text), "config")
+        document = json.loads(text)
+        if is_triton(document):
+            served = [v.endpoint for v in registry.versions(model) if v.endpoint is not None]
+            tensors = (served[-1].inputs, served[-1].outputs) if served else ()
+            document = from_triton(document, model, *tensors)
+        return config_of(document, "config")
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"parameter 'config' is not JSON: {error}") from error
 

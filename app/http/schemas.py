@@ -6,15 +6,18 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.http.triton_config import MAX_BATCH_ROWS, MAX_QUEUE_ROWS
 from app.serving.endpoint import Endpoint
+from app.serving.limits import ModelOptions, QueuePolicy
 from app.serving.registry import Version
 from app.serving.stats import Histogram, Stats
 from app.serving.ticket import Outcome
 from engines.tensor import TensorSpec, datatype
 
 __all__ = [
-    "ErrorBody", "IndexEntry", "IndexRequest", "LoadRequest", "LogSettings", "ModelMetadata", "ModelStatistics", "ServerMetadata", "model_config",
-    "model_metadata", "model_statistics",
+    "ErrorBody", "IndexEntry", "IndexRequest", "LoadRequest", "LogSettings", "ModelMetadata", "ModelReady",
+    "ModelStatistics", "ServerLive", "ServerMetadata", "ServerReady", "model_config", "model_metadata",
+    "model_statistics",
 ]  # fmt: skip
 
 
@@ -22,6 +25,25 @@ class ErrorBody(BaseModel):
     """Every answer that is not a success."""
 
     error: str
+
+
+class ServerLive(BaseModel):
+    """The process answers."""
+
+    live: bool = True
+
+
+class ServerReady(BaseModel):
+    """The server accepts traffic; if not, the answer is 400 with an error."""
+
+    ready: bool = True
+
+
+class ModelReady(BaseModel):
+    """The model (the version) answers inference calls; if not, the answer is 400 with an error that says why."""
+
+    name: str
+    ready: bool = True
 
 
 class ServerMetadata(BaseModel):
@@ -66,7 +88,10 @@ class IndexRequest(BaseModel):
 
 
 class LoadRequest(BaseModel):
-    """May be left out. Parameter `config`: a JSON string in the terms of config.toml, in force until the next load."""
+    """May be left out. Parameter `config`: a JSON string that stands in for config.toml until the next load.
+
+    Its keys are Triton's ModelConfig's, as `GET .../config` answers them, or those of config.toml.
+    """
 
     model_config = ConfigDict(extra="ignore")
     parameters: dict[str, str | bool | int | float] = Field(default_factory=dict)
@@ -132,6 +157,7 @@ class ModelStatistics(BaseModel):
 class LogSettings(BaseModel):
     """What is logged. The place is the server's: stderr."""
 
+    model_config = ConfigDict(extra="forbid")
     log_file: str = ""
     log_info: bool = True
     log_warning: bool = True
@@ -167,28 +193,50 @@ def model_config(endpoint: Endpoint) -> dict[str, Any]:
     says `max_batch_size` 0, since to a client of the protocol that number means the first dimension.
     """
     options, batched = endpoint.options, _leading_batch(endpoint)
+    rows = options.limits.max_batch_rows
+    parameters = {MAX_QUEUE_ROWS: options.queue.max_rows, **({} if batched or not rows else {MAX_BATCH_ROWS: rows})}
     config: dict[str, Any] = {
         "name": endpoint.model,
         "platform": "onnx_onnxv1",
         "backend": "openvino",
         "version_policy": _version_policy(options.version_policy),
-        "max_batch_size": options.limits.max_batch_rows if batched else 0,
+        "max_batch_size": rows if batched else 0,
         "input": [_config_tensor(spec, batched) for spec in endpoint.inputs],
         "output": [_config_tensor(spec, batched) for spec in endpoint.outputs],
         "instance_group": [{"name": endpoint.model, "kind": "KIND_CPU", "count": endpoint.instances}],
         "default_model_filename": "model.onnx",
         "optimization": {"priority": "PRIORITY_DEFAULT"},
-        "parameters": {},
+        "parameters": {key: {"string_value": str(value)} for key, value in parameters.items()},
     }
-    if options.limits.max_batch_rows:
-        config["dynamic_batching"] = {
-            "preferred_batch_size": list(options.limits.preferred_rows) or [options.limits.max_batch_rows],
-            "max_queue_delay_microseconds": options.limits.max_queue_delay_ns // 1000,
-            "preserve_ordering": options.preserve_ordering,
-            "priority_levels": options.queue.levels,
-            "default_priority_level": options.queue.default_level,
-        }
+    if rows or options.queue.levels or options.queue.policy != QueuePolicy():
+        config["dynamic_batching"] = _dynamic_batching(options)
     return config
+
+
+def _dynamic_batching(options: ModelOptions) -> dict[str, Any]:
+    limits, queue = options.limits, options.queue
+    batching: dict[str, Any] = {
+        "preferred_batch_size": list(limits.preferred_rows) or [rows for rows in (limits.max_batch_rows,) if rows],
+        "max_queue_delay_microseconds": limits.max_queue_delay_ns // 1000,
+        "preserve_ordering": options.preserve_ordering,
+        "priority_levels": queue.levels,
+        "default_priority_level": queue.default_level,
+        "default_queue_policy": _queue_policy(queue.policy),
+    }
+    if queue.level_policies:
+        batching["priority_queue_policy"] = {
+            str(level): _queue_policy(policy) for level, policy in queue.level_policies.items()
+        }
+    return batching
+
+
+def _queue_policy(policy: QueuePolicy) -> dict[str, Any]:
+    return {
+        "timeout_action": "DELAY" if policy.delay_expired else "REJECT",
+        "default_timeout_microseconds": policy.default_timeout_ns // 1000,
+        "allow_timeout_override": policy.allow_timeout_override,
+        "max_queue_size": policy.max_queue_requests,
+    }
 
 
 def _version_policy(policy: str) -> dict[str, Any]:
