@@ -6,10 +6,12 @@ A wrong key or value is answered with the key, the value, what is allowed, and t
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -37,8 +39,10 @@ class Batching(_Section):
         limit = self.max_batch_size
         for size in self.preferred_batch_size:
             if size < 1 or (limit is not None and size > limit):
+                fitting = [s for s in self.preferred_batch_size if s >= 1 and (limit is None or s <= limit)]
                 raise ValueError(
-                    f"preferred_batch_size must be from 1 to max_batch_size ({limit or 'unset'}), got {size}"
+                    f"preferred_batch_size from 1 to max_batch_size ({limit or 'unset'}), got {size}; "
+                    f"for example: preferred_batch_size = {fitting}"
                 )
         return self
 
@@ -75,11 +79,13 @@ class Priorities(_Section):
 
     @model_validator(mode="after")
     def _levels_exist(self) -> Priorities:
-        named = [self.default_level, *(int(key) if key.isdigit() else 0 for key in self.queue)]
-        for level in named:
-            if not 1 <= level <= self.levels:
+        if self.default_level > self.levels:
+            raise ValueError(f"a default_level from 1 to {self.levels}; for example: default_level = {self.levels}")
+        for key in self.queue:
+            if not (key.isascii() and key.isdigit() and 1 <= int(key) <= self.levels):
                 raise ValueError(
-                    f"levels run from 1 to {self.levels}; default_level or a [priorities.queue.N] lies outside"
+                    f"sections [priorities.queue.N] with N from 1 to {self.levels}, got {key}; "
+                    "for example: [priorities.queue.1]"
                 )
         return self
 
@@ -88,7 +94,7 @@ class ModelConfig(_Section):
     """The whole file."""
 
     instances: int | None = Field(None, ge=1, le=64, examples=[2])
-    versions: Literal["latest", "all"] | list[int] = Field("latest", examples=["latest"])
+    versions: Literal["latest", "all"] | list[Annotated[int, Field(ge=0)]] = Field("latest", examples=["latest"])
     batching: Batching = Batching()
     queue: Queueing = Queueing()
     priorities: Priorities | None = None
@@ -109,16 +115,24 @@ def config_of(data: object, name: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate(data)
     except ValidationError as error:
-        raise BadRepository("; ".join(f"{name}: {_explain(found)}" for found in error.errors())) from error
+        said = dict.fromkeys(_explain(found) for found in error.errors(include_url=False))
+        raise BadRepository("; ".join(f"{name}: {text}" for text in said if text)) from error
 
 
 def _explain(found: ErrorDetails) -> str:
-    where = [
-        str(part) for part in found["loc"] if not (isinstance(part, str) and part.startswith(("literal", "list[")))
-    ]
+    where = [str(part) for part in found["loc"]]
+    if where[:1] == ["versions"]:  # one of two types: pydantic complains once for each, the first names the value
+        if not where[-1].startswith("literal"):
+            return ""
+        allowed = '"latest", "all" or a list of version numbers; for example: versions = [1, 2]'
+        return f"versions = {_toml(found['input'])} is not allowed; expected {allowed}"
     key, value = ".".join(where) or "the file", found["input"]
     if found["type"] == "extra_forbidden":
         return _unknown_key(where, value)
+    if found["type"] == "missing":
+        return f"{key} is missing; for example: {_example_line(where)}"
+    if found["type"] == "model_type":
+        return f"{key} = {_toml(value)} is not allowed; expected a section; for example: [{key}]"
     allowed = found["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     line = _example_line(where)
     return f"{key} = {_toml(value)} is not allowed; expected {allowed}" + (f"; for example: {line}" if line else "")
@@ -129,7 +143,10 @@ def _unknown_key(where: list[str], value: Any) -> str:
     names = list(section.model_fields) if section else []
     close = difflib.get_close_matches(where[-1], names, n=1, cutoff=0.4)
     said = f"{'.'.join(where)} = {_toml(value)}: unknown key; allowed here: {', '.join(names)}"
-    return f"{said}; did you mean: {close[0]} = {_toml(value)}" if close else said
+    if not close:
+        return said
+    right = ".".join([*where[:-1], close[0]])
+    return f"{said}; did you mean: " + (f"[{right}]" if isinstance(value, dict) else f"{close[0]} = {_toml(value)}")
 
 
 def _section(where: list[str]) -> type[BaseModel] | None:
@@ -143,6 +160,8 @@ def _section(where: list[str]) -> type[BaseModel] | None:
 
 
 def _example_line(where: list[str]) -> str:
+    if where[:1] == ["labels"] and len(where) == 2:
+        return f'{_key(where[1])} = "labels.txt"'
     for cut in (len(where), len(where) - 1):
         section = _section(where[: cut - 1]) if cut >= 1 else None
         field = section.model_fields.get(where[cut - 1]) if section else None
@@ -151,24 +170,40 @@ def _example_line(where: list[str]) -> str:
     return ""
 
 
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
+
+
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return '"' + value.replace('"', '\\"') + '"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(str(key))} = {_toml(item)}" for key, item in value.items()) + "}"
     return str(value)
 
 
 def model_options(
-    config: ModelConfig, folder: Path, *, batchable: bool, max_batch_rows: int, max_queue_rows: int
-) -> ModelOptions:
-    """Serving's options of one version. Raises BadRepository where a labels file is missing.
+    config: ModelConfig, folder: Path, *, batchable: bool, max_batch_rows: int, max_queue_rows: int,
+    outputs: Collection[str] | None = None,
+) -> ModelOptions:  # fmt: skip
+    """Serving's options of one version. Raises BadRepository where a labels file is missing, or names no output.
 
     `batchable` is the build's proof: without it there is no batching, whatever the file asks for.
     """
     asked = config.batching.max_batch_size
     rows = 0 if not batchable else max_batch_rows if asked is None else asked
     queue, priorities = config.queue, config.priorities
+    for name in config.labels:
+        if outputs is not None and name not in outputs:
+            close = difflib.get_close_matches(name, outputs, n=1, cutoff=0.0)
+            raise BadRepository(
+                f"config.toml: labels.{name} names no output of the model; expected one of {', '.join(outputs)}"
+                + (f"; for example: {_key(close[0])} = {_toml(config.labels[name])}" if close else "")
+            )
     return ModelOptions(
         limits=Limits(
             max_batch_rows=rows,

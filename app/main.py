@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +17,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
@@ -26,7 +28,6 @@ from app.http.openapi import describe_inference
 from app.http.protocol import InferProtocol
 from app.http.routes import control_plane
 from app.logs import configure_logging
-from app.metrics import metrics_page
 from app.models import ModelManager
 from app.serving.device import Device
 from app.serving.errors import Rejected, ServingError
@@ -59,17 +60,18 @@ def create_app(settings: Settings) -> FastAPI:
         gateway.stop()
         await manager.stop()
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="bitserve",
         version=metadata.version("bitserve"),
         description="Open Inference Protocol v2 with Triton's extensions.",
         lifespan=lifespan,
+        redirect_slashes=False,  # a path that is not of the protocol is 404, as its clients expect
     )
     app.state.gateway, app.state.manager, app.state.handler = gateway, manager, handler
     asgi = InferAsgi(handler)
     for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
         app.router.routes.append(Route(path, asgi, methods=["POST"], include_in_schema=False))
-    app.include_router(control_plane(settings, gateway, manager, metrics_page(gateway)))
+    app.include_router(control_plane(settings, gateway, manager))
     app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes)
     _answer_errors(app)
     describe_inference(app)
@@ -80,8 +82,10 @@ def _answer_errors(app: FastAPI) -> None:
     """Every error of every route is `{"error": ...}`: clients of the protocol cannot read anything else."""
 
     async def known(_: Request, error: Exception) -> Response:
-        headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, Rejected) else None
-        return _error(status_of(error), str(error), headers)
+        status = status_of(error)
+        retry_s = error.retry_after_s if isinstance(error, Rejected) else 1
+        headers = {"retry-after": str(retry_s)} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+        return _error(status, str(error), headers)
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -133,6 +137,12 @@ class _Server(uvicorn.Server):
                 left_s = max(0.1, self._drain_until_s - time.monotonic())
                 self.config.timeout_graceful_shutdown = max(1, round(left_s))
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, but the application is ended in haste, too: a compile is a child process that would live on."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

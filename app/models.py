@@ -49,7 +49,7 @@ class ModelManager:
         self._seen: dict[str, dict[int, _Seen]] = {}
         self._unloaded: set[str] = set()
         self._overrides: dict[str, ModelConfig] = {}
-        self._loads: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._loads: dict[tuple[str, int], asyncio.Task[str]] = {}
         self._sessions: dict[Endpoint, Session] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -69,14 +69,14 @@ class ModelManager:
 
     async def _watch(self) -> None:
         """The second look comes soon, so that a first start is quick; then one every `watch_s`."""
-        await asyncio.sleep(_SECOND_LOOK_S)
-        await self.look()
-        while self._settings.watch_s:
-            await asyncio.sleep(self._settings.watch_s)
+        pause_s = _SECOND_LOOK_S
+        while pause_s:
+            await asyncio.sleep(pause_s)
             try:
                 await self.look()
             except Exception:
                 log.exception("the repository could not be looked at")
+            pause_s = self._settings.watch_s
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
@@ -101,6 +101,7 @@ class ModelManager:
         seen = self._seen.setdefault(model, {})
         for number in [number for number in seen if number not in present]:
             del seen[number]
+            self._cancel_load(model, number)
             self._retire(model, number, "its files are gone")
         if not seen:
             self._seen.pop(model)
@@ -114,10 +115,11 @@ class ModelManager:
         for files in versions:
             signature = (files.stamp, config_stamp)
             seen = known[files.version]
-            twice, seen.last = seen.last == signature, signature
+            twice, is_new = seen.last == signature, seen.last == _NOTHING
+            seen.last = signature
             if files.version not in self._wanted(model):
                 seen.handled = None
-            elif seen.handled != signature and (model, files.version) not in self._loads:
+            elif (twice or is_new) and seen.handled != signature and (model, files.version) not in self._loads:
                 self._take(files, seen, settled=twice or files.has_manifest)
         self._retire_replaced(model)
 
@@ -131,9 +133,11 @@ class ModelManager:
             seen.handled = seen.last
         self._start_load(files, only_known=not settled)
 
-    def _start_load(self, files: VersionFiles, *, only_known: bool = False) -> asyncio.Task[None]:
+    def _start_load(self, files: VersionFiles, *, only_known: bool = False) -> asyncio.Task[str]:
         key = (files.model, files.version)
-        task = self._loads[key] = self._spawn(self._load(files, only_known=only_known))
+        seen = self._seen.get(files.model, {}).get(files.version)
+        sight = seen.last if seen is not None else _NOTHING
+        task = self._loads[key] = self._spawn(self._load(files, sight, only_known=only_known))
 
         def ended(_: object) -> None:
             if self._loads.get(key) is task:
@@ -141,6 +145,11 @@ class ModelManager:
 
         task.add_done_callback(ended)
         return task
+
+    def _cancel_load(self, model: str, number: int) -> None:
+        task = self._loads.pop((model, number), None)
+        if task is not None:
+            task.cancel()
 
     def _config_file(self, model: str) -> Path:
         return self._settings.repository / model / repository.CONFIG_FILE
@@ -154,7 +163,8 @@ class ModelManager:
         except FileNotFoundError:
             return ModelConfig()
         except (OSError, UnicodeDecodeError) as error:
-            raise BadRepository(f"config.toml cannot be read: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise BadRepository(f"config.toml cannot be read: {why}") from error
 
     def _wanted(self, model: str) -> set[int]:
         """Version numbers that the model's policy serves; the latest where the configuration is wrong."""
@@ -169,13 +179,16 @@ class ModelManager:
 
     # -- loading -------------------------------------------------------------------------------------------------
 
-    async def _load(self, files: VersionFiles, *, only_known: bool = False) -> None:
-        """Compile if needed, import, warm up, swap in. Whatever fails leaves a served version as it is."""
+    async def _load(self, files: VersionFiles, sight: Signature, *, only_known: bool = False) -> str:
+        """Compile if needed, import, warm up, swap in. Whatever fails leaves a served version as it is.
+
+        `sight` is what was seen of the files when the load was decided. Returns why it failed, or nothing.
+        """
         try:
             config = self._config(files.model)
             manifest = await self._plans.find(files.source)
             if manifest is None and only_known:
-                return
+                return ""
             say = self._sayer(files)
             if manifest is None:
                 manifest = await self._plans.make(files.source, say)
@@ -185,6 +198,7 @@ class ModelManager:
                 batchable=manifest.proof.batchable,
                 max_batch_rows=self._settings.max_batch_size,
                 max_queue_rows=self._settings.max_queue_rows,
+                outputs=[spec.name for spec in manifest.outputs],
             )
             manifest, session = await self._plans.open(files.source, manifest, options.instances, say)
             endpoint = Endpoint(
@@ -193,33 +207,38 @@ class ModelManager:
             endpoint.hold_requests = self._settings.delay_scheduler
             self._sessions[endpoint] = session
             reason = "" if manifest.proof.batchable else f"not batched: {manifest.proof.reason}"
-            self._swap_in(endpoint, reason)
-        except (EngineError, OSError) as error:
-            self._fail(files, str(error))
+            self._swap_in(endpoint, reason, sight)
+        except EngineError as error:
+            return self._fail(files, str(error))
+        except OSError as error:  # its own text would name a path of this machine
+            return self._fail(files, f"its files cannot be read: {error.strerror or type(error).__name__}")
         except Exception as error:
             log.exception("loading %s/%d", files.model, files.version)
-            self._fail(files, f"it could not be loaded: {error}")
+            return self._fail(files, f"it could not be loaded: {error}")
+        return ""
 
-    def _swap_in(self, endpoint: Endpoint, reason: str) -> None:
+    def _swap_in(self, endpoint: Endpoint, reason: str, sight: Signature) -> None:
         """From here on new requests meet the new engine; the old one answers what it accepted."""
         model, number = endpoint.model, endpoint.version
+        if model in self._unloaded or number not in self._seen.get(model, {}):
+            self._stop(endpoint, lambda: None)  # unloaded or removed while it was loading
+            return
         old = self._registry.get(model, number)
         self._registry.set(Version(model, number, ModelState.READY, reason, endpoint))
-        seen = self._seen.get(model, {}).get(number)
-        if seen is not None:
-            seen.handled = seen.last
+        self._seen[model][number].handled = sight  # not what was seen since: that is loaded next
         log.info("%s/%d is ready", model, number, extra={"note": reason} if reason else None)
         if old is not None and old.endpoint is not None:
             self._stop(old.endpoint, lambda: None)
         self._retire_replaced(model)
 
-    def _fail(self, files: VersionFiles, reason: str) -> None:
+    def _fail(self, files: VersionFiles, reason: str) -> str:
         log.warning("%s/%d is unavailable: %s", files.model, files.version, reason)
         current = self._registry.get(files.model, files.version)
         if current is not None and current.state is ModelState.READY:
             current.reason = f"the version loaded before still serves; loading it anew failed: {reason}"
         else:
             self._registry.set(Version(files.model, files.version, ModelState.UNAVAILABLE, reason))
+        return reason
 
     def _sayer(self, files: VersionFiles) -> Callable[[str], None]:
         def say(reason: str) -> None:
@@ -247,6 +266,8 @@ class ModelManager:
             return
 
         def gone() -> None:
+            if self._registry.get(model, number) is not version:
+                return  # loaded anew while it drained
             if keep_listed:
                 self._registry.set(Version(model, number, ModelState.UNAVAILABLE, reason))
             else:
@@ -291,15 +312,13 @@ class ModelManager:
             raise BadRepository(
                 f"failed to load '{model}': it has none of the versions that its configuration asks for"
             )
-        await asyncio.gather(*(self._load_now(files) for files in wanted))
-        states = [(files.version, self._registry.get(model, files.version)) for files in wanted]
-        for number, version in states:
-            if version is None or version.state is not ModelState.READY or "failed" in version.reason:
-                reason = version.reason if version is not None else "it was unloaded meanwhile"
-                raise BadRepository(f"failed to load '{model}', version {number}: {reason}")
+        failures = await asyncio.gather(*(self._load_now(files) for files in wanted))
+        for files, failure in zip(wanted, failures, strict=True):
+            if failure:
+                raise BadRepository(f"failed to load '{model}', version {files.version}: {failure}")
 
-    async def _load_now(self, files: VersionFiles) -> None:
-        """Wait for a load that is under way, then load what is on disk now."""
+    async def _load_now(self, files: VersionFiles) -> str:
+        """Wait for a load that is under way, then load what is on disk now. Returns why it failed, or nothing."""
         running = self._loads.get((files.model, files.version))
         if running is not None:
             await asyncio.wait({running})
@@ -309,7 +328,9 @@ class ModelManager:
         seen = self._seen.get(files.model, {}).get(files.version)
         if seen is not None:
             seen.handled = seen.last
-        await asyncio.wait({self._start_load(files)})
+        task = self._start_load(files)
+        await asyncio.wait({task})
+        return "it was unloaded meanwhile" if task.cancelled() else task.result()
 
     def unload(self, model: str) -> None:
         """Stop all versions of a model; returns at once. Raises UnknownModel for a model that is not there."""
@@ -321,9 +342,7 @@ class ModelManager:
             seen = self._seen.get(model, {}).get(version.number)
             if seen is not None:
                 seen.handled = None
-            task = self._loads.pop((model, version.number), None)
-            if task is not None:
-                task.cancel()
+            self._cancel_load(model, version.number)
             self._retire(model, version.number, "unloaded", keep_listed=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from app.builds.executor import BuildLimits, run_build
 from app.settings import Settings
 from app.warmup import warm_up
 from engines import repository
-from engines.errors import PlanInvalid
+from engines.errors import EngineError, PlanInvalid
 from engines.manifest import Manifest
 from engines.runtime.session import Session
 
@@ -58,17 +59,30 @@ class Plans:
     async def open(self, source: Path, manifest: Manifest, instances: int | None, say: Say) -> tuple[Manifest, Session]:
         """Import a plan and warm it up; one that turns out corrupt is thrown away and compiled again, once."""
         try:
-            return manifest, await asyncio.to_thread(self._import, manifest, instances)
+            return manifest, await self._warm(manifest, instances)
         except PlanInvalid as error:
             await self._distrust(manifest.key, error)
         manifest = await self.make(source, say)
-        return manifest, await asyncio.to_thread(self._import, manifest, instances)
+        return manifest, await self._warm(manifest, instances)
+
+    async def _warm(self, manifest: Manifest, instances: int | None) -> Session:
+        """Import in a thread; a session that nobody waits for any more is closed when it comes."""
+        work = asyncio.ensure_future(asyncio.to_thread(self._import, manifest, instances))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.add_done_callback(_close_unwanted)
+            raise
 
     def _import(self, manifest: Manifest, instances: int | None) -> Session:
         from engines.runtime.openvino import load_session  # heavy, and not needed by an empty repository
 
         session = load_session(self._cache.entry(manifest.key), manifest, streams=instances)
-        warm_up(session, manifest)
+        try:
+            warm_up(session, manifest)
+        except EngineError:  # in a thread of its own: a launch that hangs would keep close waiting
+            threading.Thread(target=session.close, name="close-session", daemon=True).start()
+            raise
         return session
 
     async def _key(self, source: Path) -> str:
@@ -84,6 +98,11 @@ class Plans:
     async def _distrust(self, key: str, error: PlanInvalid) -> None:
         log.warning("a cached plan was not trusted and will be compiled again: %s", error, extra={"plan": key})
         await asyncio.to_thread(self._cache.discard, key)
+
+
+def _close_unwanted(work: asyncio.Future[Session]) -> None:
+    if not work.cancelled() and work.exception() is None:
+        threading.Thread(target=work.result().close, name="close-session", daemon=True).start()
 
 
 def _writable_cache(settings: Settings) -> Path:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -21,22 +25,35 @@ def main(arguments: list[str] | None = None) -> int:
     build = commands.add_parser("build", help="compile a model file and store the plan in a cache folder")
     build.add_argument("source", type=Path)
     build.add_argument("--cache", type=Path, required=True)
+    build.add_argument("--parent", type=int, default=0, help="process id of the caller: end when it ends")
     inspect = commands.add_parser("inspect", help="print the manifest of a plan folder")
     inspect.add_argument("plan", type=Path)
     options = parser.parse_args(arguments)
     try:
         return _build(options) if options.command == "build" else _inspect(options)
-    except (EngineError, OSError) as error:
+    except EngineError as error:
         _say(error=str(error))
-        return REFUSED
+    except OSError as error:  # its own text would name a path of this machine
+        _say(error=error.strerror or type(error).__name__)
+    return REFUSED
 
 
 def _build(options: argparse.Namespace) -> int:
+    if options.parent:
+        _die_with(options.parent)
     from engines.build import build  # heavy: the compiler is imported only where it runs
 
     manifest = build(options.source, PlanCache(options.cache), progress=lambda stage: _say(stage=stage))
     _say(key=manifest.key)
     return 0
+
+
+def _die_with(parent: int) -> None:
+    """A server that is killed leaves no compile behind (PR_SET_PDEATHSIG; where there is none, it just ends late)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the line above
+        sys.exit(REFUSED)
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -1,7 +1,9 @@
 """Prove that rows do not touch each other along a batch axis, by running the engine. Dimension names prove nothing.
 
-Every sample is run alone, then together with others, permuted, beside a row of large values and beside a row of NaN,
+Every sample is run alone, then together with others, permuted, beside rows of large values, NaN and infinities,
 and each row is compared with what it was alone. A row that answers differently in company depends on its company.
+Between two companies of one size the engine runs the very same sums for a row, so there the row must not change by a
+single bit: that shows a mixing which is too weak for any tolerance.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from engines.manifest import BatchProof
 from engines.reference import Arrays
 from engines.tensor import DYNAMIC, TensorSpec, datatype
 
-__all__ = ["Blind", "Difference", "Proven", "Refuted", "axis_candidates", "differs", "prove"]
+__all__ = ["Blind", "Difference", "Proven", "Refuted", "axis_candidates", "differs", "join", "prove"]
 
 Run = Callable[[Arrays], Arrays]
 _LARGE = 1e4
 _MAX_CANDIDATES = 8
 _FULL_BATCH_ROWS = 32
+_OTHER_SIZES = (4, 7, 16)
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,20 @@ class _Proof:
         count = len(self._rows)
         order = list(range(count))
         self._output_axes = self._find_output_axes()
-        self._require_sight()
         self._check("together", [order])
+        self._require_sight()
         self._check("permuted", [order[::-1], order[2:] + order[:2]])
         self._check("in smaller company", [order[:3], order[1:3]])
-        self._check_beside("a row of large values", _large)
+        guests = {"another row": self._rows[3:], "a row of large values": [_spoilt(self._rows[1], _large)]}
         if any(is_float(array) for array in self._rows[0].values()):
-            self._check_beside("a row of NaN", _nan)
-        self._check("in a full batch", [[i % count for i in range(_FULL_BATCH_ROWS)]])
+            guests["a row of NaN"] = [_spoilt(self._rows[1], _all(np.nan))]
+            # a maximum may pass over NaN, and hide a weak mixing behind any finite number
+            guests["a row of infinities"] = [_spoilt(self._rows[1], _all(sign * np.inf)) for sign in (1, -1)]
+        self._check_beside(guests)
+        # shuffled: an order with a period would hide rows that meet rows a period away
+        rng = np.random.default_rng(0)
+        self._check("in other sizes", [list(rng.integers(0, count, size)) for size in _OTHER_SIZES])
+        self._check("in a full batch", [list(rng.integers(0, count, _FULL_BATCH_ROWS))])
         proof = BatchProof(True, "", tuple(self._checks), self._worst, self._bound)
         return Proven(proof, self._output_axes)
 
@@ -119,6 +128,14 @@ class _Proof:
             axes[name] = grown[0]
         return axes
 
+    def _require_rows(self, answer: Arrays, rows: int) -> None:
+        for name, axis in self._output_axes.items():
+            want = tuple(rows if i == axis else d for i, d in enumerate(self._alone[0][name].shape))
+            if answer[name].shape != want:
+                raise _Stop(
+                    Refuted(f"output {name!r} of {rows} rows has shape {list(answer[name].shape)}, not {list(want)}")
+                )
+
     def _require_sight(self) -> None:
         """Each output must differ between samples by more than the bound, or swapped rows would go unseen."""
         for name in self._alone[0]:
@@ -127,24 +144,46 @@ class _Proof:
                 raise _Stop(Blind(f"output {name!r} is the same for every sample, so independence cannot be seen"))
 
     def _answer(self, order: Sequence[int]) -> Arrays:
-        return self._run(_join([self._rows[i] for i in order], self._axes))
+        return self._run(join([self._rows[i] for i in order], self._axes))
 
     def _check(self, what: str, orders: Sequence[Sequence[int]]) -> None:
         for order in orders:
             answer = self._answer(order)
+            self._require_rows(answer, len(order))
             for position, index in enumerate(order):
                 self._compare(what, answer, position, self._alone[index])
         self._checks.append(what)
 
-    def _check_beside(self, what: str, spoil: Callable[[np.ndarray], np.ndarray]) -> None:
-        guest = {name: spoil(array) for name, array in self._rows[1].items()}
+    def _check_beside(self, guests: Mapping[str, Sequence[Arrays]]) -> None:
+        """Two rows beside a third that changes: they must answer as alone, and in all companies to the same bit."""
         for position in (1, 0):
-            company = [self._rows[0], self._rows[2]]
-            company.insert(position, guest)
-            answer = self._run(_join(company, self._axes))
-            for index, row in zip((0, 2), [p for p in range(3) if p != position], strict=True):
-                self._compare(f"beside {what}", answer, row, self._alone[index])
-        self._checks.append(f"beside {what}")
+            hosts = [p for p in range(3) if p != position]
+            usual, again = (self._beside(self._rows[1], position) for _ in range(2))
+            repeats = all(_same_bits(usual[name], again[name]) for name in usual)
+            for what, rows in guests.items():
+                for guest in rows:
+                    answer = self._beside(guest, position)
+                    for index, row in zip((0, 2), hosts, strict=True):
+                        self._compare(f"beside {what}", answer, row, self._alone[index])
+                        if repeats:
+                            self._require_same(f"beside {what}", usual, answer, row)
+        self._checks.extend(f"beside {what}" for what in guests)
+
+    def _beside(self, guest: Arrays, position: int) -> Arrays:
+        company = [self._rows[0], self._rows[2]]
+        company.insert(position, guest)
+        return self._run(join(company, self._axes))
+
+    def _require_same(self, what: str, usual: Arrays, answer: Arrays, position: int) -> None:
+        for name, axis in self._output_axes.items():
+            want, got = (np.take(answers[name], [position], axis=axis) for answers in (usual, answer))
+            if not _same_bits(want, got):
+                raise _Stop(
+                    Refuted(
+                        f"rows touch each other ({what}): output {name!r} of a row changes with the rows beside it, "
+                        "in a batch of the same size"
+                    )
+                )
 
     def _compare(self, what: str, answer: Arrays, position: int, alone: Arrays) -> None:
         for name, want in alone.items():
@@ -193,8 +232,17 @@ def is_float(array: np.ndarray) -> bool:
     return array.dtype.kind == "f" or array.dtype == datatype("BF16").numpy
 
 
-def _join(rows: Sequence[Arrays], axes: Mapping[str, int]) -> Arrays:
+def join(rows: Sequence[Arrays], axes: Mapping[str, int]) -> Arrays:
+    """One batch of several rows."""
     return {name: np.concatenate([row[name] for row in rows], axis=axes[name]) for name in rows[0]}
+
+
+def _same_bits(want: np.ndarray, got: np.ndarray) -> bool:
+    return want.shape == got.shape and want.tobytes() == got.tobytes()
+
+
+def _spoilt(row: Arrays, spoil: Callable[[np.ndarray], np.ndarray]) -> Arrays:
+    return {name: spoil(array) for name, array in row.items()}
 
 
 def _large(array: np.ndarray) -> np.ndarray:
@@ -204,8 +252,8 @@ def _large(array: np.ndarray) -> np.ndarray:
     return np.full_like(array, array.max())
 
 
-def _nan(array: np.ndarray) -> np.ndarray:
-    return np.full_like(array, np.nan) if is_float(array) else array
+def _all(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda array: np.full_like(array, value) if is_float(array) else array
 
 
 def _last_line(error: BaseException) -> str:

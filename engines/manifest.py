@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
 
 from engines.errors import PlanInvalid
@@ -73,19 +75,28 @@ class Manifest(msgspec.Struct, frozen=True):
     """Shapes of one row that the engine is known to run; the server warms up with them."""
     notes: tuple[str, ...] = ()
     format: int = FORMAT
+    seal: str = ""
+    """SHA-256 of the manifest without this field: a flipped digit in it would be believed otherwise."""
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The manifest as indented JSON, for people to read."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    """The manifest as indented JSON, for people to read, sealed."""
+    sealed = msgspec.structs.replace(manifest, seal=_seal(manifest))
+    return msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n"
+
+
+def _seal(manifest: Manifest) -> str:
+    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(manifest, seal=""))).hexdigest()
 
 
 def decode(data: bytes) -> Manifest:
-    """Parse a manifest; PlanInvalid where it is not one of this format."""
+    """Parse a manifest; PlanInvalid where it is not one of this format, or not what was written."""
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PlanInvalid(f"manifest is not readable: {error}") from error
     if manifest.format != FORMAT:
         raise PlanInvalid(f"manifest has format {manifest.format}, expected {FORMAT}")
+    if manifest.seal != _seal(manifest):
+        raise PlanInvalid("manifest does not match its own seal: it was changed after it was written")
     return manifest

@@ -12,10 +12,12 @@ a writer that is killed, at any point leaves the old state or the new one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from pathlib import Path
 
 from engines.errors import BadRepository, PlanInvalid
 from engines.hardware import cpu_fingerprint
-from engines.manifest import Manifest, decode
+from engines.manifest import Manifest, decode, encode
 
 __all__ = [
     "CONFIG_FILE", "MANIFEST_FILE", "MODEL_FILE", "PlanCache", "VersionFiles", "check_model_name", "file_sha256",
@@ -36,8 +38,9 @@ CONFIG_FILE = "config.toml"
 MANIFEST_FILE = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _RESERVED = frozenset({"stats"})  # GET /v2/models/stats is the statistics of all models
+_STAGING, _DISCARDED = ".staging", ".discarded."
 _TOOLS = ("bitserve", "onnx", "onnxruntime", "openvino")
-PLAN_FORMAT = "2"
+PLAN_FORMAT = "3"
 """Part of every plan key: raise it when the build itself changes what it makes."""
 
 
@@ -78,7 +81,7 @@ def scan(repository: Path) -> dict[str, list[VersionFiles]]:
     """Every model and its versions, ascending. Stray files, dotted names and illegal names are skipped."""
     models: dict[str, list[VersionFiles]] = {}
     for entry in _entries(repository):
-        if is_model_name(entry.name) and entry.is_dir():
+        if is_model_name(entry.name) and _is_folder(entry):
             models[entry.name] = sorted(_versions(Path(entry.path), entry.name), key=lambda found: found.version)
     return {name: versions for name, versions in sorted(models.items()) if versions}
 
@@ -91,16 +94,25 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle, say
+        return False
+
+
 def _versions(folder: Path, model: str) -> Iterator[VersionFiles]:
     for entry in _entries(folder):
-        if not (entry.name.isascii() and entry.name.isdigit() and entry.is_dir()):
+        if not (entry.name.isascii() and entry.name.isdigit() and _is_folder(entry)):
             continue
         if len(entry.name) > 18 or str(int(entry.name)) != entry.name:
             continue  # "01" and "1" would be the same version
         path = Path(entry.path)
         with contextlib.suppress(OSError):
-            stat = (path / MODEL_FILE).stat()
-            stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+            found = (path / MODEL_FILE).stat()
+            if not stat.S_ISREG(found.st_mode):
+                continue  # reading a pipe would never end
+            stamp = (found.st_size, found.st_mtime_ns, found.st_ino)
             yield VersionFiles(model, int(entry.name), path, stamp, (path / MANIFEST_FILE).exists())
 
 
@@ -129,7 +141,7 @@ def staged_folder(final: Path) -> Iterator[Path]:
     published is immutable.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".staging", dir=final.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=_STAGING, dir=final.parent))
     try:
         yield staging
         staging.chmod(0o755)  # mkdtemp makes it private; another user's server may have to read it
@@ -138,7 +150,12 @@ def staged_folder(final: Path) -> Iterator[Path]:
         _sync(staging)
         if final.exists():
             raise FileExistsError(f"{final.name} exists already and is immutable")
-        staging.rename(final)
+        try:
+            staging.rename(final)
+        except OSError as error:  # another writer was first
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise FileExistsError(f"{final.name} exists already and is immutable") from error
+            raise
         _sync(final.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -192,19 +209,32 @@ class PlanCache:
             raise PlanInvalid(f"the plan belongs to key {manifest.key[:12]}, expected {key[:12]}")
         return manifest
 
+    def store(self, manifest: Manifest, blob: bytes) -> None:
+        """Add a plan, its manifest written last. One of the same key that came first is kept."""
+        with (
+            contextlib.suppress(FileExistsError),
+            staged_folder(self.entry(manifest.key)) as staging,
+        ):
+            (staging / manifest.engine.file).write_bytes(blob)
+            (staging / MANIFEST_FILE).write_bytes(encode(manifest))
+
     def discard(self, key: str) -> None:
         """Remove a plan, by renaming it away first so that no reader finds half of it."""
-        grave = Path(tempfile.mkdtemp(prefix=".discarded.", dir=self.folder))
+        grave = Path(tempfile.mkdtemp(prefix=_DISCARDED, dir=self.folder))
         with contextlib.suppress(FileNotFoundError):
             self.entry(key).rename(grave / key)
         shutil.rmtree(grave, ignore_errors=True)
 
     def sweep(self, older_than_s: float, now_s: float) -> int:
-        """Remove what killed builds left behind (dotted folders older than the limit); return how many."""
+        """Remove what killed builds left behind, once it is older than the limit; return how many.
+
+        Only names that this module makes are touched: the cache may be a folder that holds other things too.
+        """
         removed = 0
         for entry in _entries(self.folder):
+            ours = entry.name.startswith(_DISCARDED) or (entry.name.startswith(".") and entry.name.endswith(_STAGING))
             with contextlib.suppress(OSError):
-                if entry.name.startswith(".") and now_s - entry.stat().st_mtime > older_than_s:
+                if ours and now_s - entry.stat().st_mtime > older_than_s:
                     shutil.rmtree(entry.path, ignore_errors=True)
                     removed += 1
         return removed

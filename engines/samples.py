@@ -33,7 +33,7 @@ class Sampler:
     def draw(self, seed: int, scale: float = 1.0) -> Arrays:
         """One row of each input, of standard deviation `scale` where it is floating point."""
         rng = np.random.default_rng(seed)
-        return {spec.name: self._tensor(rng, spec, scale) for spec in self._inputs}
+        return {spec.name: np.asarray(self._tensor(rng, spec, scale)) for spec in self._inputs}
 
     def _tensor(self, rng: np.random.Generator, spec: TensorSpec, scale: float) -> np.ndarray:
         kind, shape = datatype(spec.datatype), self.shape(spec)

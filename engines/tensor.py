@@ -64,13 +64,15 @@ class TensorSpec(msgspec.Struct, frozen=True):
     """Name, datatype and shape of one input or output.
 
     `shape` is the full shape, batch axis included; -1 marks a variable dimension. `batch_axis` is the axis that
-    was proven to carry independent rows, or None where requests must run one at a time.
+    was proven to carry independent rows, or None where requests must run one at a time. `integer_bits` bounds an
+    integer input: magnitudes from 2 to this power on were not found right (an engine may cut them); 63 = no bound.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     batch_axis: int | None = None
+    integer_bits: int = 63
 
     @property
     def row_shape(self) -> tuple[int, ...]:

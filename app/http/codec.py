@@ -59,10 +59,9 @@ def _json_length(header: bytes | None, total: int) -> int:
 
 
 def _parse(data: bytes) -> InferRequest:
+    tensors.check_depth(data)
     try:
         return _decoder.decode(data)
-    except RecursionError as error:
-        raise BadRequest(f"JSON nesting depth exceeds maximum allowed limit ({tensors.MAX_DEPTH})") from error
     except msgspec.ValidationError as error:
         raise BadRequest(f"failed to read the request: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -77,7 +76,9 @@ def _parse_constants(data: bytes, first: Exception) -> InferRequest:
         document = json.loads(data)
         values = [tensor.pop("data", None) for tensor in document["inputs"]]
         request = _decoder.decode(_encoder.encode(document))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"failed to read the request: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BadRequest(f"failed to parse the request JSON buffer: {first}") from error
     for tensor, value in zip(request.inputs, values, strict=True):
         if value is not None:
@@ -135,7 +136,7 @@ def _call(request: InferRequest, inputs: Mapping[str, InputTensor]) -> Call:
     parameters = request.parameters
     return Call(
         inputs,
-        None if request.outputs is None else tuple(output.name for output in request.outputs),
+        tuple(output.name for output in request.outputs) if request.outputs else None,  # [] is all, as in Triton
         priority=_unsigned(parameters, "priority"),
         timeout_us=_unsigned(parameters, "timeout"),
     )
@@ -189,7 +190,11 @@ def _decode_raw(body: bytes, endpoint: Endpoint) -> tuple[Call, Wanted]:
     spec = endpoint.inputs[0]
     shape = _raw_shape(spec, len(body), model)
     kind = datatype(spec.datatype)
-    array = tensors.from_bytes(spec.name, memoryview(body), shape, kind)
+    if kind.name == "BYTES":  # the body is the one element itself, without a length before it
+        array = np.empty(shape, np.object_)
+        array.fill(body)
+    else:
+        array = tensors.from_bytes(spec.name, memoryview(body), shape, kind)
     return Call({spec.name: InputTensor(spec.datatype, array)}), Wanted("", True, {}, {})
 
 
@@ -258,12 +263,26 @@ def classify(array: np.ndarray, count: int, labels: tuple[str, ...], spec: Tenso
     rows = array.shape[0] if spec.batch_axis == 0 else 1
     flat = array.reshape(rows, -1)
     top = min(count, flat.shape[1])
-    order = np.argsort(-flat.astype(np.float64), axis=1, kind="stable")[:, :top]
+    is_float = datatype(spec.datatype).is_float
+    order = _descending(flat, is_float=is_float)[:, :top]
     result = np.empty((rows, top), dtype=np.object_)
     for row in range(rows):
         for rank, index in enumerate(order[row]):
             value = flat[row, index]
-            shown = f"{value:f}" if flat.dtype.kind == "f" else str(value)
+            shown = f"{float(value):f}" if is_float else str(value)
             label = f":{labels[index]}" if index < len(labels) else ""
             result[row, rank] = f"{shown}:{index}{label}".encode()
     return result if spec.batch_axis == 0 else result[0]
+
+
+def _descending(rows: np.ndarray, *, is_float: bool) -> np.ndarray:
+    """Indices of each row's values, the largest first, equal ones in order; NaN comes last.
+
+    Integers are compared as they are: as floats, large ones would tie.
+    """
+    order: np.ndarray
+    if is_float:
+        order = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")
+    else:
+        order = rows.shape[1] - 1 - np.argsort(rows[:, ::-1], axis=1, kind="stable")[:, ::-1]
+    return order

@@ -9,6 +9,8 @@ from app.http.errors import BadRequest, BodyTooLarge
 __all__ = ["choose", "compress", "decompress"]
 
 _WINDOW = {"gzip": 31, "deflate": 15}
+_MAX_MEMBERS = 4096
+_PIECE_BYTES = 65536
 _LEVEL = 1  # tensors hardly shrink; more effort costs time and gains little
 
 
@@ -47,20 +49,27 @@ def decompress(body: bytes, coding: str, limit_bytes: int) -> bytes:
     if coding not in _WINDOW:
         raise BadRequest(f"unsupported Content-Encoding '{coding}'; expected gzip, deflate or identity")
     parts: list[bytes] = []
-    left = limit_bytes
+    left, offset, members = limit_bytes, 0, 0
+    unpacker = None
     try:
-        while body:  # gzip allows several members, one after another
-            unpacker = zlib.decompressobj(_WINDOW[coding])
-            part = unpacker.decompress(body, left + 1)
+        while offset < len(body):  # piecewise, since zlib copies what it leaves over of its input
+            if unpacker is None:  # gzip allows several members, one after another
+                unpacker, members = zlib.decompressobj(_WINDOW[coding]), members + 1
+            piece = body[offset : offset + _PIECE_BYTES]
+            part = unpacker.decompress(piece, left + 1)
             left -= len(part)
             if left < 0:
                 raise BodyTooLarge(
                     f"the decompressed body has more than {limit_bytes} bytes; see setting max_body_bytes"
                 )
-            if not unpacker.eof:
-                raise BadRequest(f"the {coding} body is incomplete")
             parts.append(part)
-            body = unpacker.unused_data
+            offset += len(piece) - len(unpacker.unused_data)
+            if unpacker.eof:
+                unpacker = None
+            if members > _MAX_MEMBERS:
+                raise BadRequest(f"the {coding} body has more than {_MAX_MEMBERS} members")
     except zlib.error as error:
         raise BadRequest(f"the body is not {coding}: {error}") from error
+    if unpacker is not None:
+        raise BadRequest(f"the {coding} body is incomplete")
     return b"".join(parts)

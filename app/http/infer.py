@@ -19,7 +19,7 @@ from app.serving.errors import Rejected, ServingError, UnknownModel
 from app.serving.gateway import Gateway
 from app.serving.ticket import Reply, Ticket
 
-__all__ = ["Answer", "Head", "InferAsgi", "InferHandler", "Pending"]
+__all__ = ["Answer", "Head", "InferAsgi", "InferHandler", "Pending", "announced_bytes", "refusal"]
 
 log = logging.getLogger(__name__)
 _PATH = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
@@ -45,16 +45,28 @@ class Head(NamedTuple):
         match = _PATH.fullmatch(path)
         if match is None:
             return None
-        found = {name: value for name, value in headers if name in _HEADERS}
         version = match[2]
+        return Head.of(
+            unquote(match[1].decode("latin-1")), None if version is None else version.decode("latin-1"), headers
+        )
+
+    @staticmethod
+    def of(model: str, version: str | None, headers: Iterable[tuple[bytes, bytes]]) -> Head:
+        """For a path that was taken apart already."""
+        found = {name: value for name, value in headers if name in _HEADERS}
         return Head(
-            unquote(match[1].decode("latin-1")),
-            None if version is None else version.decode("latin-1"),
+            model,
+            version,
             found.get(b"inference-header-content-length"),
             found.get(b"content-encoding", b""),
             found.get(b"accept-encoding", b""),
             found.get(b"x-request-id"),
         )
+
+
+def announced_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Content-Length, or 0 where there is none."""
+    return next((int(value) for name, value in headers if name == b"content-length" and value.isdigit()), 0)
 
 
 _HEADERS = frozenset((b"inference-header-content-length", b"content-encoding", b"accept-encoding", b"x-request-id"))
@@ -210,16 +222,15 @@ class InferAsgi:
         self._handler = handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
-        head = Head.parse(raw_path.partition(b"?")[0], scope["headers"])
-        assert head is not None, "mounted on another path"
+        named: dict[str, str] = scope["path_params"]  # of the route, which has decoded what was percent-encoded
+        head = Head.of(named["model"], named.get("version"), scope["headers"])
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def reply(given: Answer) -> None:
             if not answer.done():
                 answer.set_result(given)
 
-        body = await self._body(receive)
+        body = await self._body(scope["headers"], receive)
         if body is None:
             return
         if isinstance(body, BodyTooLarge):
@@ -233,8 +244,10 @@ class InferAsgi:
         await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
         await send({"type": "http.response.body", "body": payload})
 
-    async def _body(self, receive: Receive) -> bytes | BodyTooLarge | None:
-        """The whole body; None where the client left before its end."""
+    async def _body(self, headers: Iterable[tuple[bytes, bytes]], receive: Receive) -> bytes | BodyTooLarge | None:
+        """The whole body; None where the client left before its end. One announced as too large is not asked for."""
+        if announced_bytes(headers) > self._handler.max_body_bytes:
+            return too_large(self._handler.max_body_bytes)
         parts: list[bytes] = []
         size = 0
         while True:

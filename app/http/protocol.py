@@ -8,6 +8,7 @@ have done is done here: body cap, Expect, timeouts, write flow control, HTTP/1.0
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,115 +16,53 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.http.errors import BadRequest, body_of, too_large
-from app.http.infer import Answer, Head, InferHandler, Pending, refusal
+from app.http.cycle import FastCycle, LingeringTransport, head_without_upgrade
+from app.http.errors import body_of
+from app.http.infer import Answer, Head, InferHandler, announced_bytes
 
 if TYPE_CHECKING:
     from app.settings import Settings
 
-__all__ = ["FastCycle", "InferProtocol"]
+__all__ = ["InferProtocol"]
 
+log = logging.getLogger(__name__)
 _STATUS_LINE = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_JSON = (b"content-type", b"application/json")
 _SWEEP_S = 0.5
 _LINGER_S = 2.0
 _MAX_HEAD_BYTES = 65536
-
-
-class FastCycle:
-    """One inference call on a connection. Has the attributes that uvicorn's protocol reads of its own cycle."""
-
-    def __init__(
-        self, protocol: InferProtocol, head: Head, *, keep_alive: bool, expects_continue: bool, announced_bytes: int
-    ) -> None:
-        self.protocol, self.head, self.keep_alive = protocol, head, keep_alive
-        self.announced_bytes = announced_bytes
-        self.response_complete = self.disconnected = False
-        self.message_event = _NoEvent()
-        self.expects_continue = expects_continue
-        self.chunks: list[bytes] = []
-        self.size = 0
-        self.active = self.complete = False
-        self.pending: Pending | None = None
-
-    def activate(self) -> None:
-        """All earlier requests of the connection are answered: it is this one's turn."""
-        self.active = True
-        if max(self.size, self.announced_bytes) > self.protocol.handler.max_body_bytes:
-            self.refuse_body()
-        elif self.complete:
-            self.run()
-        elif self.expects_continue and not self.chunks:
-            self.protocol.transport.write(_CONTINUE)
-
-    def add(self, chunk: bytes) -> None:
-        self.size += len(chunk)
-        if self.size > self.protocol.handler.max_body_bytes:
-            self.chunks.clear()
-            if self.active:
-                self.refuse_body()
-        else:
-            self.chunks.append(chunk)
-
-    def refuse_body(self) -> None:
-        """Answer 413 at once and close: the rest of the body is not read."""
-        self.keep_alive = False
-        self.reply(refusal(too_large(self.protocol.handler.max_body_bytes), self.head.request_id or b"-"))
-
-    def finish(self) -> None:
-        """The body is complete."""
-        self.complete = True
-        if self.active and not self.response_complete:
-            self.run()
-
-    def run(self) -> None:
-        body = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
-        self.chunks.clear()
-        self.pending = self.protocol.handler.start(self.head, body, self.reply)
-
-    def reply(self, answer: Answer) -> None:
-        if self.response_complete:
-            return
-        self.response_complete = True
-        self.pending = None
-        if not self.disconnected:
-            self.protocol.write_answer(answer, keep_alive=self.keep_alive)
-
-    def abandon(self) -> None:
-        """The client has gone."""
-        self.disconnected = True
-        self.chunks.clear()
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.cancel()
-
-
-class _NoEvent:
-    """uvicorn wakes its cycles through an asyncio.Event; a fast cycle has nobody to wake."""
-
-    def set(self) -> None:
-        pass
+"""Of a request's head, and of whatever else comes without a byte of body in it: trailers, chunk extensions."""
 
 
 class InferProtocol(HttpToolsProtocol):
-    """One connection. `configure` makes the subclass that a server uses."""
+    """One connection. `configure` makes the subclass that a server uses.
+
+    `_waits_for` is what the client owes next: headers, (the rest of a) body, nothing until its answer, anything at all
+    (idle), or its end of the connection (close). The last is final: the server has said its last word.
+    """
 
     handler: ClassVar[InferHandler]
     settings: ClassVar[Settings]
     open: ClassVar[set[InferProtocol]]
+    admitted: ClassVar[set[InferProtocol]]
     _sweeper: ClassVar[asyncio.TimerHandle | None] = None
 
     @classmethod
     def configure(cls, handler: InferHandler, settings: Settings) -> type[InferProtocol]:
-        """A subclass bound to a handler and its limits, with a register of its own connections."""
-        return type("BoundInferProtocol", (cls,), {"handler": handler, "settings": settings, "open": set()})
+        """A subclass bound to a handler and its limits, with registers of its own connections."""
+        own = {"handler": handler, "settings": settings, "open": set(), "admitted": set()}
+        return type("BoundInferProtocol", (cls,), own)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._current: FastCycle | None = None
+        self._current: Any = None  # the cycle whose answer is the next on the wire
+        self._fault: str | None = None  # to be said when earlier requests are answered
+        self._deaf = False  # what the client still sends is dropped
         self._waits_since = time.monotonic()
         self._waits_for = "headers"
-        self._unsent = self._head_bytes = 0
+        self._unsent = self._segment_bytes = self._quiet_bytes = 0
+        self._progress = False
 
     # -- connection ----------------------------------------------------------------------------------------------
 
@@ -131,62 +70,117 @@ class InferProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         kind = type(self)
         kind.open.add(self)
-        if len(kind.open) > self.settings.max_connections:
-            self._refuse_connection()
-        elif kind._sweeper is None:
+        if kind._sweeper is None:
             kind._sweeper = self.loop.call_later(_SWEEP_S, kind._sweep)
+        if len(kind.admitted) < self.settings.max_connections:
+            kind.admitted.add(self)
+        else:
+            self._refuse_connection()
 
     def _refuse_connection(self) -> None:
-        message = f"the server has {self.settings.max_connections} open connections; see setting max_connections"
-        self._write(503, [(b"content-type", b"application/json"), (b"retry-after", b"1")], body_of(message), close=True)
+        """Say why and leave; the client gets time to read it unless refused connections become many themselves."""
+        limit = self.settings.max_connections
+        message = f"the server has {limit} open connections; see setting max_connections"
+        self._write(503, [_JSON, (b"retry-after", b"1")], body_of(message), close=True)
         self._linger()
+        if len(type(self).open) > 2 * limit + 16:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         type(self).open.discard(self)
-        cycles = [self.cycle, self._current, *(cycle for cycle, _ in self.pipeline)]
-        for cycle in cycles:
-            if isinstance(cycle, FastCycle) and not cycle.response_complete:
-                cycle.abandon()
+        type(self).admitted.discard(self)
+        for cycle in (self.cycle, self._current, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                self._withdraw(cycle)
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """Close when the request in flight is answered. uvicorn's own test covers both kinds of cycle."""
-        if self._waits_for == "body" and isinstance(self.cycle, FastCycle) and not self.cycle.complete:
-            self.cycle.keep_alive = False
-            return
-        for cycle, _ in self.pipeline:
-            cycle.keep_alive = True  # answered in turn; only the last one closes
-        super().shutdown()
+        """Close when everything in flight is answered: `cycle` is the last request, uvicorn's test covers both kinds.
+
+        Of one whose body still arrives, the answer (that the server stops) is sent when it has arrived.
+        """
+        if self._waits_for != "close":
+            super().shutdown()
 
     def data_received(self, data: bytes) -> None:
-        if self._waits_for == "close":
+        if self._deaf:
             return
         if self._waits_for == "idle":
             self._await("headers")
         elif self._waits_for != "headers":
             self._waits_since = time.monotonic()
+        self._segment_bytes, self._progress = len(data), False
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            if isinstance(self.cycle, FastCycle):  # its body was not read; any other request goes on as HTTP/1.1
-                self.send_400_response("protocol upgrades are not supported")
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                    break
+                except httptools.HttpParserUpgrade as upgrade:
+                    data = self._decline_upgrade() + data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
+            if isinstance(error, httptools.HttpParserCallbackError):
+                log.error("a request could not be taken", exc_info=error)
             self.send_400_response(f"invalid HTTP request: {error}")
-        if self._waits_for == "headers":
-            self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD_BYTES:
-                self.send_400_response(f"the request's headers have more than {_MAX_HEAD_BYTES} bytes")
+        self._quiet_bytes = 0 if self._progress else self._quiet_bytes + self._segment_bytes
+        if self._quiet_bytes > _MAX_HEAD_BYTES:
+            self._refuse_head()
+
+    def _decline_upgrade(self) -> bytes:
+        """As the protocol allows, the request goes on as HTTP/1.1 (Java's client offers h2c on every first one).
+
+        The parser would not read its body: so its head is parsed anew, without the offer.
+        """
+        method = self.parser.get_method()
+        if self._deaf or method == b"CONNECT":
+            self.send_400_response("method CONNECT is not supported")
+            return b""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        return head_without_upgrade(method, self.url, self.headers)
 
     def eof_received(self) -> None:
-        """Half-closed: nobody does that and still waits for an answer, but one that is being written is finished."""
-        if self._waits_for == "close":
-            self.transport.close()
+        """The client has closed its half: nobody does that and still waits for an answer, so it has gone.
+
+        The transport closes by itself then, after it has sent what is written.
+        """
 
     def send_400_response(self, msg: str) -> None:
-        """Uvicorn's is plain text; every error of this server is JSON."""
-        if not self.transport.is_closing() and self._waits_for != "close":
-            self._write(400, [(b"content-type", b"application/json")], body_of(msg), close=True)
-            self._linger()
+        """What comes next cannot be understood: say so, after the answers that are due before it, and close.
+
+        Uvicorn's is plain text; every error of this server is JSON.
+        """
+        if self._deaf or self.transport.is_closing():
+            return
+        self._deaf, self._fault = True, msg
+        if self._waits_for == "body":  # the last request itself is broken
+            if self.cycle.response_complete:
+                self._linger()  # and it has had its answer
+                return
+            self._withdraw(self.cycle)
+            if self.pipeline:
+                self.pipeline.popleft()
+        if not self._owes():
+            self._say_fault()
+
+    def _owes(self) -> bool:
+        current = self._current
+        return bool(self.pipeline) or not (current is None or current.response_complete or current.disconnected)
+
+    def _withdraw(self, cycle: Any) -> None:
+        if isinstance(cycle, FastCycle):
+            cycle.abandon()
+        else:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def _say_fault(self) -> None:
+        assert self._fault is not None
+        self._write(400, [_JSON], body_of(self._fault), close=True)
+        self._linger()
+
+    def _refuse_head(self) -> None:
+        self.send_400_response(f"the request's headers (or trailers) have more than {_MAX_HEAD_BYTES} bytes")
 
     # -- parser callbacks ----------------------------------------------------------------------------------------
 
@@ -194,16 +188,21 @@ class InferProtocol(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
-        if self._waits_for != "headers":
+        if not self._deaf and self._waits_for != "headers":
             self._await("headers")
 
     def on_headers_complete(self) -> None:
-        self._await("body")
-        self._head_bytes = 0
+        self._progress = True
+        if self._deaf or self.parser.should_upgrade():
+            return
+        if self._quiet_bytes + self._segment_bytes > _MAX_HEAD_BYTES and self._head_bytes() > _MAX_HEAD_BYTES:
+            self._refuse_head()
+            return
         path = self.url.partition(b"?")[0]
         if path.endswith(b"/infer") and self.parser.get_method() == b"POST":
             head = Head.parse(path, self.headers)
             if head is not None:
+                self._await("body")
                 self._begin_fast(head)
                 return
         url, headers, expect = self.url, self.headers, self.expect_100_continue
@@ -214,6 +213,12 @@ class InferProtocol(HttpToolsProtocol):
             super().on_headers_complete()
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
             self.send_400_response("invalid request target")
+        else:
+            self.cycle.transport = LingeringTransport(self.transport, self.close_politely)
+            self._await("body")
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _begin_fast(self, head: Head) -> None:
         one_one = self.parser.get_http_version() == "1.1"
@@ -223,7 +228,7 @@ class InferProtocol(HttpToolsProtocol):
             head,
             keep_alive=one_one and self.parser.should_keep_alive(),
             expects_continue=self.expect_100_continue and one_one,
-            announced_bytes=next((int(v) for n, v in self.headers if n == b"content-length" and v.isdigit()), 0),
+            announced_bytes=announced_bytes(self.headers),
         )
         self.cycle = cycle  # type: ignore[assignment]
         if earlier is None or earlier.response_complete:
@@ -233,13 +238,16 @@ class InferProtocol(HttpToolsProtocol):
             self.pipeline.appendleft((cycle, None))  # type: ignore[arg-type]
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        if not isinstance(cycle, FastCycle):
-            super()._start_asgi_task(cycle, app)
-        elif not cycle.disconnected:
-            self._current = cycle
+        self._current = cycle
+        if isinstance(cycle, FastCycle):
             cycle.activate()
+        else:
+            super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
+        self._progress = True
+        if self._deaf:
+            return
         if isinstance(self.cycle, FastCycle):
             if not self.cycle.response_complete:
                 self.cycle.add(body)
@@ -247,7 +255,10 @@ class InferProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._await("answer")
+        self._progress = True
+        if self._deaf or self.parser.should_upgrade():
+            return
+        self._await("idle" if self.cycle.response_complete else "answer")
         if isinstance(self.cycle, FastCycle):
             if not self.cycle.response_complete:
                 self.cycle.finish()
@@ -256,11 +267,27 @@ class InferProtocol(HttpToolsProtocol):
 
     # -- answers -------------------------------------------------------------------------------------------------
 
+    def ask_for_body(self) -> None:
+        """The client waits for leave to send its body (Expect: 100-continue)."""
+        self.transport.write(_CONTINUE)
+
     def write_answer(self, answer: Answer, *, keep_alive: bool) -> None:
-        if self.transport.is_closing():
+        """Write the answer of the current cycle. While stopping, the last one of the connection closes it."""
+        if self.transport.is_closing() or self._waits_for == "close":
             return
-        self._write(answer.status, answer.headers, answer.body, close=not keep_alive or self.handler.stopping)
+        more = bool(self.pipeline) or self._fault is not None
+        close = not keep_alive or (self.handler.stopping and not more)
+        self._write(answer.status, answer.headers, answer.body, close=close)
+        if close:
+            self.close_politely()
         self.on_response_complete()
+
+    def close_politely(self) -> None:
+        """Close after an answer; at once only where nothing can be on its way here that would reset the connection."""
+        if self._waits_for == "answer" and not self.pipeline and self._fault is None:
+            self.transport.close()
+        else:
+            self._linger()
 
     def _write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, close: bool) -> None:
         lines = [_STATUS_LINE[status]]
@@ -274,32 +301,44 @@ class InferProtocol(HttpToolsProtocol):
             self.transport.write(b"".join(lines))
         else:  # joining would copy a large body once more
             self.transport.writelines([b"".join(lines), body])
-        if close and self._waits_for != "body":
-            self.transport.close()
-        elif close:
-            self._linger()
 
     def _linger(self) -> None:
         """Say no more, but take (and drop) what the client still sends: closing on unread bytes would reset the
         connection, and the client might lose the answer.
         """
         self._await("close")
+        self._deaf = True
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
-        """Uvicorn's bookkeeping, with the idle time counted by the sweep instead of a timer for each request."""
+        """Uvicorn's bookkeeping, with the idle time counted by the sweep instead of a timer for each request.
+
+        Nothing more is read while requests wait their turn, and none starts while the client does not take answers:
+        that is what bounds a connection's memory.
+        """
         self.server_state.total_requests += 1
         if self.transport.is_closing() or self._waits_for == "close":
             return
-        if not self.flow.write_paused:
-            self.flow.resume_reading()
-        if self.pipeline:
-            # not from here: a row of pipelined requests that are refused at once would recurse
-            self.loop.call_soon(self._start_asgi_task, *self.pipeline.pop())
-        elif self.cycle.response_complete:
-            self._await("idle")
+        if self.pipeline:  # not from here: a row of requests that are refused at once would recurse
+            self.loop.call_soon(self._start_next)
+        elif self._fault is not None:
+            self._say_fault()
+        else:
+            if not self.flow.write_paused:
+                self.flow.resume_reading()
+            if self._waits_for == "answer":
+                self._await("idle")
+
+    def _start_next(self) -> None:
+        ended = self.transport.is_closing() or self._waits_for == "close"
+        if ended or self.flow.write_paused or not self.pipeline or not self._current.response_complete:
+            return
+        cycle, app = self.pipeline.pop()
+        if not self.pipeline:
+            self.flow.resume_reading()  # of the last one, the body may not be here yet
+        self._start_asgi_task(cycle, app)
 
     def pause_writing(self) -> None:
         """The client reads slower than it asks: take nothing more from it until it has read."""
@@ -311,12 +350,16 @@ class InferProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._waits_since = time.monotonic()
-        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_next()
+        else:
+            self.flow.resume_reading()
 
     # -- timeouts ------------------------------------------------------------------------------------------------
 
     def _await(self, what: str) -> None:
-        self._waits_for, self._waits_since = what, time.monotonic()
+        if self._waits_for != "close":
+            self._waits_for, self._waits_since = what, time.monotonic()
 
     @classmethod
     def _sweep(cls) -> None:
@@ -329,7 +372,7 @@ class InferProtocol(HttpToolsProtocol):
             cls._sweeper = next(iter(cls.open)).loop.call_later(_SWEEP_S, cls._sweep)
 
     def _check_time(self, now_s: float) -> None:
-        limits = self.settings
+        limits, state = self.settings, self._waits_for
         waited_s = now_s - self._waits_since
         unsent = self.transport.get_write_buffer_size()
         if unsent:
@@ -337,20 +380,14 @@ class InferProtocol(HttpToolsProtocol):
                 self._unsent, self._waits_since = unsent, now_s
             elif waited_s > limits.write_timeout_s:
                 self.transport.abort()
-        elif (self._waits_for == "close" and waited_s > _LINGER_S) or (
-            self._waits_for == "idle" and waited_s > limits.keep_alive_s
-        ):
+        elif (state == "close" and waited_s > _LINGER_S) or (state == "idle" and waited_s > limits.keep_alive_s):
             self.transport.close()
-        elif self._waits_for == "headers" and waited_s > limits.header_timeout_s:
-            self._time_out("headers", limits.header_timeout_s)
-        elif self._waits_for == "body" and waited_s > limits.body_timeout_s:
-            self._time_out("body", limits.body_timeout_s)
-
-    def _time_out(self, what: str, limit_s: float) -> None:
-        """Answer 400 (the protocol has no 408) where the request had begun, and close."""
-        if isinstance(self.cycle, FastCycle) and self.cycle.active and not self.cycle.response_complete:
-            self.cycle.keep_alive = False
-            error = BadRequest(f"the request's {what} did not arrive within {limit_s:g} s")
-            self.cycle.reply(refusal(error, self.cycle.head.request_id or b"-"))
-        else:
-            self.transport.close()
+        elif self.flow.read_paused:  # the server does not listen: the client is not late
+            self._waits_since = now_s
+        elif state == "headers" and waited_s > limits.header_timeout_s:
+            if self._segment_bytes:
+                self.send_400_response(f"the request's headers did not arrive within {limits.header_timeout_s:g} s")
+            else:  # it never said a word
+                self.transport.close()
+        elif state == "body" and waited_s > limits.body_timeout_s:
+            self.send_400_response(f"nothing of the request's body arrived within {limits.body_timeout_s:g} s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import struct
 from typing import Any
 
@@ -14,13 +15,36 @@ import numpy as np
 from app.http.errors import BadRequest
 from engines.tensor import BY_NAME, BY_NUMPY, DataType
 
-__all__ = ["MAX_DEPTH", "bytes_of", "element_count", "from_bytes", "from_json", "json_of", "kind_of"]
+__all__ = ["MAX_DEPTH", "bytes_of", "check_depth", "element_count", "from_bytes", "from_json", "json_of", "kind_of"]
 
 MAX_DEPTH = 100
 """Triton's limit of JSON nesting."""
 
 _MAX_INT64 = 2**63 - 1
-_DEPTH_ERROR = f"JSON nesting depth exceeds maximum allowed limit ({MAX_DEPTH})"
+_MAX_DIMS = 64
+"""NumPy's own limit; without it a shape could also be so long that its product takes minutes."""
+_NO_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
+_STRING = re.compile(rb'"[^"]*"')
+_STEP = np.zeros(256, np.int8)
+_STEP[list(b"[{")], _STEP[list(b"]}")] = 1, -1
+
+
+def check_depth(data: bytes) -> None:
+    """BadRequest where JSON nests too deep, wherever that is: also in keys that nobody reads.
+
+    Few brackets cannot nest deep, so that flat data costs two counts; only nested lists are looked at closely.
+    """
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return
+    if b"\\" in data:
+        data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    brackets = _STRING.sub(b"", data.translate(None, _NO_BRACKETS))
+    depth = 0
+    for start in range(0, len(brackets), 65536):
+        depths = depth + np.cumsum(_STEP[np.frombuffer(brackets[start : start + 65536], np.uint8)], dtype=np.int64)
+        if int(depths.max()) > MAX_DEPTH:
+            raise BadRequest(f"JSON nesting depth exceeds maximum allowed limit ({MAX_DEPTH})")
+        depth = int(depths[-1])
 
 
 def kind_of(datatype: str, name: str) -> DataType:
@@ -32,15 +56,25 @@ def kind_of(datatype: str, name: str) -> DataType:
 
 
 def element_count(name: str, shape: list[int], kind: DataType) -> int:
-    """Elements of a shape, computed in unbounded integers; BadRequest where Triton's 64-bit sizes would overflow."""
-    count = math.prod(shape)
-    if count > _MAX_INT64 or any(size > _MAX_INT64 for size in shape):
+    """Elements of a shape, computed in unbounded integers; BadRequest where Triton's 64-bit sizes would overflow.
+
+    Zeros do not excuse the other sizes: an array of shape [0, 2**62, 2**62] cannot be made.
+    """
+    if len(shape) > _MAX_DIMS:
+        raise BadRequest(f"shape of input '{name}' has {len(shape)} dimensions; expected at most {_MAX_DIMS}")
+    extent = math.prod(size or 1 for size in shape)
+    if extent > _MAX_INT64:
         raise BadRequest(
-            f"shape {shape} of input '{name}' causes total element count to exceed maximum size of {_MAX_INT64}"
+            f"shape {_shown(shape)} of input '{name}' causes total element count to exceed maximum size of {_MAX_INT64}"
         )
-    if count * max(1, kind.item_bytes) > _MAX_INT64:
-        raise BadRequest(f"byte size overflow for input '{name}' with shape {shape} of {kind.name}")
-    return count
+    if extent * max(1, kind.item_bytes) > _MAX_INT64:
+        raise BadRequest(f"byte size overflow for input '{name}' with shape {_shown(shape)} of {kind.name}")
+    return 0 if 0 in shape else extent
+
+
+def _shown(shape: list[int]) -> str:
+    text = str(shape)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 @functools.lru_cache(maxsize=256)
@@ -64,31 +98,37 @@ def from_json(name: str, data: bytes, shape: list[int], kind: DataType) -> np.nd
     """
     stripped = data.lstrip(b"[ \t\r\n")
     depth = data[: len(data) - len(stripped)].count(b"[")
-    if depth > MAX_DEPTH:
-        raise BadRequest(_DEPTH_ERROR)
     if depth == 0:
         raise BadRequest(f"'data' of input '{name}' is not a list")
     try:
-        values = _values(data, kind, depth)
-        if kind.name == "BYTES":
-            array = _strings(values, depth)
-        elif kind.name == "BOOL":
-            array = np.array(values, dtype=np.uint8)
-            if array.size and int(array.max()) > 1:
-                raise BadRequest(
-                    f"'data' of input '{name}' holds a number that is no BOOL; expected true, false, 0 or 1"
-                )
-            array = array.astype(np.bool_)
-        else:
-            with np.errstate(over="ignore"):
-                array = np.array(values, dtype=kind.numpy)
+        array = _array(_values(data, kind, depth), kind, depth)
     except (msgspec.DecodeError, ValueError, OverflowError, TypeError) as error:
         raise BadRequest(f"'data' of input '{name}' cannot be read as {kind.name}: {error}") from error
-    if array.size != math.prod(shape):
+    count = math.prod(shape)
+    if array.size != count:
         raise BadRequest(
-            f"unable to parse 'data' of input '{name}': shape {shape} has {math.prod(shape)} elements, data has {array.size}"
+            f"unable to parse 'data' of input '{name}': shape {_shown(shape)} has {count} elements, "
+            f"data has {array.size}"
         )
     return array.reshape(shape)
+
+
+def _array(values: list[Any], kind: DataType, depth: int) -> np.ndarray:
+    """ValueError where a list is ragged or a number does not fit the datatype."""
+    if kind.name == "BYTES":
+        return _strings(values, depth)
+    if kind.name == "BOOL":
+        array = np.array(values, dtype=np.uint8)
+        if array.size and int(array.max()) > 1:
+            raise ValueError("expected true, false, 0 or 1")
+        return array.astype(np.bool_)
+    with np.errstate(over="ignore"):
+        array = np.array(values, dtype=kind.numpy)
+    if kind.is_float and kind.name != "FP64":
+        infinite = np.isinf(array)
+        if infinite.any() and not np.isinf(np.array(values, dtype=np.float64)[infinite]).all():
+            raise ValueError("a number is out of range")
+    return array
 
 
 def _values(data: bytes, kind: DataType, depth: int) -> Any:
@@ -104,6 +144,8 @@ def _values(data: bytes, kind: DataType, depth: int) -> Any:
 
 def _strings(values: list[Any], depth: int) -> np.ndarray:
     for _ in range(depth - 1):
+        if len({len(inner) for inner in values}) > 1:
+            raise ValueError("the lists are ragged")
         values = [item for inner in values for item in inner]
     array = np.empty(len(values), dtype=np.object_)
     array[:] = [value.encode() for value in values]
@@ -114,15 +156,14 @@ def from_bytes(name: str, data: memoryview, shape: list[int], kind: DataType) ->
     """A read-only view of `data` (no copy), except for BOOL and BYTES; the size was checked unless BYTES."""
     if kind.name == "BYTES":
         return _unpack(name, data, shape)
-    if kind.name == "BOOL":
-        return (np.frombuffer(data, dtype=np.uint8) != 0).reshape(shape)
-    return np.frombuffer(data, dtype=kind.numpy).reshape(shape)
+    array: np.ndarray = np.frombuffer(data, dtype=np.uint8 if kind.name == "BOOL" else kind.numpy)
+    return (array != 0 if kind.name == "BOOL" else array).reshape(shape)
 
 
 def _unpack(name: str, data: memoryview, shape: list[int]) -> np.ndarray:
     """Each element is a 4-byte little-endian length and its bytes."""
     items: list[bytes] = []
-    offset = 0
+    offset, count = 0, math.prod(shape)
     while offset < len(data):
         if offset + 4 > len(data):
             raise BadRequest(f"incomplete string length indicator for input '{name}'")
@@ -134,8 +175,11 @@ def _unpack(name: str, data: memoryview, shape: list[int]) -> np.ndarray:
             )
         items.append(bytes(data[offset : offset + size]))
         offset += size
-    if len(items) != math.prod(shape):
-        raise BadRequest(f"input '{name}' has {len(items)} strings, its shape {shape} has {math.prod(shape)} elements")
+        if len(items) > count:
+            break
+    if len(items) != count:
+        found = f"more than {count}" if len(items) > count else str(len(items))
+        raise BadRequest(f"input '{name}' has {found} strings, its shape {_shown(shape)} has {count} elements")
     array = np.empty(len(items), dtype=np.object_)
     array[:] = items
     return array.reshape(shape)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -33,37 +35,54 @@ _DATATYPES: dict[int, str] = {
 }
 
 
-def read(path: Path) -> onnx.ModelProto:
-    """Parse a single-file ONNX model; ModelRefused says what was wrong with it."""
+def read(path: Path) -> tuple[onnx.ModelProto, str, int]:
+    """Parse a single-file ONNX model: the model, and SHA-256 and size of exactly the bytes it was parsed from.
+
+    ModelRefused says what was wrong with it.
+    """
     size = path.stat().st_size
     if size == 0:
         raise ModelRefused(f"{path.name} is empty; expected an ONNX model")
     if size > MAX_MODEL_BYTES:
         raise ModelRefused(f"{path.name} has {size} bytes; an ONNX file has at most {MAX_MODEL_BYTES}")
+    data = path.read_bytes()
     try:
-        model = onnx.load_model_from_string(path.read_bytes())
+        model = onnx.load_model_from_string(data)
     except Exception as error:
-        raise ModelRefused(f"{path.name} is not an ONNX model: {error}") from error
+        raise ModelRefused(f"{path.name} is not an ONNX model: {str(error).splitlines()[0][:200]}") from error
     if not model.graph.node:
         raise ModelRefused(f"{path.name} is not an ONNX model with a graph: it has no nodes")
-    for tensor in _tensors(model.graph):
+    _check(model, path.name)
+    return model, hashlib.sha256(data).hexdigest(), len(data)
+
+
+def _check(model: onnx.ModelProto, name: str) -> None:
+    for tensor in itertools.chain(_tensors(model.graph), *(_node_tensors(f.node) for f in model.functions)):
         if tensor.data_location == TensorProto.EXTERNAL:
             raise ModelRefused(f"tensor {tensor.name!r} keeps its data in another file; expected a single-file model")
+    tensor_specs(model)  # says it better than the checker
     try:
         onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        raise ModelRefused(f"{path.name} breaks the ONNX rules: {str(error).splitlines()[0]}") from error
-    return model
+    except Exception as error:  # a ValidationError, or protobuf's own where a field cannot be written again
+        raise ModelRefused(f"{name} breaks the ONNX rules: {str(error).splitlines()[0]}") from error
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
     """Every tensor stored in a graph and its subgraphs."""
     yield from graph.initializer
-    for node in graph.node:
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+            if attribute.HasField("sparse_tensor"):
+                yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
             for subgraph in [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs:
                 yield from _tensors(subgraph)
 
@@ -83,7 +102,8 @@ def _spec(value: onnx.ValueInfoProto, kind: str) -> TensorSpec:
         raise ModelRefused(f"{kind} {value.name!r} is not a tensor (a sequence, map or optional cannot be served)")
     tensor = value.type.tensor_type
     if tensor.elem_type not in _DATATYPES:
-        name = TensorProto.DataType.Name(tensor.elem_type)
+        known = tensor.elem_type in TensorProto.DataType.values()
+        name = TensorProto.DataType.Name(tensor.elem_type) if known else tensor.elem_type
         raise ModelRefused(f"{kind} {value.name!r} has element type {name}; expected one of {_names()}")
     if kind == "input" and not tensor.HasField("shape"):
         raise ModelRefused(f"input {value.name!r} has no declared rank; export the model with input shapes")

@@ -123,6 +123,11 @@ class OpenVinoSession:
     def memory_bytes(self) -> int:
         return self._memory_bytes
 
+    def setting(self, name: str) -> Any:
+        """A property such as NUM_STREAMS, as the compiled model itself reports it."""
+        assert self._compiled is not None, "the session is closed"
+        return self._compiled.get_property(name)
+
     def close(self) -> None:
         for slot in self._slots:
             slot.close()

@@ -56,7 +56,7 @@ class runner:
 
     def __call__(self, inputs: Arrays) -> Arrays:
         for name, array in inputs.items():
-            self._request.set_tensor(name, ov.Tensor(np.ascontiguousarray(array), shared_memory=False))
+            self._request.set_tensor(name, ov.Tensor(np.asarray(array, order="C"), shared_memory=False))
         self._request.start_async()
         self._request.wait()
         return {name: self._request.get_tensor(name).data.copy() for name in self._outputs}
@@ -96,7 +96,7 @@ def _requests(model: ov.Model, batch: Arrays, streams: int, threads: int) -> lis
     requests = [compiled.create_infer_request() for _ in range(streams)]
     for request in requests:
         for name, array in batch.items():
-            request.set_tensor(name, ov.Tensor(np.ascontiguousarray(array), shared_memory=False))
+            request.set_tensor(name, ov.Tensor(np.asarray(array, order="C"), shared_memory=False))
         request.start_async()
         request.wait()
     return requests

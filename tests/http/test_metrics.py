@@ -269,7 +269,6 @@ def test_the_series_of_known_dashboards_are_there(server: Server) -> None:
     assert 0 < page.one("nv_cpu_memory_used_bytes") < page.one("nv_cpu_memory_total_bytes")
 
 
-
 def test_scraping_while_requests_run_never_fails(server: Server) -> None:
     stop = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The sample models, through HTTP, on the whole test splits of their real data sets: within 0.5 points of their cards."""
+"""The sample models through HTTP, on the whole test splits of their data sets: within 0.5 points of their cards."""
 
 from __future__ import annotations
 

@@ -1,0 +1,144 @@
+"""Whether the engine answers as the reference: float samples, whole numbers of every size, ill-conditioned models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+
+from engines import batchproof
+from engines.errors import EngineError
+from engines.passes.calm_softmax import saturating_inputs, with_outputs, with_scaled_values
+from engines.passes.random_weights import with_moved_weights, with_random_weights
+from engines.reference import Arrays, Reference
+from engines.samples import Sampler
+from engines.tensor import TensorSpec, datatype
+
+__all__ = ["WrongEngine", "check_agreement", "first_difference", "integer_bits", "is_integer", "twin_of"]
+
+Run = Callable[[Arrays], Arrays]
+_SLACK = 16.0
+"""Fused kernels get this many times the rounding of a reordered sum."""
+_CALM = 4.0
+_BITS = (63, 31, 30, 24, 15)
+_NARROW_BITS = 31
+_SIZED_BY_DATA = frozenset(
+    {"ConstantOfShape", "Expand", "Loop", "OneHot", "Pad", "Range", "Resize", "Scan", "Tile", "Upsample"}
+)
+
+
+class WrongEngine(EngineError):
+    """The engine is not right, batched or not; nothing is published."""
+
+
+def check_agreement(
+    run: Run, reference: Reference, rows: Sequence[Arrays], rounding: float, model: onnx.ModelProto,
+    run_of: Callable[[onnx.ModelProto], Run],
+) -> bool:  # fmt: skip
+    """Raise WrongEngine unless the engine answers as the reference. False: the model's own answers are only rounding.
+
+    Such a model (its answers change when its weights move by one unit in the last place) is judged by a twin with
+    random weights, which has to agree.
+    """
+    found = first_difference(run, reference, rows, rounding)
+    if not found:
+        return True
+    moved = Reference(with_moved_weights(model))
+    if not first_difference(moved, reference, rows, rounding):
+        raise WrongEngine(found)
+    twin = twin_of(model, rows)
+    if first_difference(run_of(twin), Reference(twin), rows, rounding):
+        raise WrongEngine(found)
+    return False
+
+
+def first_difference(run: Run, reference: Run, rows: Sequence[Arrays], rounding: float) -> str:
+    """What differs first, in words; nothing where the engine answers every row as the reference."""
+    for row in rows:
+        expected, got = reference(row), run(row)
+        for name, want in expected.items():
+            found = batchproof.differs(want, got[name], rounding * _SLACK)
+            # whole numbers behind a rounding or an argmax may flip on a tie: one in a hundred, not more
+            tie = want.dtype.kind in "iub" and found.difference <= 0.01 * want.size
+            if found.differs and not tie:
+                return (
+                    f"OpenVINO answers differently from ONNX Runtime: output {name!r} is off by "
+                    f"{found.difference:.3g}, bound {found.bound:.3g}"
+                )
+    return ""
+
+
+def twin_of(model: onnx.ModelProto, rows: Sequence[Arrays]) -> onnx.ModelProto:
+    """The model with random weights, its saturating nodes kept in range for these rows."""
+    twin = with_random_weights(model)
+    names = saturating_inputs(twin)
+    if not names:
+        return twin
+    observed = Reference(with_outputs(twin, names))
+    peaks: dict[str, float] = dict.fromkeys(names, 0.0)
+    kinds: dict[str, np.dtype] = {}
+    for row in rows:
+        for name, value in observed(row).items():
+            if name in peaks:
+                kinds[name] = value.dtype
+                finite = np.abs(value[np.isfinite(value)].astype(np.float64))
+                peaks[name] = max(peaks[name], float(finite.max(initial=0.0)))
+    factors = {name: np.array(_CALM / peak, kinds[name]) for name, peak in peaks.items() if peak > _CALM}
+    return with_scaled_values(twin, factors)
+
+
+def integer_bits(
+    run: Run, reference: Reference, model: onnx.ModelProto, inputs: Sequence[TensorSpec], sampler: Sampler
+) -> int:
+    """Magnitudes below 2 to this power are computed as the reference computes them; 63 = all.
+
+    The CPU engine cuts 64-bit integers to 32 bits without a word. Values that the reference refuses (an index beyond
+    its table) prove nothing and leave 31. Raises WrongEngine where even small numbers come out wrong.
+    """
+    if not any(is_integer(spec) for spec in inputs):
+        return 63
+    if any(node.op_type in _SIZED_BY_DATA for node in model.graph.node):
+        return _NARROW_BITS  # a large number could ask for a tensor of its size
+    wrong = unknown = ""
+    for bits in _BITS:
+        verdict = _integers_agree(run, reference, inputs, sampler, bits)
+        if verdict is None:
+            unknown = "the reference refused them"
+        elif verdict:
+            wrong = wrong or verdict
+        else:
+            return min(bits, _NARROW_BITS) if unknown else bits
+    if wrong and not unknown:
+        raise WrongEngine(f"{wrong}, for whole numbers below 2**{_BITS[-1]}")
+    return _NARROW_BITS
+
+
+def _integers_agree(
+    run: Run, reference: Reference, inputs: Sequence[TensorSpec], sampler: Sampler, bits: int
+) -> str | None:
+    """Nothing where they agree, what differs, or None where the reference raises."""
+    rng = np.random.default_rng(bits)
+    for seed in range(3):
+        row = sampler.draw(seed)
+        for spec in inputs:
+            if is_integer(spec):
+                limits = np.iinfo(datatype(spec.datatype).numpy)
+                low, high = max(limits.min, -(2**bits)), min(limits.max, 2**bits - 1)
+                drawn = rng.integers(low, high, row[spec.name].shape, limits.dtype, endpoint=True)
+                row[spec.name] = np.asarray(drawn)
+        try:
+            expected = reference(row)
+        except Exception:
+            return None
+        got = run(row)
+        for name, want in expected.items():
+            found = batchproof.differs(want, got[name], 1e-4)
+            if found.differs:
+                return f"OpenVINO answers differently from ONNX Runtime: output {name!r} is off by {found.difference:g}"
+    return ""
+
+
+def is_integer(spec: TensorSpec) -> bool:
+    """True for signed and unsigned integers of any size."""
+    return spec.datatype.startswith(("INT", "UINT"))

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from engines.build import build
+from engines.manifest import Manifest
+from engines.reference import Arrays
+from engines.repository import PlanCache
+from engines.runtime.openvino import load_session
+from engines.runtime.session import Slot
+
+
+class Built:
+    """A model compiled into a cache of its own, and run as the server runs it: imported, by a slot."""
+
+    def __init__(self, folder: Path, model: onnx.ModelProto | bytes) -> None:
+        self.source = folder / "model.onnx"
+        self.source.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+        self.cache = PlanCache(folder / "cache")
+        self.manifest: Manifest = build(self.source, self.cache)
+
+    @property
+    def axes(self) -> dict[str, int | None]:
+        return {spec.name: spec.batch_axis for spec in (*self.manifest.inputs, *self.manifest.outputs)}
+
+    def answer(self, *batches: Arrays) -> list[Arrays]:
+        session = load_session(self.cache.entry(self.manifest.key), self.manifest)
+        try:
+            return [run_slot(session.slots[0], batch) for batch in batches]
+        finally:
+            session.close()
+
+
+def run_slot(slot: Slot, inputs: Arrays) -> Arrays:
+    import queue
+
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    views = slot.bind({name: array.shape for name, array in inputs.items()})
+    for name, view in views.items():
+        np.copyto(view, inputs[name])
+    slot.launch(ended.put)
+    error = ended.get(timeout=60)
+    if error is not None:
+        raise error
+    return {name: array.copy() for name, array in slot.outputs().items()}
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Callable[[onnx.ModelProto | bytes], Built]:
+    return lambda model: Built(tmp_path, model)
