@@ -221,6 +221,7 @@ def model_options(
         ),
         instances=config.instances,
         labels=MappingProxyType({output: _labels(folder, file) for output, file in config.labels.items()}),
+        label_files=MappingProxyType(dict(config.labels)),
         preserve_ordering=config.batching.preserve_ordering,
         version_policy=config.versions if isinstance(config.versions, str) else ",".join(map(str, config.versions)),
     )

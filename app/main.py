@@ -51,7 +51,9 @@ def create_app(settings: Settings) -> FastAPI:
     device = Device(loop, settings.threads or usable_threads())
     gateway = Gateway(Registry(), device)
     manager = ModelManager(settings, gateway)
-    handler = InferHandler(gateway, settings.max_body_bytes, access_log=settings.access_log)
+    handler = InferHandler(
+        gateway, settings.max_body_bytes, max_held_bytes=settings.max_held_bytes, access_log=settings.access_log
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -84,7 +86,9 @@ def _answer_errors(app: FastAPI) -> None:
     async def known(_: Request, error: Exception) -> Response:
         status = status_of(error)
         retry_s = error.retry_after_s if isinstance(error, Rejected) else 1
-        headers = {"retry-after": str(retry_s)} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+        headers = {"retry-after": str(retry_s)} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+        if status == HTTPStatus.UNAUTHORIZED:
+            headers["www-authenticate"] = "Bearer"
         return _error(status, str(error), headers)
 
     async def http(_: Request, error: Exception) -> Response:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from app.config import ModelConfig, model_options, read_config
+from app.overrides import Overrides
 from app.plans import Plans
 from app.serving.endpoint import Endpoint
 from app.serving.errors import UnknownModel
@@ -48,7 +50,7 @@ class ModelManager:
         self._plans = Plans(settings)
         self._seen: dict[str, dict[int, _Seen]] = {}
         self._unloaded: set[str] = set()
-        self._overrides: dict[str, ModelConfig] = {}
+        self._overrides = Overrides()
         self._loads: dict[tuple[str, int], asyncio.Task[str]] = {}
         self._sessions: dict[Endpoint, Session] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -66,6 +68,7 @@ class ModelManager:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._overrides.close()
 
     async def _watch(self) -> None:
         """The second look comes soon, so that a first start is quick; then one every `watch_s`."""
@@ -88,7 +91,7 @@ class ModelManager:
 
     async def look(self) -> None:
         """Compare the disk with what is served; start loads, unload what is gone."""
-        found = await asyncio.to_thread(repository.scan, self._settings.repository)
+        found = await asyncio.to_thread(self._scan)
         for model in [model for model in self._seen if model not in found]:
             self._unloaded.discard(model)
             found[model] = []
@@ -96,6 +99,10 @@ class ModelManager:
             self._forget_missing(model, {files.version for files in versions})
             if model not in self._unloaded:
                 self._look_at(model, versions)
+
+    def _scan(self) -> dict[str, list[VersionFiles]]:
+        """Versions on disk; those that a load call brought stand in for the repository's."""
+        return {**repository.scan(self._settings.repository), **self._overrides.scan()}
 
     def _forget_missing(self, model: str, present: set[int]) -> None:
         seen = self._seen.setdefault(model, {})
@@ -105,7 +112,7 @@ class ModelManager:
             self._retire(model, number, "its files are gone")
         if not seen:
             self._seen.pop(model)
-            self._overrides.pop(model, None)
+            self._overrides.drop(model)
 
     def _look_at(self, model: str, versions: list[VersionFiles]) -> None:
         config_stamp = _stamp(self._config_file(model))
@@ -156,8 +163,9 @@ class ModelManager:
 
     def _config(self, model: str) -> ModelConfig:
         """The configuration in force; BadRepository where the file is wrong."""
-        if model in self._overrides:
-            return self._overrides[model]
+        override = self._overrides.config(model)
+        if override is not None:
+            return override
         try:
             return read_config(self._config_file(model).read_text("utf-8"))
         except FileNotFoundError:
@@ -204,6 +212,7 @@ class ModelManager:
             endpoint = Endpoint(
                 files.model, files.version, manifest.inputs, manifest.outputs, session, options, self._gateway.device
             )
+            endpoint.fails_on_values = manifest.fails_on_values
             endpoint.hold_requests = self._settings.delay_scheduler
             self._sessions[endpoint] = session
             reason = "" if manifest.proof.batchable else f"not batched: {manifest.proof.reason}"
@@ -281,29 +290,38 @@ class ModelManager:
 
     def _stop(self, endpoint: Endpoint, then: Callable[[], None]) -> None:
         def stopped() -> None:
-            self._gateway.device.detach(endpoint)
             session = self._sessions.pop(endpoint, None)
             if session is not None:
                 self._spawn(asyncio.to_thread(session.close))
             then()
 
-        endpoint.stop(stopped)
+        self._gateway.retire(endpoint, stopped)
 
     # -- the repository API --------------------------------------------------------------------------------------
 
-    async def load(self, model: str, config: ModelConfig | None = None) -> None:
+    async def load(
+        self, model: str, config: ModelConfig | None = None, brought: Mapping[int, bytes] = MappingProxyType({})
+    ) -> None:
         """Load (or reload) a model now; returns when it serves. BadRepository gives the reason if it cannot.
 
-        `config` stands in for the file until the next load.
+        `config` stands in for the file, and `brought` (model files by version) for the repository's versions, until
+        the next load. A configuration that cannot be loaded does not stay in force.
         """
         repository.check_model_name(model)
-        found = (await asyncio.to_thread(repository.scan, self._settings.repository)).get(model)
+        await asyncio.to_thread(self._overrides.set_files, model, brought)
+        found = (await asyncio.to_thread(self._scan)).get(model)
         if not found:
             raise BadRepository(f"failed to load '{model}', failed to poll from model repository: no such model")
-        if config is None:
-            self._overrides.pop(model, None)
-        else:
-            self._overrides[model] = config
+        before = self._overrides.set_config(model, config)
+        try:
+            await self._load_wanted(model, found)
+        except BadRepository:
+            if self._overrides.config(model) is config:
+                self._overrides.set_config(model, before)
+                await asyncio.to_thread(self._overrides.set_files, model, {})
+            raise
+
+    async def _load_wanted(self, model: str, found: list[VersionFiles]) -> None:
         self._unloaded.discard(model)
         config_stamp = _stamp(self._config_file(model))
         self._seen[model] = {files.version: _Seen((files.stamp, config_stamp)) for files in found}
@@ -316,6 +334,10 @@ class ModelManager:
         for files, failure in zip(wanted, failures, strict=True):
             if failure:
                 raise BadRepository(f"failed to load '{model}', version {files.version}: {failure}")
+        present = {files.version for files in found}
+        for version in self._registry.versions(model):
+            if version.number not in present:
+                self._retire(model, version.number, "its files are gone")
 
     async def _load_now(self, files: VersionFiles) -> str:
         """Wait for a load that is under way, then load what is on disk now. Returns why it failed, or nothing."""

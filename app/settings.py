@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = ["Settings"]
@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         134_217_728, ge=1024, description="Largest request body, on the wire and decompressed; beyond it 413."
     )
+    max_held_bytes: int = Field(
+        1_073_741_824, ge=1024, description="Request bodies held at once, arriving or waiting; beyond it 503."
+    )
     max_connections: int = Field(1024, ge=1, description="Open connections; one more is answered 503 and closed.")
     header_timeout_s: float = Field(10, gt=0, description="Time for a request's headers to arrive.")
     body_timeout_s: float = Field(30, gt=0, description="Longest silence while a request's body arrives.")
@@ -47,6 +50,13 @@ class Settings(BaseSettings):
     delay_scheduler: int = Field(
         0, ge=0, description="Hold each model's first batch until this many requests wait (for tests)."
     )
+
+    @field_validator("admin_token")
+    @classmethod
+    def _token_is_something(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and not token.get_secret_value().strip():
+            raise ValueError("an empty token would lock everyone out; leave it unset, or set one")
+        return token
 
     @model_validator(mode="after")
     def _drain_is_finite(self) -> Settings:

@@ -18,6 +18,7 @@ from engines.agreement import WrongEngine, check_agreement, first_difference, in
 from engines.batchproof import Blind, Proven, Refuted
 from engines.errors import ModelRefused
 from engines.frontend import onnx as frontend
+from engines.frontend.ranges import index_ranges, takes_sizes_from_values
 from engines.hardware import cpu_fingerprint, usable_threads
 from engines.manifest import BatchProof, EngineFile, Manifest, Source, StreamTiming
 from engines.passes.dynamic_batch import with_batch_axes
@@ -44,6 +45,7 @@ def build(source: Path, cache: repository.PlanCache, progress: Progress = lambda
     progress("read")
     model, digest, size_bytes = frontend.read(source)
     inputs, outputs = frontend.tensor_specs(model)
+    ranges = index_ranges(model)
     reference = Reference(model)
     progress("prove")
     choice = _choose(model, inputs, outputs, reference)
@@ -58,7 +60,7 @@ def build(source: Path, cache: repository.PlanCache, progress: Progress = lambda
         engine=EngineFile(ENGINE_FILE, hashlib.sha256(blob).hexdigest(), len(blob)),
         target="openvino",
         precision="fp32",
-        inputs=tuple(_bounded(spec, choice.integer_bits) for spec in choice.inputs),
+        inputs=tuple(_bounded(spec, choice.integer_bits, ranges.get(spec.name)) for spec in choice.inputs),
         outputs=tuple(_output_specs(choice, outputs)),
         proof=choice.proof,
         streams=timings[0].streams,
@@ -69,6 +71,7 @@ def build(source: Path, cache: repository.PlanCache, progress: Progress = lambda
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         build_s=round(time.monotonic() - started, 2),
         sample_shapes={spec.name: choice.sampler.shape(spec) for spec in inputs},
+        fails_on_values=takes_sizes_from_values(model),
         notes=(*choice.notes, *_narrowing(inputs, outputs, choice.integer_bits)),
     )
     progress("publish")
@@ -193,12 +196,12 @@ def _with_axis(spec: TensorSpec, axis: int) -> TensorSpec:
     return msgspec.structs.replace(spec, shape=shape, batch_axis=axis)
 
 
-def _bounded(spec: TensorSpec, bits: int) -> TensorSpec:
-    """The bound goes onto the inputs whose datatype can exceed it."""
+def _bounded(spec: TensorSpec, bits: int, value_range: tuple[int, int] | None) -> TensorSpec:
+    """The bounds go onto the integer inputs; that of bits onto those whose datatype can exceed it."""
     if not is_integer(spec):
         return spec
     largest = int(np.iinfo(datatype(spec.datatype).numpy).max)
-    return msgspec.structs.replace(spec, integer_bits=bits if largest >= 2**bits else 63)
+    return msgspec.structs.replace(spec, integer_bits=bits if largest >= 2**bits else 63, value_range=value_range)
 
 
 def _output_specs(choice: _Choice, declared: list[TensorSpec]) -> list[TensorSpec]:

@@ -73,6 +73,8 @@ class Manifest(msgspec.Struct, frozen=True):
     build_s: float
     sample_shapes: dict[str, tuple[int, ...]] = {}
     """Shapes of one row that the engine is known to run; the server warms up with them."""
+    fails_on_values: bool = False
+    """Sizes are computed from the inputs' values: a run that fails may be the request's fault."""
     notes: tuple[str, ...] = ()
     format: int = FORMAT
     seal: str = ""

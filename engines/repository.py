@@ -40,7 +40,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _RESERVED = frozenset({"stats"})  # GET /v2/models/stats is the statistics of all models
 _STAGING, _DISCARDED = ".staging", ".discarded."
 _TOOLS = ("bitserve", "onnx", "onnxruntime", "openvino")
-PLAN_FORMAT = "3"
+PLAN_FORMAT = "4"
 """Part of every plan key: raise it when the build itself changes what it makes."""
 
 

@@ -22,6 +22,8 @@ class Connection(Protocol):
 
     def ask_for_body(self) -> None: ...
 
+    def send_400_response(self, msg: str) -> None: ...
+
 
 class FastCycle:
     """Has the attributes that uvicorn's protocol reads of its own cycle."""
@@ -34,7 +36,7 @@ class FastCycle:
         self.response_complete = self.disconnected = False
         self.message_event = _NoEvent()
         self.chunks: list[bytes] = []
-        self.size = 0
+        self.size = self._held_bytes = 0
         self.active = self.complete = False
         self.pending: Pending | None = None
 
@@ -43,6 +45,10 @@ class FastCycle:
         self.active = True
         if max(self.size, self.announced_bytes) > self.connection.handler.max_body_bytes:
             self.refuse_body()
+        elif self.announced_bytes > self.size and not self.connection.handler.has_room(
+            self.announced_bytes - self.size
+        ):
+            self.refuse_for_room()
         elif self.complete:
             self.run()
         elif self.expects_continue and not self.chunks:
@@ -52,16 +58,34 @@ class FastCycle:
         """Take a part of the body."""
         self.size += len(chunk)
         if self.size > self.connection.handler.max_body_bytes:
-            self.chunks.clear()
+            self._release()
             if self.active:
                 self.refuse_body()
-        else:
+        elif self.connection.handler.has_room(len(chunk)):
             self.chunks.append(chunk)
+            self._held_bytes += len(chunk)
+            self.connection.handler.held_bytes += len(chunk)
+        else:
+            self.refuse_for_room()
 
     def refuse_body(self) -> None:
         """Answer 413 at once and close: the rest of the body is not read."""
         self.keep_alive = False
         self.reply(refusal(too_large(self.connection.handler.max_body_bytes), self.head.request_id or b"-"))
+
+    def refuse_for_room(self) -> None:
+        """The server holds as much of other requests as it may."""
+        self.keep_alive = False
+        self._release()
+        if self.active:
+            self.reply(refusal(self.connection.handler.no_room(), self.head.request_id or b"-"))
+        else:  # its turn to answer has not come, and its body is lost
+            self.connection.send_400_response(str(self.connection.handler.no_room()))
+
+    def _release(self) -> None:
+        self.chunks.clear()
+        self.connection.handler.held_bytes -= self._held_bytes
+        self._held_bytes = 0
 
     def finish(self) -> None:
         """The body is complete."""
@@ -79,13 +103,14 @@ class FastCycle:
             return
         self.response_complete = True
         self.pending = None
+        self._release()
         if not self.disconnected:
             self.connection.write_answer(answer, keep_alive=self.keep_alive)
 
     def abandon(self) -> None:
         """The client has gone, or what it sent is not HTTP: nobody waits for an answer."""
         self.disconnected = True
-        self.chunks.clear()
+        self._release()
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.cancel()

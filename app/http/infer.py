@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from app.http import codec, compression
 from app.http.errors import BodyTooLarge, HttpError, body_of, status_of, too_large
 from app.serving.endpoint import Endpoint
-from app.serving.errors import Rejected, ServingError, UnknownModel
+from app.serving.errors import QueueFull, Rejected, ServingError, UnknownModel
 from app.serving.gateway import Gateway
 from app.serving.ticket import Reply, Ticket
 
@@ -95,8 +95,23 @@ class Pending:
 class InferHandler:
     """Synchronous and without a task or future per request: the answer goes to a callback, now or later."""
 
-    def __init__(self, gateway: Gateway, max_body_bytes: int, *, access_log: bool = False) -> None:
+    def __init__(
+        self, gateway: Gateway, max_body_bytes: int, *, max_held_bytes: int = 2**40, access_log: bool = False
+    ) -> None:
         self._gateway, self.max_body_bytes, self._access_log = gateway, max_body_bytes, access_log
+        self.max_held_bytes, self.held_bytes = max_held_bytes, 0
+        """Bytes of request bodies that connections hold: arriving, waiting for their turn, or waiting for an answer."""
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether so many more bytes of bodies may be held; one request alone always may."""
+        return not self.held_bytes or self.held_bytes + size_bytes <= self.max_held_bytes
+
+    def no_room(self) -> QueueFull:
+        """The error where they may not."""
+        return QueueFull(
+            f"Exceeds maximum queue size: the server holds {self.held_bytes} bytes of requests; "
+            "see setting max_held_bytes"
+        )
 
     @property
     def stopping(self) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
+import re
 from importlib import metadata
 from typing import Annotated, Any, TypeVar
 
@@ -13,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.auth import check_admin
 from app.config import ModelConfig, config_of
+from app.http import compression
 from app.http.errors import BadRequest, NotSupported
 from app.http.schemas import (
     ErrorBody,
@@ -37,9 +40,11 @@ from app.serving.errors import ModelNotReady, UnknownModel
 from app.serving.gateway import Gateway
 from app.serving.registry import ModelState, Registry
 from app.settings import Settings
+from engines.repository import MODEL_FILE
 
 __all__ = ["EXTENSIONS", "control_plane"]
 
+_FILE_PARAMETER = re.compile(rf"file:([1-9][0-9]{{0,17}})/{re.escape(MODEL_FILE)}")
 Schema = TypeVar("Schema", bound=BaseModel)
 
 EXTENSIONS = [
@@ -153,9 +158,10 @@ def _add_repository(router: APIRouter, settings: Settings, gateway: Gateway, man
     )  # fmt: skip
     async def load(model: Model, request: Request, authorization: Authorization = None) -> Response:
         """Load a model, or load it anew; answers when it serves."""
-        check_admin(settings, authorization)
+        check_admin(settings, authorization, request.headers)
         asked = await _body(request, LoadRequest)
-        await manager.load(model, _config_override(asked.parameters, model, gateway.registry))
+        config = _config_override(asked.parameters, model, gateway.registry)
+        await manager.load(model, config, _brought_files(asked.parameters, config))
         return Response()
 
     @router.post(
@@ -164,7 +170,7 @@ def _add_repository(router: APIRouter, settings: Settings, gateway: Gateway, man
     )  # fmt: skip
     async def unload(model: Model, request: Request, authorization: Authorization = None) -> Response:
         """Stop serving a model; what it accepted is answered. It stays on disk and can be loaded again."""
-        check_admin(settings, authorization)
+        check_admin(settings, authorization, request.headers)
         await _body(request, LoadRequest)
         manager.unload(model)
         return Response()
@@ -177,9 +183,6 @@ def _add_repository(router: APIRouter, settings: Settings, gateway: Gateway, man
 
 
 def _config_override(parameters: dict[str, Any], model: str, registry: Registry) -> ModelConfig | None:
-    for key in parameters:
-        if key.startswith("file:"):
-            raise BadRequest(f"parameter '{key}': model files are not taken through load; put them into the repository")
     text = parameters.get("config")
     if text is None:
         return None
@@ -194,6 +197,24 @@ def _config_override(parameters: dict[str, Any], model: str, registry: Registry)
         return config_of(document, "config")
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"parameter 'config' is not JSON: {error}") from error
+
+
+def _brought_files(parameters: dict[str, Any], config: ModelConfig | None) -> dict[int, bytes]:
+    """Model files that came with a load call, as base64 in parameters `file:<version>/model.onnx`."""
+    files: dict[int, bytes] = {}
+    for key, value in parameters.items():
+        if not key.startswith("file:"):
+            continue
+        named = _FILE_PARAMETER.fullmatch(key)
+        if named is None:
+            raise BadRequest(f"parameter '{key[:100]}' is not allowed; expected file:<version>/{MODEL_FILE}")
+        if config is None:
+            raise BadRequest(f"parameter '{key}' needs the parameter 'config' beside it")
+        try:
+            files[int(named[1])] = base64.b64decode(value if isinstance(value, str) else "", validate=True)
+        except ValueError as error:
+            raise BadRequest(f"parameter '{key}' is not base64: {error}") from error
+    return files
 
 
 def _add_logging(router: APIRouter, settings: Settings) -> None:
@@ -216,7 +237,7 @@ def _add_logging(router: APIRouter, settings: Settings) -> None:
     @router.post("/v2/logging", tags=["logging"], responses=_GUARDED, openapi_extra=_optional_body(LogSettings))
     async def set_logging(request: Request, authorization: Authorization = None) -> LogSettings:
         """Change what is logged; keys left out stay as they are."""
-        check_admin(settings, authorization)
+        check_admin(settings, authorization, request.headers)
         asked = await _body(request, LogSettings)
         given = asked.model_fields_set
         if "log_file" in given and asked.log_file:
@@ -238,7 +259,8 @@ def _level(wanted: LogSettings) -> int:
 
 async def _body(request: Request, schema: type[Schema]) -> Schema:
     """An optional JSON body, whatever its Content-Type says: tritonclient sends none at all."""
-    data = await request.body()
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    data = compression.decompress(await request.body(), coding, request.app.state.handler.max_body_bytes)
     if not data.strip():
         return schema()
     try:

@@ -202,7 +202,7 @@ def model_config(endpoint: Endpoint) -> dict[str, Any]:
         "version_policy": _version_policy(options.version_policy),
         "max_batch_size": rows if batched else 0,
         "input": [_config_tensor(spec, batched) for spec in endpoint.inputs],
-        "output": [_config_tensor(spec, batched) for spec in endpoint.outputs],
+        "output": [_config_tensor(spec, batched, options.label_files.get(spec.name)) for spec in endpoint.outputs],
         "instance_group": [{"name": endpoint.model, "kind": "KIND_CPU", "count": endpoint.instances}],
         "default_model_filename": "model.onnx",
         "optimization": {"priority": "PRIORITY_DEFAULT"},
@@ -245,9 +245,10 @@ def _version_policy(policy: str) -> dict[str, Any]:
     return {"all": {}} if policy == "all" else {"specific": {"versions": [int(n) for n in policy.split(",")]}}
 
 
-def _config_tensor(spec: TensorSpec, batched: bool) -> dict[str, Any]:
+def _config_tensor(spec: TensorSpec, batched: bool, label_file: str | None = None) -> dict[str, Any]:
     dims = list(spec.row_shape if batched else spec.shape)
-    return {"name": spec.name, "data_type": datatype(spec.datatype).config_name, "dims": dims}
+    tensor = {"name": spec.name, "data_type": datatype(spec.datatype).config_name, "dims": dims}
+    return tensor if label_file is None else {**tensor, "label_filename": label_file}
 
 
 def model_statistics(endpoints: list[Endpoint]) -> ModelStatistics:

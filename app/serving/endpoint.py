@@ -72,6 +72,8 @@ class Endpoint:
         self.threads_per_batch = session.threads_per_batch
         self.memory_bytes = session.memory_bytes
         self.instances = len(session.slots)
+        self.fails_on_values = False
+        """Sizes are computed from the inputs' values (see the manifest)."""
         self.hold_requests = 0
         """While fewer requests than this wait, nothing is launched; for tests (Triton's DELAY_SCHEDULER)."""
         self._host = host
@@ -192,7 +194,9 @@ class Endpoint:
         self._free.append(batch.slot)
 
     def _blame(self, ticket: Ticket, error: BaseException) -> ServingError:
-        """The request's fault where its variable dimensions have a size that never ran; else the engine's."""
+        """The request's fault where its values or variable dimensions may ask for what cannot be; else the engine's."""
+        if self.fails_on_values:
+            return InvalidInput(f"model {self.model!r} cannot run on the values of these inputs: {error}")
         variable = any(DYNAMIC in spec.row_shape for spec in self.inputs)
         if variable and ticket.shape_key not in self._known_shapes:
             shapes = ", ".join(f"{s.name!r} {list(k)}" for s, k in zip(self.inputs, ticket.shape_key, strict=True))

@@ -16,6 +16,8 @@ from engines.tensor import DYNAMIC, TensorSpec
 
 __all__ = ["Call", "Gateway", "InputTensor"]
 
+_ALL_BITS = 63
+
 
 class InputTensor(NamedTuple):
     """One decoded input: `array` has the shape and the datatype that the client declared."""
@@ -40,12 +42,12 @@ class Gateway:
     def __init__(self, registry: Registry, device: Device) -> None:
         self.registry, self.device = registry, device
         self.stopping = False
-        self.on_stopping: list[Callable[[], None]] = []
+        self._leaving: set[Endpoint] = set()
 
     @property
     def in_flight(self) -> int:
         """Requests accepted and not yet answered, over all models."""
-        return sum(endpoint.in_flight for endpoint in self.registry.endpoints())
+        return sum(endpoint.in_flight for endpoint in {*self.registry.endpoints(), *self._leaving})
 
     def resolve(self, model: str, version: int | None = None) -> Endpoint:
         """The endpoint for a model; raises UnknownModel or ModelNotReady."""
@@ -94,8 +96,17 @@ class Gateway:
     def stop(self) -> None:
         """Admit nothing more. What was accepted is still answered."""
         self.stopping = True
-        for notify in self.on_stopping:
-            notify()
+
+    def retire(self, endpoint: Endpoint, stopped: Callable[[], None]) -> None:
+        """Stop one endpoint, whether or not the registry still knows it; `stopped` once all it accepted is answered."""
+
+        def gone() -> None:
+            self._leaving.discard(endpoint)
+            self.device.detach(endpoint)
+            stopped()
+
+        self._leaving.add(endpoint)
+        endpoint.stop(gone)
 
 
 def _fit(endpoint: Endpoint, call: Call) -> tuple[dict[str, np.ndarray], int, tuple[tuple[int, ...], ...]]:
@@ -125,6 +136,8 @@ def _fit(endpoint: Endpoint, call: Call) -> tuple[dict[str, np.ndarray], int, tu
         arrays[spec.name] = tensor.array
         shape = tensor.array.shape
         _check(model, spec, tensor.datatype, shape)
+        if spec.value_range is not None or spec.integer_bits < _ALL_BITS:
+            _check_values(model, spec, tensor.array)
         if spec.batch_axis is None:
             key.append(shape)
             continue
@@ -158,6 +171,19 @@ def _check(model: str, spec: TensorSpec, datatype: str, shape: tuple[int, ...]) 
         raise InvalidInput(
             f"unexpected shape for input '{spec.name}' for model '{model}'. Expected at least one element in every "
             f"dimension, got {_dims(shape)}"
+        )
+
+
+def _check_values(model: str, spec: TensorSpec, array: np.ndarray) -> None:
+    """Refuse integers that the engine would answer wrongly instead of failing."""
+    limit = 1 << spec.integer_bits
+    low, high = spec.value_range or (-limit, limit - 1)
+    low, high = max(low, -limit), min(high, limit - 1)
+    least, most = int(array.min()), int(array.max())
+    if least < low or most > high:
+        raise InvalidInput(
+            f"input '{spec.name}' for model '{model}' holds {least if least < low else most}; expected whole numbers "
+            f"from {low} to {high}"
         )
 
 

@@ -66,6 +66,8 @@ class ModelOptions:
     queue: QueueOptions = QueueOptions()
     instances: int | None = None
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    label_files: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Where the labels came from, by output: for those who read the configuration back."""
     preserve_ordering: bool = False
     version_policy: str = "latest"
     """"latest", "all", or version numbers joined by commas."""

@@ -1,4 +1,4 @@
-"""Which values an integer input may hold: those that a table look-up right behind it can find.
+"""What a graph demands of its inputs' values: indices within their tables, sizes that fit.
 
 An index outside its table is an error in ONNX, but an engine may answer zeros instead (OpenVINO 2026.4 does). So the
 range is read off the graph once, and requests are checked against it.
@@ -9,12 +9,18 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto
 
-__all__ = ["index_ranges"]
+__all__ = ["index_ranges", "takes_sizes_from_values"]
 
 _SAME_VALUES = frozenset(
     {"Cast", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
 """Operators whose first output holds nothing but values of their first input."""
+_SIZE_INPUTS = {
+    "ConstantOfShape": (0,), "Expand": (1,), "If": (0,), "Loop": (0, 1), "OneHot": (1,), "Pad": (1,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,), "Resize": (2, 3), "Slice": (1, 2, 3, 4), "Tile": (1,), "TopK": (1,),
+}  # fmt: skip
+"""Positions of the inputs that say how large something is, by operator."""
 _INTEGERS = frozenset({TensorProto.INT32, TensorProto.INT64})
 
 
@@ -45,3 +51,18 @@ def index_ranges(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
 
 def _axis(node: onnx.NodeProto) -> int:
     return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+
+
+def takes_sizes_from_values(model: onnx.ModelProto) -> bool:
+    """Whether some size is computed from the inputs' values, so that a value can make a run fail.
+
+    Constants and what is computed from shapes alone do not count.
+    """
+    fixed = {tensor.name for tensor in model.graph.initializer} | {""}
+    for node in model.graph.node:
+        positions = _SIZE_INPUTS.get(node.op_type, ())
+        if any(position < len(node.input) and node.input[position] not in fixed for position in positions):
+            return True
+        if node.op_type in ("Shape", "Size") or all(name in fixed for name in node.input):
+            fixed.update(node.output)
+    return False

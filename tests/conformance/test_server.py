@@ -11,6 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.conformance.conftest import Target
 from tests.conformance.tensors import example, pair
+from tests.support import onnx_models
 
 DURATIONS = (
     "success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss",
@@ -191,12 +192,35 @@ def test_config_of_the_server_can_be_sent_back(client: Client, model: str) -> No
     assert client.get_model_config(model) == before
 
 
-def test_files_are_not_taken_through_load(client: Client, target: Target, add_sub: str) -> None:
+def test_files_brought_by_load_stand_in_until_the_next_load(client: Client, target: Target, add_sub: str) -> None:
     if not target.ours:
-        pytest.skip("a server may take files")
-    with pytest.raises(InferenceServerException, match=r"file:1/model.onnx.*model files are not taken"):
+        pytest.skip("whether files may be brought is a server's setting")
+    brought = onnx_models.linear(width=2, outputs=2).SerializeToString()
+    client.load_model(add_sub, config="{}", files={"file:7/model.onnx": brought})
+    metadata = client.get_model_metadata(add_sub)
+    assert (metadata["versions"], [tensor["name"] for tensor in metadata["inputs"]]) == (["7"], ["x"])
+    client.load_model(add_sub)
+    metadata = client.get_model_metadata(add_sub)
+    assert (metadata["versions"], [tensor["name"] for tensor in metadata["inputs"]]) == (["1"], ["INPUT0", "INPUT1"])
+
+
+def test_a_file_that_cannot_be_loaded_leaves_the_model_as_it_was(client: Client, target: Target, add_sub: str) -> None:
+    if not target.ours:
+        pytest.skip("whether files may be brought is a server's setting")
+    with pytest.raises(InferenceServerException, match="is not an ONNX model"):
         client.load_model(add_sub, config="{}", files={"file:1/model.onnx": b"anything"})
     assert client.is_model_ready(add_sub)
+    client.load_model(add_sub)
+
+
+def test_a_file_can_bring_a_model_that_is_not_on_disk(client: Client, target: Target) -> None:
+    if not target.ours:
+        pytest.skip("whether files may be brought is a server's setting")
+    brought = onnx_models.linear(width=2, outputs=2).SerializeToString()
+    client.load_model("brought", config="{}", files={"file:1/model.onnx": brought})
+    assert client.is_model_ready("brought")
+    client.unload_model("brought")
+    assert not client.is_model_ready("brought")
 
 
 def test_log_settings_change_one_by_one(client: Client) -> None:

@@ -152,3 +152,35 @@ class Quads(Client):
         self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=30)
         head = f"POST /v2/models/quads/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         self.socket.sendall(head.encode() + body)
+
+
+def test_bodies_held_at_once_are_bounded_and_given_back(tmp_path: Path) -> None:
+    place(tmp_path, "linear", linear(width=4, outputs=4, scale=4.0))
+    padding = {"padding": "." * 4000}
+    with running(tmp_path, "--delay-scheduler", "2", "--max-held-bytes", "6000") as server:
+        server.wait_ready("linear")
+        first = Client(server, 1.0, **padding)
+        until(lambda: pending(server) == 1, "one request waiting")
+        status, body = Client(server, 2.0, **padding).answer()
+        assert status == 503
+        assert "see setting max_held_bytes" in str(body["error"])
+        second = Client(server, 3.0)  # a small one fits beside it
+        first.assert_own_rows()
+        second.assert_own_rows()
+        Client(server, 4.0, **padding).assert_own_rows()
+        leaver = Client(server, 5.0, **padding)
+        leaver.leave()
+        Client(server, 6.0, **padding).assert_own_rows()
+
+
+def test_an_index_outside_its_table_is_refused(tmp_path: Path) -> None:
+    """OpenVINO would answer zeros for it."""
+    table = {"table": np.arange(15, dtype=np.float32).reshape(5, 3)}
+    nodes = [helper.make_node("Gather", ["table", "i"], ["y"])]
+    place(tmp_path, "rows", build(nodes, {"i": (TensorProto.INT64, ["N", 2])}, {"y": (1, ["N", 2, 3])}, table))
+    with running(tmp_path) as server:
+        server.wait_ready("rows")
+        assert server.infer("rows", {"i": ("INT64", [[4, -5]])}).json()["outputs"][0]["data"] == [12, 13, 14, 0, 1, 2]
+        answer = server.infer("rows", {"i": ("INT64", [[0, 5]])})
+        assert answer.status_code == 400
+        assert "holds 5; expected whole numbers from -5 to 4" in answer.json()["error"]

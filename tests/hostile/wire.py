@@ -5,14 +5,13 @@ from __future__ import annotations
 import atexit
 import functools
 import json
+import os
 import re
 import shutil
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from tests.support import onnx_models
-from tests.support.servers import ROOT, Server, free_port, until
+from tests.support.servers import Server, free_port, until
 
 __all__ = [
     "AsgiServer", "Client", "Reply", "assert_serves", "binary_body", "cancelled", "in_flight", "json_body", "metric",
@@ -90,17 +89,13 @@ class AsgiServer(Server):
     """The same application under uvicorn's own HTTP protocol: the handler's raw ASGI face."""
 
     def __init__(self, repository: Path, *flags: str) -> None:
-        self.repository, self.port = repository, free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.hostile.asgi_server", str(repository), str(self.port), *flags],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            cwd=ROOT,
+        port = free_port()
+        self._start(
+            repository,
+            [sys.executable, "-m", "tests.hostile.asgi_server", str(repository), str(port), *flags],
+            dict(os.environ),
         )
-        self.log: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._at(port)
 
 
 class Reply(NamedTuple):

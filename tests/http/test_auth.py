@@ -88,13 +88,26 @@ def test_the_token_is_in_no_log_and_no_page(server: Server) -> None:
 
 def test_no_token_set_means_no_token_needed() -> None:
     for header in (None, "", "Bearer anything"):
-        check_admin(Settings(), header)
+        check_admin(Settings(), header, {"host": "localhost:8000"})
+
+
+def test_without_a_token_a_page_of_another_site_changes_nothing() -> None:
+    check_admin(Settings(), None, {"host": "localhost:8000", "origin": "http://localhost:8000"})
+    for origin in ("http://evil.example", "null", "http://[", ""):
+        with pytest.raises(Forbidden, match="may not change what is served"):
+            check_admin(Settings(), None, {"host": "localhost:8000", "origin": origin})
+
+
+def test_an_empty_token_is_refused() -> None:
+    for token in ("", "  "):
+        with pytest.raises(ValueError, match="lock everyone out"):
+            Settings(admin_token=token)
 
 
 def test_tokens_are_bytes_whatever_their_letters() -> None:
     settings = Settings(admin_token="ключ")
-    check_admin(settings, "Bearer ключ".encode().decode("latin-1"))
+    check_admin(settings, "Bearer ключ".encode().decode("latin-1"), {})
     with pytest.raises(Forbidden):
-        check_admin(settings, "Bearer ÿ")
+        check_admin(settings, "Bearer ÿ", {})
     with pytest.raises(NotAuthorized):
-        check_admin(Settings(admin_token=""), "Bearer ")
+        check_admin(settings, "Bearer ", {})

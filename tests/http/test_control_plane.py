@@ -192,7 +192,7 @@ def test_a_stopping_server_is_live_and_not_ready(tmp_path: Any) -> None:
 
 def _pending(server: Server) -> int:
     found = [line for line in httpx.get(f"{server.url}/metrics").text.splitlines() if "pending_request_count{" in line]
-    return int(found[0].split()[-1]) if found else 0
+    return int(float(found[0].split()[-1])) if found else 0
 
 
 # -- the repository --------------------------------------------------------------------------------------------------
@@ -298,8 +298,11 @@ def test_unload_and_load(server: Server) -> None:
             {"config": '{"output": [{"name": "y", "label_filename": "../l"}]}'},
             "failed to load 'linear', version 1: config.toml: labels file '../l' lies outside the model's folder",
         ),
-        ({"file:1/model.onnx": "AAAA"}, "parameter 'file:1/model.onnx': model files are not taken through load"),
-        ({"file:../../evil": "AAAA", "config": "{}"}, "parameter 'file:../../evil': model files are not taken"),
+        ({"file:1/model.onnx": "AAAA"}, "parameter 'file:1/model.onnx' needs the parameter 'config' beside it"),
+        (
+            {"file:../../evil": "AAAA", "config": "{}"},
+            "parameter 'file:../../evil' is not allowed; expected file:<version>/model.onnx",
+        ),
     ],
     ids=range(13),
 )

@@ -141,11 +141,8 @@ def test_time_already_spent_on_reading_counts_for_the_request_and_not_for_the_qu
 
 def test_a_stopping_server_refuses_and_answers_what_it_accepted() -> None:
     bench = Bench()
-    told = []
-    bench.gateway.on_stopping.append(lambda: told.append("now"))
     accepted = bench.send(1, 5)
     bench.gateway.stop()
-    assert told == ["now"]
     assert bench.gateway.in_flight == 1
     with pytest.raises(Stopping) as refused:
         bench.send()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -41,21 +42,31 @@ def until(met: Callable[[], Any], what: str, timeout_s: float = 60.0, every_s: f
 
 
 class Server:
-    """`url`, `port`, `process`; stderr is kept in `log`."""
+    """`url`, `port` (chosen by the server), `process`; stderr is kept in `log`."""
 
     def __init__(self, repository: Path, *flags: str, env: dict[str, str] | None = None) -> None:
-        self.repository, self.port = repository, free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", "--repository", str(repository), "--port", str(self.port), *flags],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            cwd=ROOT,
-            env={**os.environ, **(env or {})},
-        )
+        command = [sys.executable, "-m", "app", "serve", "--repository", str(repository), "--port", "0", *flags]
+        self._start(repository, command, {**os.environ, **(env or {})})
+        until(lambda: self._announced() or self.process.poll() is not None, "server listening")
+        port = self._announced()
+        assert port, f"the server ended with {self.process.returncode}: {self.log[-5:]}"
+        self._at(port)
+
+    def _start(self, repository: Path, command: list[str], env: dict[str, str]) -> None:
+        self.repository = repository
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=ROOT, env=env)
         self.log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def _at(self, port: int) -> None:
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+
+    def _announced(self) -> int:
+        """The port in the log, 0 while it is not there."""
+        found = (re.search(r"running on http://[\d.]+:(\d+)", line) for line in list(self.log))
+        return next((int(match[1]) for match in found if match), 0)
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -117,15 +128,15 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            code = self.process.wait(timeout_s)
+            return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
             raise
-        self._reader.join(5)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        return code
+        finally:
+            self._reader.join(5)
+            assert self.process.stderr is not None
+            self.process.stderr.close()
 
 
 @contextlib.contextmanager
