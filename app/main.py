@@ -35,7 +35,7 @@ from app.serving.gateway import Gateway
 from app.serving.registry import Registry
 from app.settings import Settings
 from engines.errors import EngineError
-from engines.hardware import usable_threads
+from engines.runtime import usable_threads
 
 __all__ = ["create_app", "serve"]
 

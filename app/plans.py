@@ -15,7 +15,7 @@ from app.settings import Settings
 from app.warmup import warm_up
 from engines import repository
 from engines.errors import EngineError, PlanInvalid
-from engines.manifest import Manifest
+from engines.repository import Manifest
 from engines.runtime.session import Session
 
 __all__ = ["Plans"]

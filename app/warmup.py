@@ -7,7 +7,7 @@ import threading
 import numpy as np
 
 from engines.errors import EngineFailed
-from engines.manifest import Manifest
+from engines.repository import Manifest
 from engines.runtime.session import Session, Slot
 from engines.tensor import TensorSpec
 

@@ -29,8 +29,8 @@ from engines.hardware import cpu_fingerprint
 from engines.manifest import Manifest, decode, encode
 
 __all__ = [
-    "CONFIG_FILE", "MANIFEST_FILE", "MODEL_FILE", "PlanCache", "VersionFiles", "check_model_name", "file_sha256",
-    "is_model_name", "plan_key", "publish_version", "scan", "staged_folder", "tool_versions",
+    "CONFIG_FILE", "MANIFEST_FILE", "MODEL_FILE", "Manifest", "PlanCache", "VersionFiles", "check_model_name",
+    "file_sha256", "is_model_name", "plan_key", "publish_version", "scan", "staged_folder", "tool_versions",
 ]  # fmt: skip
 
 MODEL_FILE = "model.onnx"

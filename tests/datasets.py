@@ -39,8 +39,8 @@ def fashion_mnist(split: Split) -> tuple[NDArray[np.uint8], Labels]:
         images uint8 [n, 28, 28], 0 black (background) to 255; labels int64 [n], 0..9.
     """
     prefix = {"train": "train", "test": "t10k"}[split]
-    images = _read_idx(FASHION_MNIST_DIR / f"{prefix}-images-idx3-ubyte.gz")
-    labels = _read_idx(FASHION_MNIST_DIR / f"{prefix}-labels-idx1-ubyte.gz")
+    images = _read_idx(_fashion_mnist_file(f"{prefix}-images-idx3-ubyte.gz"))
+    labels = _read_idx(_fashion_mnist_file(f"{prefix}-labels-idx1-ubyte.gz"))
     return images, labels.astype(np.int64)
 
 
@@ -80,8 +80,6 @@ def letter_recognition(split: Split) -> tuple[NDArray[np.float32], Labels]:
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:
     """Read one gzipped IDX file of unsigned bytes, of any rank."""
-    if not path.is_file():
-        raise DatasetMissing(f"{path} is missing: apt-get install -y dataset-fashion-mnist")
     with gzip.open(path) as stream:
         data = stream.read()
     rank = data[3]
@@ -94,6 +92,13 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
 def _cache() -> Path:
     """Where fetched data is kept: git ignores it."""
     return Path(os.environ.get("BITSERVE_TEST_CACHE") or Path(__file__).resolve().parents[1] / ".tools").resolve()
+
+
+def _fashion_mnist_file(name: str) -> Path:
+    """Return the installed file of Debian's dataset-fashion-mnist, else one unpacked into the cache."""
+    installed = FASHION_MNIST_DIR / name
+    member = str(installed).lstrip("/")
+    return installed if installed.is_file() else _from_debian("dataset-fashion-mnist", member)
 
 
 def _japanese_vowels_file(split: Split) -> Path:
@@ -119,21 +124,30 @@ def _japanese_vowels_file(split: Split) -> Path:
 
 
 def _letter_recognition_file() -> Path:
-    """Return the cached R file, unpacking it from Debian's r-cran-mlbench on first use (not installed)."""
-    target = _cache() / "mlbench" / "LetterRecognition.rda"
+    """Return the cached R file of Debian's r-cran-mlbench (unpacked, not installed)."""
+    return _from_debian("r-cran-mlbench", "usr/lib/R/site-library/mlbench/data/LetterRecognition.rda")
+
+
+def _from_debian(package: str, member: str) -> Path:
+    """Return one file of a Debian package, unpacked into the cache on first use; nothing is installed."""
+    target = _cache() / package / Path(member).name
     if target.is_file():
         return target
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
-            raise DatasetMissing(f"{tool} not found: put mlbench's LetterRecognition.rda at {target}")
+            raise DatasetMissing(f"{tool} not found: put {Path(member).name} of Debian's {package} at {target}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        try:
-            subprocess.run(["apt-get", "download", "r-cran-mlbench"], cwd=folder, check=True, capture_output=True)
-        except subprocess.CalledProcessError as exc:
-            raise DatasetMissing("apt-get download r-cran-mlbench failed: try apt-get update first") from exc
-        (package,) = Path(folder).glob("*.deb")
-        subprocess.run(["dpkg", "-x", package.name, "x"], cwd=folder, check=True)
+        if _download(package, folder) != 0:
+            subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True)  # a new machine has no lists
+            if _download(package, folder) != 0:
+                raise DatasetMissing(f"apt-get download {package} failed: try apt-get update, or apt-get install it")
+        (archive,) = Path(folder).glob("*.deb")
+        subprocess.run(["dpkg", "-x", archive.name, "x"], cwd=folder, check=True)
         # A rename, so that tests running side by side never see half a file.
-        os.replace(Path(folder, "x/usr/lib/R/site-library/mlbench/data/LetterRecognition.rda"), target)
+        os.replace(Path(folder, "x", member), target)
     return target
+
+
+def _download(package: str, folder: str) -> int:
+    return subprocess.run(["apt-get", "download", package], cwd=folder, check=False, capture_output=True).returncode

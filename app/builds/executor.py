@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-import engines
+from engines import repository
 from engines.errors import ModelRefused
 
 __all__ = ["COMPILER", "BuildLimits", "run_build"]
@@ -81,7 +81,7 @@ def _environment(home: str) -> dict[str, str]:
     kept = {
         key: os.environ[key] for key in ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR") if key in os.environ
     }
-    package_root = str(Path(engines.__file__).parent.parent)
+    package_root = str(Path(repository.__file__).parent.parent)
     return {**kept, "HOME": home, "PYTHONPATH": package_root, "NNCF_CI": "1", "PYTHONUNBUFFERED": "1"}
 
 
@@ -167,6 +167,6 @@ def _signal_name(number: int) -> str:
 
 def _without_paths(text: str, hidden: Sequence[str]) -> str:
     """The index is public: it names files, never where they lie on this machine."""
-    for folder in (*hidden, str(Path(engines.__file__).parent.parent), sys.prefix):
+    for folder in (*hidden, str(Path(repository.__file__).parent.parent), sys.prefix):
         text = text.replace(folder + os.sep, "").replace(folder, "...")
     return text
