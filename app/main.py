@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http import HTTPStatus
 from importlib import metadata
 from types import FrameType
@@ -121,8 +122,11 @@ def _error(status: int, message: str, headers: dict[str, str] | None = None) -> 
 class _Server(uvicorn.Server):
     """uvicorn's server with a drain: stop admitting, answer what was accepted, then close and exit 0."""
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway, drain_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, gateway: Gateway, drain_s: float, begin_stop: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._begin_stop = begin_stop
         self._gateway, self._drain_s = gateway, drain_s
         self._drain_until_s: float | None = None
 
@@ -136,6 +140,7 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if self._drain_until_s is not None and not self.should_exit:
+            self._begin_stop()
             self.should_exit = self._gateway.in_flight == 0 or time.monotonic() >= self._drain_until_s
             if self.should_exit:
                 left_s = max(0.1, self._drain_until_s - time.monotonic())
@@ -179,7 +184,7 @@ async def _serve(settings: Settings) -> None:
         date_header=False,
         backlog=2048,
     )
-    await _Server(config, app.state.gateway, settings.drain_s).serve()
+    await _Server(config, app.state.gateway, settings.drain_s, app.state.manager.begin_stop).serve()
 
 
 def serve(settings: Settings) -> None:
@@ -187,4 +192,7 @@ def serve(settings: Settings) -> None:
     import uvloop
 
     configure_logging(settings.log_level)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:  # connections are bounded by a setting, not by a shell's default
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     uvloop.run(_serve(settings))

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
-from app.config import ModelConfig, model_options, read_config
-from app.overrides import Overrides
+from app.config import ModelConfig, model_options
+from app.overrides import NOTHING, Calls, Override, Overrides, Seen, Signature, stamp_of
 from app.plans import Plans
 from app.serving.endpoint import Endpoint
-from app.serving.errors import UnknownModel
+from app.serving.errors import Stopping, UnknownModel
 from app.serving.gateway import Gateway
 from app.serving.registry import ModelState, Version
 from app.settings import Settings
@@ -28,18 +27,15 @@ __all__ = ["ModelManager"]
 log = logging.getLogger(__name__)
 _SECOND_LOOK_S = 0.3
 _REPLACED = "another version is served"
-Signature = tuple[tuple[int, int, int], tuple[int, int] | None]
-"""(size, mtime ns, inode) of the model file; (size, mtime ns) of config.toml, None where there is none."""
-
-_NOTHING: Signature = ((-1, -1, -1), None)
+_GONE = "its files are gone"
+_UNLOADED = "it was unloaded meanwhile"
 
 
-@dataclass(slots=True)
-class _Seen:
-    """What the last look saw of a version, and which sight of it a load was started for."""
+class _Loaded(NamedTuple):
+    """Warm, not yet in service. `note` is what is worth knowing about it."""
 
-    last: Signature
-    handled: Signature | None = None
+    endpoint: Endpoint
+    note: str
 
 
 class ModelManager:
@@ -48,12 +44,13 @@ class ModelManager:
     def __init__(self, settings: Settings, gateway: Gateway) -> None:
         self._settings, self._gateway, self._registry = settings, gateway, gateway.registry
         self._plans = Plans(settings)
-        self._seen: dict[str, dict[int, _Seen]] = {}
+        self._seen: dict[str, dict[int, Seen]] = {}
         self._unloaded: set[str] = set()
-        self._overrides = Overrides()
-        self._loads: dict[tuple[str, int], asyncio.Task[str]] = {}
+        self._overrides, self._calls = Overrides(), Calls()
+        self._loads: dict[tuple[str, int], asyncio.Task[Any]] = {}
         self._sessions: dict[Endpoint, Session] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopping = False
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -63,12 +60,19 @@ class ModelManager:
         await self.look()
         self._spawn(self._watch())
 
+    def begin_stop(self) -> None:
+        """Load nothing more: loads under way are ended, their callers get Stopping. What is served stays."""
+        self._stopping = True
+        for task in list(self._tasks):
+            if not task.cancelling():  # a second time would disturb a compile that is being ended
+                task.cancel()
+
     async def stop(self) -> None:
         """Cancel loads and the watch; a compile under way is ended."""
-        for task in list(self._tasks):
-            task.cancel()
+        self.begin_stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._overrides.close()
+        self._plans.close()
 
     async def _watch(self) -> None:
         """The second look comes soon, so that a first start is quick; then one every `watch_s`."""
@@ -91,11 +95,15 @@ class ModelManager:
 
     async def look(self) -> None:
         """Compare the disk with what is served; start loads, unload what is gone."""
-        found = await asyncio.to_thread(self._scan)
+        with self._calls.noting() as touched:
+            found = await asyncio.to_thread(self._scan)
         for model in [model for model in self._seen if model not in found]:
-            self._unloaded.discard(model)
             found[model] = []
         for model, versions in found.items():
+            if model in touched:
+                continue  # a call has changed it since the scan, or will
+            if not versions:
+                self._unloaded.discard(model)
             self._forget_missing(model, {files.version for files in versions})
             if model not in self._unloaded:
                 self._look_at(model, versions)
@@ -109,20 +117,20 @@ class ModelManager:
         for number in [number for number in seen if number not in present]:
             del seen[number]
             self._cancel_load(model, number)
-            self._retire(model, number, "its files are gone")
+            self._retire(model, number, _GONE)
         if not seen:
             self._seen.pop(model)
-            self._overrides.drop(model)
+            self._discard(self._overrides.put(model, Override()))
 
     def _look_at(self, model: str, versions: list[VersionFiles]) -> None:
-        config_stamp = _stamp(self._config_file(model))
+        config_stamp = stamp_of(self._config_file(model))
         known = self._seen.setdefault(model, {}) if versions else {}
         for files in versions:
-            known.setdefault(files.version, _Seen(_NOTHING))
+            known.setdefault(files.version, Seen(NOTHING))
         for files in versions:
             signature = (files.stamp, config_stamp)
             seen = known[files.version]
-            twice, is_new = seen.last == signature, seen.last == _NOTHING
+            twice, is_new = seen.last == signature, seen.last == NOTHING
             seen.last = signature
             if files.version not in self._wanted(model):
                 seen.handled = None
@@ -130,7 +138,7 @@ class ModelManager:
                 self._take(files, seen, settled=twice or files.has_manifest)
         self._retire_replaced(model)
 
-    def _take(self, files: VersionFiles, seen: _Seen, *, settled: bool) -> None:
+    def _take(self, files: VersionFiles, seen: Seen, *, settled: bool) -> None:
         """Load a version that is whole: seen alike twice, published with a manifest, or compiled before."""
         if self._registry.get(files.model, files.version) is None:
             self._registry.set(
@@ -138,13 +146,11 @@ class ModelManager:
             )
         if settled:
             seen.handled = seen.last
-        self._start_load(files, only_known=not settled)
+        self._start_load(files, self._load(files, seen.last, only_known=not settled))
 
-    def _start_load(self, files: VersionFiles, *, only_known: bool = False) -> asyncio.Task[str]:
+    def _start_load(self, files: VersionFiles, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         key = (files.model, files.version)
-        seen = self._seen.get(files.model, {}).get(files.version)
-        sight = seen.last if seen is not None else _NOTHING
-        task = self._loads[key] = self._spawn(self._load(files, sight, only_known=only_known))
+        task = self._loads[key] = self._spawn(work)
 
         def ended(_: object) -> None:
             if self._loads.get(key) is task:
@@ -161,39 +167,27 @@ class ModelManager:
     def _config_file(self, model: str) -> Path:
         return self._settings.repository / model / repository.CONFIG_FILE
 
-    def _config(self, model: str) -> ModelConfig:
-        """The configuration in force; BadRepository where the file is wrong."""
-        override = self._overrides.config(model)
-        if override is not None:
-            return override
-        try:
-            return read_config(self._config_file(model).read_text("utf-8"))
-        except FileNotFoundError:
-            return ModelConfig()
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise BadRepository(f"config.toml cannot be read: {why}") from error
-
     def _wanted(self, model: str) -> set[int]:
-        """Version numbers that the model's policy serves; the latest where the configuration is wrong."""
-        numbers = set(self._seen.get(model, {}))
-        try:
-            policy = self._config(model).versions
-        except BadRepository:
-            policy = "latest"
-        if policy == "latest":
-            return {max(numbers)} if numbers else set()
-        return numbers if policy == "all" else numbers & set(policy)
+        """Version numbers that the policy in force serves."""
+        return self._overrides.get(model).choose(self._config_file(model), set(self._seen.get(model, {})))
 
     # -- loading -------------------------------------------------------------------------------------------------
 
-    async def _load(self, files: VersionFiles, sight: Signature, *, only_known: bool = False) -> str:
-        """Compile if needed, import, warm up, swap in. Whatever fails leaves a served version as it is.
+    async def _load(self, files: VersionFiles, sight: Signature, *, only_known: bool) -> None:
+        """Load what was found on disk. `sight` is what was seen of the files when that was decided."""
+        outcome = await self._prepare(files, self._overrides.get(files.model), only_known=only_known)
+        if isinstance(outcome, _Loaded):
+            self._swap_in(outcome, sight)
+        elif outcome:
+            self._fail(files, outcome)
 
-        `sight` is what was seen of the files when the load was decided. Returns why it failed, or nothing.
+    async def _prepare(self, files: VersionFiles, override: Override, *, only_known: bool = False) -> _Loaded | str:
+        """Compile if needed, import, warm up; or why that failed. Nothing that is served changes.
+
+        `only_known` compiles nothing: where it would have to, the answer is an empty reason.
         """
         try:
-            config = self._config(files.model)
+            config = override.over(self._config_file(files.model))
             manifest = await self._plans.find(files.source)
             if manifest is None and only_known:
                 return ""
@@ -215,19 +209,18 @@ class ModelManager:
             endpoint.fails_on_values = manifest.fails_on_values
             endpoint.hold_requests = self._settings.delay_scheduler
             self._sessions[endpoint] = session
-            reason = "" if manifest.proof.batchable else f"not batched: {manifest.proof.reason}"
-            self._swap_in(endpoint, reason, sight)
+            return _Loaded(endpoint, "" if manifest.proof.batchable else f"not batched: {manifest.proof.reason}")
         except EngineError as error:
-            return self._fail(files, str(error))
+            return str(error)
         except OSError as error:  # its own text would name a path of this machine
-            return self._fail(files, f"its files cannot be read: {error.strerror or type(error).__name__}")
+            return f"its files cannot be read: {error.strerror or type(error).__name__}"
         except Exception as error:
             log.exception("loading %s/%d", files.model, files.version)
-            return self._fail(files, f"it could not be loaded: {error}")
-        return ""
+            return f"it could not be loaded: {error}"
 
-    def _swap_in(self, endpoint: Endpoint, reason: str, sight: Signature) -> None:
+    def _swap_in(self, loaded: _Loaded, sight: Signature) -> None:
         """From here on new requests meet the new engine; the old one answers what it accepted."""
+        endpoint, reason = loaded
         model, number = endpoint.model, endpoint.version
         if model in self._unloaded or number not in self._seen.get(model, {}):
             self._stop(endpoint, lambda: None)  # unloaded or removed while it was loading
@@ -236,18 +229,17 @@ class ModelManager:
         self._registry.set(Version(model, number, ModelState.READY, reason, endpoint))
         self._seen[model][number].handled = sight  # not what was seen since: that is loaded next
         log.info("%s/%d is ready", model, number, extra={"note": reason} if reason else None)
-        if old is not None and old.endpoint is not None:
+        if old is not None and old.endpoint is not None and old.state is ModelState.READY:
             self._stop(old.endpoint, lambda: None)
         self._retire_replaced(model)
 
-    def _fail(self, files: VersionFiles, reason: str) -> str:
+    def _fail(self, files: VersionFiles, reason: str) -> None:
         log.warning("%s/%d is unavailable: %s", files.model, files.version, reason)
         current = self._registry.get(files.model, files.version)
         if current is not None and current.state is ModelState.READY:
             current.reason = f"the version loaded before still serves; loading it anew failed: {reason}"
         else:
             self._registry.set(Version(files.model, files.version, ModelState.UNAVAILABLE, reason))
-        return reason
 
     def _sayer(self, files: VersionFiles) -> Callable[[str], None]:
         def say(reason: str) -> None:
@@ -277,7 +269,7 @@ class ModelManager:
         def gone() -> None:
             if self._registry.get(model, number) is not version:
                 return  # loaded anew while it drained
-            if keep_listed:
+            if keep_listed and number in self._seen.get(model, {}):  # its files are still there
                 self._registry.set(Version(model, number, ModelState.UNAVAILABLE, reason))
             else:
                 self._registry.drop(model, number)
@@ -302,63 +294,100 @@ class ModelManager:
     async def load(
         self, model: str, config: ModelConfig | None = None, brought: Mapping[int, bytes] = MappingProxyType({})
     ) -> None:
-        """Load (or reload) a model now; returns when it serves. BadRepository gives the reason if it cannot.
+        """Load (or reload) a model now; returns when it serves. Raises BadRepository with the reason, or Stopping.
 
         `config` stands in for the file, and `brought` (model files by version) for the repository's versions, until
-        the next load. A configuration that cannot be loaded does not stay in force.
+        the next load. A load that fails changes nothing of what is served or was brought before.
         """
         repository.check_model_name(model)
-        await asyncio.to_thread(self._overrides.set_files, model, brought)
-        found = (await asyncio.to_thread(self._scan)).get(model)
-        if not found:
-            raise BadRepository(f"failed to load '{model}', failed to poll from model repository: no such model")
-        before = self._overrides.set_config(model, config)
+        if brought:
+            self._overrides.open()
+        override = await asyncio.to_thread(self._overrides.stage, model, config, brought)
+        call = self._spawn(self._load_call(model, override))  # a task of its own: `begin_stop` ends it, not the caller
+        call.add_done_callback(lambda _: self._discard(override))
+        if self._stopping:
+            call.cancel()
+        await asyncio.wait({call})
+        if call.cancelled():
+            raise Stopping(f"Server is stopping, '{model}' is not loaded")
+        call.result()
+
+    async def _load_call(self, model: str, override: Override) -> None:
+        async with self._calls.turn(model):
+            found = await asyncio.to_thread(repository.scan, override.folder or self._settings.repository)
+            stamp = stamp_of(self._config_file(model))
+            sights = {files.version: Seen((files.stamp, stamp)) for files in found.get(model, ())}
+            if not sights:
+                raise BadRepository(f"failed to load '{model}', failed to poll from model repository: no such model")
+            wanted = override.choose(self._config_file(model), set(sights))
+            if not wanted:
+                raise BadRepository(f"failed to load '{model}': it has no version that its configuration asks for")
+            for number in wanted:
+                sights[number].handled = sights[number].last
+            outcomes = await self._prepare_all([files for files in found[model] if files.version in wanted], override)
+            self._settle(model, override, sights, outcomes)
+
+    async def _prepare_all(
+        self, wanted: list[VersionFiles], override: Override
+    ) -> list[tuple[VersionFiles, _Loaded | str]]:
+        """Wait for loads under way, then prepare all at once; meanwhile what does not serve is listed as loading."""
+        running = [task for f in wanted if (task := self._loads.get((f.model, f.version))) is not None]
+        if running:
+            await asyncio.wait(running)
+            if any(task.cancelled() for task in running):
+                return [(files, _UNLOADED) for files in wanted]
+        before = {f.version: self._registry.get(f.model, f.version) for f in wanted}
+        marks = [Version(f.model, f.version, ModelState.LOADING, "loading") for f in wanted]
+        marks = [mark for mark in marks if (known := before[mark.number]) is None or known.endpoint is None]
+        for mark in marks:
+            self._registry.set(mark)
+        tasks = [self._start_load(files, self._prepare(files, override)) for files in wanted]
         try:
-            await self._load_wanted(model, found)
-        except BadRepository:
-            if self._overrides.config(model) is config:
-                self._overrides.set_config(model, before)
-                await asyncio.to_thread(self._overrides.set_files, model, {})
-            raise
+            await asyncio.wait(tasks)
+        finally:
+            for mark in [m for m in marks if self._registry.get(m.model, m.number) is m]:
+                self._registry.drop(mark.model, mark.number)
+                if (known := before[mark.number]) is not None:
+                    self._registry.set(known)
+        outcomes = [_UNLOADED if task.cancelled() else task.result() for task in tasks]
+        return list(zip(wanted, outcomes, strict=True))
 
-    async def _load_wanted(self, model: str, found: list[VersionFiles]) -> None:
+    def _settle(
+        self, model: str, override: Override, sights: dict[int, Seen], done: list[tuple[VersionFiles, _Loaded | str]]
+    ) -> None:
+        """All or nothing, in one step of the event loop. Raises BadRepository where it is nothing."""
+        loaded = [outcome for _, outcome in done if isinstance(outcome, _Loaded)]
+        failed = [(files, outcome) for files, outcome in done if isinstance(outcome, str)]
+        if failed:
+            for one in loaded:
+                self._stop(one.endpoint, lambda: None)
+            if override == Override() and self._overrides.get(model).folder is None:  # the watcher would fail alike
+                self._seen.setdefault(model, {}).update(sights)
+                for files, why in failed:
+                    if why is not _UNLOADED:
+                        self._fail(files, why)
+            files, why = failed[0]
+            raise BadRepository(f"failed to load '{model}', version {files.version}: {why}")
         self._unloaded.discard(model)
-        config_stamp = _stamp(self._config_file(model))
-        self._seen[model] = {files.version: _Seen((files.stamp, config_stamp)) for files in found}
-        wanted = [files for files in found if files.version in self._wanted(model)]
-        if not wanted:
-            raise BadRepository(
-                f"failed to load '{model}': it has none of the versions that its configuration asks for"
-            )
-        failures = await asyncio.gather(*(self._load_now(files) for files in wanted))
-        for files, failure in zip(wanted, failures, strict=True):
-            if failure:
-                raise BadRepository(f"failed to load '{model}', version {files.version}: {failure}")
-        present = {files.version for files in found}
+        self._discard(self._overrides.put(model, override))
+        self._seen[model] = sights
+        for one in loaded:
+            self._swap_in(one, sights[one.endpoint.version].last)
         for version in self._registry.versions(model):
-            if version.number not in present:
-                self._retire(model, version.number, "its files are gone")
+            if version.number not in sights:
+                self._cancel_load(model, version.number)
+                self._retire(model, version.number, _GONE)
 
-    async def _load_now(self, files: VersionFiles) -> str:
-        """Wait for a load that is under way, then load what is on disk now. Returns why it failed, or nothing."""
-        running = self._loads.get((files.model, files.version))
-        if running is not None:
-            await asyncio.wait({running})
-        current = self._registry.get(files.model, files.version)
-        if current is None or current.state is not ModelState.READY:
-            self._registry.set(Version(files.model, files.version, ModelState.LOADING, "loading"))
-        seen = self._seen.get(files.model, {}).get(files.version)
-        if seen is not None:
-            seen.handled = seen.last
-        task = self._start_load(files)
-        await asyncio.wait({task})
-        return "it was unloaded meanwhile" if task.cancelled() else task.result()
+    def _discard(self, override: Override) -> None:
+        if override.folder is not None:
+            self._spawn(asyncio.to_thread(self._overrides.discard, override))
 
     def unload(self, model: str) -> None:
         """Stop all versions of a model; returns at once. Raises UnknownModel for a model that is not there."""
         versions = self._registry.versions(model)
         if not versions:
             raise UnknownModel(f"failed to unload '{model}': Request for unknown model: '{model}' is not found")
+        self._calls.touch(model)
         self._unloaded.add(model)
         for version in versions:
             seen = self._seen.get(model, {}).get(version.number)
@@ -366,11 +395,3 @@ class ModelManager:
                 seen.handled = None
             self._cancel_load(model, version.number)
             self._retire(model, version.number, "unloaded", keep_listed=True)
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns

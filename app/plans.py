@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import tempfile
 import threading
 import time
@@ -29,13 +30,19 @@ class Plans:
     """One compile at a time; whatever in the cache is corrupt, truncated or foreign is rebuilt and logged."""
 
     def __init__(self, settings: Settings) -> None:
-        self._cache = repository.PlanCache(_writable_cache(settings))
+        folder = _writable_cache(settings)
+        self._cache, self._is_temporary = repository.PlanCache(folder), folder != settings.cache_folder
         self._limits = BuildLimits(settings.build_timeout_s, settings.build_memory_bytes)
         self._turn = asyncio.Semaphore(1)
 
     async def sweep(self) -> None:
         """Remove what killed compiles left behind."""
         await asyncio.to_thread(self._cache.sweep, _KEEP_STAGING_S, time.time())
+
+    def close(self) -> None:
+        """Remove the cache folder if it was made for this process alone."""
+        if self._is_temporary:
+            shutil.rmtree(self._cache.folder, ignore_errors=True)
 
     async def find(self, source: Path) -> Manifest | None:
         """The manifest of a plan that was compiled from exactly these bytes, if there is one."""

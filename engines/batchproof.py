@@ -97,7 +97,13 @@ class _Proof:
         self._require_sight()
         self._check("permuted", [order[::-1], order[2:] + order[:2]])
         self._check("in smaller company", [order[:3], order[1:3]])
-        guests = {"another row": self._rows[3:], "a row of large values": [_spoilt(self._rows[1], _large)]}
+        guests = {
+            "another row": self._rows[3:],
+            "a row of large values": [_spoilt(self._rows[1], _large)],
+            # masks and flags switch on values that a random row never has
+            "a row of one value": [_spoilt(self._rows[1], _filled(value)) for value in (0, 1, -1)],
+            "a row with a zero in it": [_spoilt(self._rows[1], _with_zero)],
+        }
         if any(is_float(array) for array in self._rows[0].values()):
             guests["a row of NaN"] = [_spoilt(self._rows[1], _all(np.nan))]
             # a maximum may pass over NaN, and hide a weak mixing behind any finite number
@@ -250,6 +256,17 @@ def _large(array: np.ndarray) -> np.ndarray:
         limit = 3e4 if array.dtype.itemsize == 2 else np.inf
         return np.clip(array.astype(np.float64) * _LARGE, -limit, limit).astype(array.dtype)
     return np.full_like(array, array.max())
+
+
+def _filled(value: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Every element `value`, whatever the datatype; unsigned ones stay as they are for a negative value."""
+    return lambda array: array if value < 0 and array.dtype.kind in "ub" else np.full_like(array, value)
+
+
+def _with_zero(array: np.ndarray) -> np.ndarray:
+    changed = array.copy()
+    changed.reshape(-1)[:1] = 0
+    return changed
 
 
 def _all(value: float) -> Callable[[np.ndarray], np.ndarray]:

@@ -18,7 +18,7 @@ from engines.agreement import WrongEngine, check_agreement, first_difference, in
 from engines.batchproof import Blind, Proven, Refuted
 from engines.errors import ModelRefused
 from engines.frontend import onnx as frontend
-from engines.frontend.ranges import index_ranges, takes_sizes_from_values
+from engines.frontend.ranges import index_ranges, takes_sizes_from_values, unchecked_indices
 from engines.hardware import cpu_fingerprint, usable_threads
 from engines.manifest import BatchProof, EngineFile, Manifest, Source, StreamTiming
 from engines.passes.dynamic_batch import with_batch_axes
@@ -46,6 +46,12 @@ def build(source: Path, cache: repository.PlanCache, progress: Progress = lambda
     model, digest, size_bytes = frontend.read(source)
     inputs, outputs = frontend.tensor_specs(model)
     ranges = index_ranges(model)
+    unchecked = unchecked_indices(model)
+    if unchecked:
+        raise ModelRefused(
+            f"{unchecked} takes indices that are computed from the inputs; the CPU engine does not check them and "
+            "would read foreign memory: expected constants, or what ArgMax, TopK, NonZero or Shape yield"
+        )
     reference = Reference(model)
     progress("prove")
     choice = _choose(model, inputs, outputs, reference)

@@ -38,9 +38,10 @@ CONFIG_FILE = "config.toml"
 MANIFEST_FILE = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _RESERVED = frozenset({"stats"})  # GET /v2/models/stats is the statistics of all models
+_PASSING_ERRORS = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE})
 _STAGING, _DISCARDED = ".staging", ".discarded."
 _TOOLS = ("bitserve", "onnx", "onnxruntime", "openvino")
-PLAN_FORMAT = "4"
+PLAN_FORMAT = "5"
 """Part of every plan key: raise it when the build itself changes what it makes."""
 
 
@@ -90,7 +91,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
-    except OSError:
+    except OSError as error:
+        if error.errno in _PASSING_ERRORS:  # nothing was seen, so nothing may be concluded
+            raise
         return []
 
 

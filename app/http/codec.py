@@ -20,6 +20,8 @@ __all__ = ["Wanted", "decode", "encode"]
 
 _decoder = msgspec.json.Decoder(InferRequest)
 _encoder = msgspec.json.Encoder()
+_MAX_CLASSES = 65536
+"""Of all rows of an output together: each is written as a string, on the event loop."""
 _JSON_CONSTANTS = (b"NaN", b"Infinity")
 _DIGITS = frozenset(b"0123456789")
 
@@ -260,8 +262,14 @@ def classify(array: np.ndarray, count: int, labels: tuple[str, ...], spec: Tenso
     """
     if array.dtype == np.object_:
         raise BadRequest(f"output '{spec.name}' has no numbers to classify")
-    rows = array.shape[0] if spec.batch_axis == 0 else 1
+    if spec.batch_axis:
+        array = np.moveaxis(array, spec.batch_axis, 0)
+    rows = 1 if spec.batch_axis is None else array.shape[0]
     flat = array.reshape(rows, -1)
+    if rows * min(count, flat.shape[1]) > _MAX_CLASSES:
+        raise BadRequest(
+            f"classification of output '{spec.name}' asks for more than {_MAX_CLASSES} classes in all rows"
+        )
     top = min(count, flat.shape[1])
     is_float = datatype(spec.datatype).is_float
     order = _descending(flat, is_float=is_float)[:, :top]
@@ -272,7 +280,7 @@ def classify(array: np.ndarray, count: int, labels: tuple[str, ...], spec: Tenso
             shown = f"{float(value):f}" if is_float else str(value)
             label = f":{labels[index]}" if index < len(labels) else ""
             result[row, rank] = f"{shown}:{index}{label}".encode()
-    return result if spec.batch_axis == 0 else result[0]
+    return result[0] if spec.batch_axis is None else result
 
 
 def _descending(rows: np.ndarray, *, is_float: bool) -> np.ndarray:

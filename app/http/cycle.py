@@ -45,9 +45,7 @@ class FastCycle:
         self.active = True
         if max(self.size, self.announced_bytes) > self.connection.handler.max_body_bytes:
             self.refuse_body()
-        elif self.announced_bytes > self.size and not self.connection.handler.has_room(
-            self.announced_bytes - self.size
-        ):
+        elif not self._alone() and not self.connection.handler.has_room(max(0, self.announced_bytes - self.size)):
             self.refuse_for_room()
         elif self.complete:
             self.run()
@@ -61,7 +59,7 @@ class FastCycle:
             self._release()
             if self.active:
                 self.refuse_body()
-        elif self.connection.handler.has_room(len(chunk)):
+        elif self._alone() or self.connection.handler.has_room(len(chunk)):
             self.chunks.append(chunk)
             self._held_bytes += len(chunk)
             self.connection.handler.held_bytes += len(chunk)
@@ -76,11 +74,16 @@ class FastCycle:
     def refuse_for_room(self) -> None:
         """The server holds as much of other requests as it may."""
         self.keep_alive = False
+        error = self.connection.handler.no_room()
         self._release()
         if self.active:
-            self.reply(refusal(self.connection.handler.no_room(), self.head.request_id or b"-"))
+            self.reply(refusal(error, self.head.request_id or b"-"))
         else:  # its turn to answer has not come, and its body is lost
-            self.connection.send_400_response(str(self.connection.handler.no_room()))
+            self.connection.send_400_response(str(error))
+
+    def _alone(self) -> bool:
+        """Whether no other request is held: one alone may always be as large as max_body_bytes."""
+        return self.connection.handler.held_bytes == self._held_bytes
 
     def _release(self) -> None:
         self.chunks.clear()

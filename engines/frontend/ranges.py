@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto
 
-__all__ = ["index_ranges", "takes_sizes_from_values"]
+__all__ = ["index_ranges", "takes_sizes_from_values", "unchecked_indices"]
 
 _SAME_VALUES = frozenset(
     {"Cast", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
@@ -21,6 +21,10 @@ _SIZE_INPUTS = {
     "Reshape": (1,), "Resize": (2, 3), "Slice": (1, 2, 3, 4), "Tile": (1,), "TopK": (1,),
 }  # fmt: skip
 """Positions of the inputs that say how large something is, by operator."""
+_UNCHECKED = {"GatherElements": 1, "GatherND": 1, "ScatterElements": 1, "ScatterND": 1, "Scatter": 1}
+"""Operators for which OpenVINO 2026.4 reads or writes memory at any index it is given; position of the indices."""
+_VALID_INDICES = frozenset({"ArgMax", "ArgMin", "NonZero", "Shape", "Size", "TopK"})
+_KEEPS_VALID = frozenset({*_SAME_VALUES, "Concat", "Expand", "Tile"})
 _INTEGERS = frozenset({TensorProto.INT32, TensorProto.INT64})
 
 
@@ -31,6 +35,9 @@ def index_ranges(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
     indexed by the same input, the narrowest range holds.
     """
     tables = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+            tables[node.output[0]] = tuple(node.attribute[0].t.dims)
     origin = {
         value.name: value.name
         for value in model.graph.input
@@ -66,3 +73,21 @@ def takes_sizes_from_values(model: onnx.ModelProto) -> bool:
         if node.op_type in ("Shape", "Size") or all(name in fixed for name in node.input):
             fixed.update(node.output)
     return False
+
+
+def unchecked_indices(model: onnx.ModelProto) -> str | None:
+    """The first node that would look up memory at an index computed from the inputs' values, or None.
+
+    Constants, and what operators yield that can only name existing elements (ArgMax, TopK, NonZero, shapes), are
+    safe, as is whatever merely moves such values about.
+    """
+    safe = {tensor.name for tensor in model.graph.initializer} | {""}
+    for node in model.graph.node:
+        position = _UNCHECKED.get(node.op_type)
+        if position is not None and node.input[position] not in safe:
+            return f"{node.op_type} node {node.name or node.output[0]!r}"
+        moved = node.input[:1] if node.op_type in _SAME_VALUES else node.input
+        fixed = all(name in safe for name in node.input)
+        if node.op_type in _VALID_INDICES or fixed or (node.op_type in _KEEPS_VALID and all(n in safe for n in moved)):
+            safe.update(node.output)
+    return None

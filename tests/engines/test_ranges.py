@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from engines.frontend.ranges import index_ranges, takes_sizes_from_values
+from engines.frontend.ranges import index_ranges, takes_sizes_from_values, unchecked_indices
 from tests.support.onnx_models import build, linear, slow, time_major_lstm
 
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
@@ -54,3 +54,30 @@ def test_a_reshape_to_a_shape_taken_from_another_tensor_is_not_one() -> None:
     nodes = [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Reshape", ["z", "s"], ["y"])]
     model = build(nodes, {"x": (FLOAT, ["N", 2]), "z": (FLOAT, ["M"])}, {"y": (FLOAT, ["N", 2])})
     assert not takes_sizes_from_values(model)
+
+
+@pytest.mark.parametrize("op", ["GatherND", "GatherElements"])
+def test_indices_that_the_engine_would_not_check_are_found(op: str) -> None:
+    index = {"GatherND": [["N", 1], ["N", 3]], "GatherElements": [["N", 3], ["N", 3]]}[op]
+    nodes = [helper.make_node(op, ["table", "i"], ["y"], name="look_up")]
+    model = build(nodes, {"i": (INT64, index[0])}, {"y": (FLOAT, index[1])}, TABLE)
+    assert unchecked_indices(model) == f"{op} node 'look_up'"
+
+
+def test_indices_that_can_only_name_what_is_there_are_safe() -> None:
+    nodes = [
+        helper.make_node("TopK", ["x", "k"], ["values", "best"]),
+        helper.make_node("Identity", ["best"], ["moved"]),
+        helper.make_node("GatherElements", ["x", "moved"], ["y"], axis=1),
+    ]
+    model = build(nodes, {"x": (FLOAT, ["N", 3])}, {"y": (FLOAT, ["N", 2])}, {"k": np.array([2], np.int64)})
+    assert unchecked_indices(model) is None
+    assert unchecked_indices(linear()) is None
+
+
+def test_a_table_may_be_a_constant_node() -> None:
+    constant = helper.make_node("Constant", [], ["t"], value=numpy_helper.from_array(TABLE["table"], "t"))
+    model = build(
+        [constant, helper.make_node("Gather", ["t", "i"], ["y"])], {"i": (INT64, ["N"])}, {"y": (FLOAT, ["N", 3])}
+    )
+    assert index_ranges(model) == {"i": (-5, 4)}
