@@ -30,14 +30,16 @@ class Settings(BaseSettings):
         134_217_728, ge=1024, description="Largest request body, on the wire and decompressed; beyond it 413."
     )
     max_held_bytes: int = Field(
-        1_073_741_824, ge=1024, description="Request bodies held at once, arriving or waiting; beyond it 503."
+        1_073_741_824, ge=1024, description="Request bodies held at once, as they came over the wire; beyond it 503."
     )
     max_connections: int = Field(1024, ge=1, description="Open connections; one more is answered 503 and closed.")
     header_timeout_s: float = Field(10, gt=0, description="Time for a request's headers to arrive.")
     body_timeout_s: float = Field(30, gt=0, description="Longest silence while a request's body arrives.")
     write_timeout_s: float = Field(30, gt=0, description="Longest time a client may take nothing of its answer.")
     keep_alive_s: float = Field(75, gt=0, description="Time an idle connection is kept open.")
-    threads: int = Field(0, ge=0, description="Threads for inference; 0 = min(CPU affinity, cgroup quota).")
+    threads: int = Field(
+        0, ge=0, description="Threads that running batches may occupy together; 0 = min(CPU affinity, cgroup quota)."
+    )
     metrics: bool = Field(True, description="Serve /metrics.")
     drain_s: float = Field(30, ge=0, description="Time after SIGTERM to answer what was accepted.")
     watch_s: float = Field(1.0, ge=0, description="Period of looking for new and removed models; 0 = only at start.")

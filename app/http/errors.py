@@ -1,4 +1,4 @@
-"""Exceptions to status numbers: the only ones in the project. Every body is `{"error": "..."}` and nothing else."""
+"""Exceptions to status numbers, the only place that maps them. Every body is `{"error": "..."}` and nothing else."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from app.http.errors import BadRequest
-from engines.tensor import BY_NAME, BY_NUMPY, DataType
+from engines.tensor import BY_NAME, DataType
 
 __all__ = ["MAX_DEPTH", "bytes_of", "check_depth", "element_count", "from_bytes", "from_json", "json_of", "kind_of"]
 
@@ -183,11 +183,6 @@ def _unpack(name: str, data: memoryview, shape: list[int]) -> np.ndarray:
     array = np.empty(len(items), dtype=np.object_)
     array[:] = items
     return array.reshape(shape)
-
-
-def datatype_of(array: np.ndarray) -> DataType:
-    """The protocol's datatype of an array."""
-    return BY_NUMPY[array.dtype]
 
 
 def bytes_of(array: np.ndarray) -> bytes:

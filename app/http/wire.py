@@ -30,7 +30,7 @@ class RequestOutput(msgspec.Struct):
 
 
 class InferRequest(msgspec.Struct):
-    """An inference call. Parameters: `priority`, `timeout` (us), `binary_data_output` (bool), `sequence_id`.
+    """An inference call. Parameters: `priority`, `timeout` (us), `binary_data_output` (bool); others are ignored.
 
     No `outputs` means all of them; unknown keys are ignored.
     """
