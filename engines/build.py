@@ -18,7 +18,7 @@ from engines.agreement import WrongEngine, check_agreement, first_difference, in
 from engines.batchproof import Blind, Proven, Refuted
 from engines.errors import ModelRefused
 from engines.frontend import onnx as frontend
-from engines.frontend.ranges import index_ranges, takes_sizes_from_values, unchecked_indices
+from engines.frontend.ranges import index_ranges, takes_sizes_from_values
 from engines.hardware import cpu_fingerprint, usable_threads
 from engines.manifest import BatchProof, EngineFile, Manifest, Source, StreamTiming
 from engines.passes.dynamic_batch import with_batch_axes
@@ -46,12 +46,6 @@ def build(source: Path, cache: repository.PlanCache, progress: Progress = lambda
     model, digest, size_bytes = frontend.read(source)
     inputs, outputs = frontend.tensor_specs(model)
     ranges = index_ranges(model)
-    unchecked = unchecked_indices(model)
-    if unchecked:
-        raise ModelRefused(
-            f"{unchecked} takes indices that are computed from the inputs; the CPU engine does not check them and "
-            "would read foreign memory: expected constants, or what ArgMax, TopK, NonZero or Shape yield"
-        )
     reference = Reference(model)
     progress("prove")
     choice = _choose(model, inputs, outputs, reference)
@@ -60,6 +54,7 @@ def build(source: Path, cache: repository.PlanCache, progress: Progress = lambda
     progress("compile")
     compiled = target.compile_model(choice.graph, timings[0].streams, timings[0].threads)
     blob = target.export(compiled)
+    guards = target.guards_of(choice.graph)
     manifest = Manifest(
         key=repository.plan_key(digest),
         source=Source(source.name, digest, size_bytes),
@@ -77,7 +72,8 @@ def build(source: Path, cache: repository.PlanCache, progress: Progress = lambda
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         build_s=round(time.monotonic() - started, 2),
         sample_shapes={spec.name: choice.sampler.shape(spec) for spec in inputs},
-        fails_on_values=takes_sizes_from_values(model),
+        fails_on_values=bool(guards) or takes_sizes_from_values(model),
+        guards=guards,
         notes=(*choice.notes, *_narrowing(inputs, outputs, choice.integer_bits)),
     )
     progress("publish")

@@ -4,10 +4,11 @@ EngineError
 ├── ModelRefused      the source model cannot be compiled; the message names what was seen
 ├── BadRepository     names, versions or files on disk break the repository's rules
 ├── PlanInvalid       a compiled plan is absent, corrupt, foreign or stale: rebuild it, never trust it
-└── EngineFailed      a session raised while it ran a batch
+├── EngineFailed      a session raised while it ran a batch
+└── ValuesRefused     the engine ran, but some value would have been answered wrongly: nothing of the batch counts
 """
 
-__all__ = ["BadRepository", "EngineError", "EngineFailed", "ModelRefused", "PlanInvalid"]
+__all__ = ["BadRepository", "EngineError", "EngineFailed", "ModelRefused", "PlanInvalid", "ValuesRefused"]
 
 
 class EngineError(Exception):
@@ -28,3 +29,7 @@ class PlanInvalid(EngineError):
 
 class EngineFailed(EngineError):
     """The engine raised while it ran a batch; only that batch is lost."""
+
+
+class ValuesRefused(EngineError):
+    """A guard of the engine found values that it would answer wrongly; the message names the operator."""

@@ -9,9 +9,11 @@ import msgspec
 from engines.errors import PlanInvalid
 from engines.tensor import TensorSpec
 
-__all__ = ["BatchProof", "EngineFile", "Manifest", "Source", "StreamTiming", "decode", "encode"]
+__all__ = ["GUARD_OUTPUT", "BatchProof", "EngineFile", "Manifest", "Source", "StreamTiming", "decode", "encode"]
 
 FORMAT = 1
+GUARD_OUTPUT = "bitserve.guards"
+"""FP32 [number of guards], an output beside the model's own: how many values each guard found wrong."""
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -75,6 +77,8 @@ class Manifest(msgspec.Struct, frozen=True):
     """Shapes of one row that the engine is known to run; the server warms up with them."""
     fails_on_values: bool = False
     """Sizes are computed from the inputs' values: a run that fails may be the request's fault."""
+    guards: tuple[str, ...] = ()
+    """What the elements of the engine's guard output count; a run in which one is not 0 has failed."""
     notes: tuple[str, ...] = ()
     format: int = FORMAT
     seal: str = ""

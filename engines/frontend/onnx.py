@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
+import onnx.inliner
 from onnx import TensorProto
 
 from engines.errors import ModelRefused
@@ -53,6 +54,8 @@ def read(path: Path) -> tuple[onnx.ModelProto, str, int]:
     if not model.graph.node:
         raise ModelRefused(f"{path.name} is not an ONNX model with a graph: it has no nodes")
     _check(model, path.name)
+    if model.functions:  # or every pass and analysis would have to look into them
+        model = onnx.inliner.inline_local_functions(model)
     return model, hashlib.sha256(data).hexdigest(), len(data)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from engines.errors import EngineFailed, PlanInvalid
-from engines.manifest import Manifest
+from engines.errors import EngineFailed, PlanInvalid, ValuesRefused
+from engines.manifest import GUARD_OUTPUT, Manifest
 from engines.runtime.session import Done
 
 __all__ = ["OpenVinoSession", "OpenVinoSlot", "core", "first_line", "load_session", "stream_config"]
@@ -46,7 +46,11 @@ class OpenVinoSlot:
     calls it when the engine raises, and a batch that fails must be answered.
     """
 
-    def __init__(self, compiled: ov.CompiledModel, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    def __init__(
+        self, compiled: ov.CompiledModel, inputs: Sequence[str], outputs: Sequence[str], guards: Sequence[str] = ()
+    ) -> None:
+        self._guards = guards
+        self._guard_output = _port(compiled.outputs, GUARD_OUTPUT) if guards else -1
         self._request = compiled.create_infer_request()
         self._inputs = [(name, _port(compiled.inputs, name)) for name in inputs]
         self._outputs = [(name, _port(compiled.outputs, name)) for name in outputs]
@@ -73,9 +77,17 @@ class OpenVinoSlot:
             try:
                 self._request.start_async()
                 self._request.wait()
+                error = self._refusal()
             except Exception as raised:
                 error = EngineFailed(first_line(raised))
             done(error)
+
+    def _refusal(self) -> ValuesRefused | None:
+        """What the first guard that found something says."""
+        if not self._guards:
+            return None
+        found = np.flatnonzero(self._request.get_output_tensor(self._guard_output).data)
+        return ValuesRefused(self._guards[found[0]]) if found.size else None
 
     def outputs(self) -> dict[str, np.ndarray]:
         return {name: self._request.get_output_tensor(index).data for name, index in self._outputs}
@@ -105,11 +117,12 @@ class OpenVinoSession:
         streams: int,
         threads: int,
         memory_bytes: int = 0,
+        guards: Sequence[str] = (),
     ) -> None:
         self._compiled: ov.CompiledModel | None = compiled
         self._threads_per_batch = max(1, threads // streams)
         self._memory_bytes = memory_bytes
-        self._slots = [OpenVinoSlot(compiled, inputs, outputs) for _ in range(streams)]
+        self._slots = [OpenVinoSlot(compiled, inputs, outputs, guards) for _ in range(streams)]
 
     @property
     def slots(self) -> Sequence[OpenVinoSlot]:
@@ -157,7 +170,10 @@ def load_session(folder: Path, manifest: Manifest, *, streams: int | None = None
     except Exception as error:
         raise PlanInvalid(f"{path.name} was refused by OpenVINO: {first_line(error)}") from error
     names = [spec.name for spec in manifest.inputs], [spec.name for spec in manifest.outputs]
-    return OpenVinoSession(compiled, *names, streams=count, threads=threads, memory_bytes=manifest.engine.size_bytes)
+    return OpenVinoSession(
+        compiled, *names, streams=count, threads=threads, memory_bytes=manifest.engine.size_bytes,
+        guards=manifest.guards,
+    )  # fmt: skip
 
 
 def first_line(error: BaseException) -> str:

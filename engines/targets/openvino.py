@@ -12,25 +12,38 @@ import openvino as ov
 
 from engines.errors import ModelRefused
 from engines.manifest import StreamTiming
+from engines.passes.guards import with_guards
 from engines.reference import Arrays
 from engines.runtime.openvino import core, first_line, stream_config
 
-__all__ = ["Candidate", "compile_model", "export", "read_model", "runner", "stream_choices", "time_streams"]
+__all__ = [
+    "Candidate", "compile_model", "export", "guards_of", "read_model", "runner", "stream_choices", "time_streams",
+]  # fmt: skip
 
 Candidate = tuple[int, int]
 """(streams, threads)."""
 
+_GUARDS = ["bitserve", "guards"]
 _ROUNDS = 5
 _BUDGET_S = 4.0
 _WORTH = 1.05
 
 
 def read_model(model: onnx.ModelProto) -> ov.Model:
-    """OpenVINO's graph of an ONNX model; ModelRefused names what it cannot convert."""
+    """OpenVINO's graph of an ONNX model, guarded; ModelRefused names what it cannot convert."""
+    guarded, said = with_guards(model)
     try:
-        return core().read_model(model.SerializeToString())
+        graph = core().read_model(guarded.SerializeToString())
+        graph.set_rt_info("\n".join(said), _GUARDS)
+        return graph
     except Exception as error:
         raise ModelRefused(f"OpenVINO refuses the model: {first_line(error)}") from error
+
+
+def guards_of(graph: ov.Model) -> tuple[str, ...]:
+    """What the elements of the graph's guard output count."""
+    said: str = graph.get_rt_info(_GUARDS).astype(str)
+    return tuple(said.splitlines())
 
 
 def compile_model(model: ov.Model, streams: int, threads: int) -> ov.CompiledModel:

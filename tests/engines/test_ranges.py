@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from engines.frontend.ranges import index_ranges, takes_sizes_from_values, unchecked_indices
+from engines.frontend.ranges import checked_lookups, from_shapes, index_ranges, takes_sizes_from_values
 from tests.support.onnx_models import build, linear, slow, time_major_lstm
 
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
@@ -56,23 +56,34 @@ def test_a_reshape_to_a_shape_taken_from_another_tensor_is_not_one() -> None:
     assert not takes_sizes_from_values(model)
 
 
-@pytest.mark.parametrize("op", ["GatherND", "GatherElements"])
-def test_indices_that_the_engine_would_not_check_are_found(op: str) -> None:
-    index = {"GatherND": [["N", 1], ["N", 3]], "GatherElements": [["N", 3], ["N", 3]]}[op]
-    nodes = [helper.make_node(op, ["table", "i"], ["y"], name="look_up")]
-    model = build(nodes, {"i": (INT64, index[0])}, {"y": (FLOAT, index[1])}, TABLE)
-    assert unchecked_indices(model) == f"{op} node 'look_up'"
-
-
-def test_indices_that_can_only_name_what_is_there_are_safe() -> None:
+def test_only_the_look_ups_by_an_input_are_checked_on_arrival() -> None:
+    one = {"one": np.array([1], np.int64)}
     nodes = [
-        helper.make_node("TopK", ["x", "k"], ["values", "best"]),
-        helper.make_node("Identity", ["best"], ["moved"]),
-        helper.make_node("GatherElements", ["x", "moved"], ["y"], axis=1),
+        helper.make_node("Gather", ["table", "i"], ["a"]),
+        helper.make_node("Add", ["i", "one"], ["j"]),
+        helper.make_node("Gather", ["table", "j"], ["b"]),
     ]
-    model = build(nodes, {"x": (FLOAT, ["N", 3])}, {"y": (FLOAT, ["N", 2])}, {"k": np.array([2], np.int64)})
-    assert unchecked_indices(model) is None
-    assert unchecked_indices(linear()) is None
+    outputs = {name: (FLOAT, ["N", 3]) for name in "ab"}
+    assert checked_lookups(build(nodes, {"i": (INT64, ["N"])}, outputs, {**TABLE, **one})) == {"a"}
+
+
+def test_a_cast_to_a_narrower_type_changes_values() -> None:
+    nodes = [
+        helper.make_node("Cast", ["i"], ["narrow"], to=TensorProto.INT8),
+        helper.make_node("Cast", ["narrow"], ["j"], to=INT64),
+        helper.make_node("Gather", ["table", "j"], ["y"]),
+    ]
+    assert index_ranges(build(nodes, {"i": (INT64, ["N"])}, {"y": (FLOAT, ["N", 3])}, TABLE)) == {}
+
+
+def test_what_is_computed_from_shapes_alone() -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "k"], ["d"]),
+        helper.make_node("Add", ["x", "x"], ["y"]),
+    ]
+    model = build(nodes, {"x": (FLOAT, ["N", 2])}, {"y": (FLOAT, ["N", 2])}, {"k": np.array(0, np.int64)})
+    assert from_shapes(model) == {"", "k", "s", "d"}
 
 
 def test_a_table_may_be_a_constant_node() -> None:

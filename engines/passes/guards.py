@@ -1,0 +1,212 @@
+"""Make a graph count what the CPU engine would answer wrongly instead of refusing it.
+
+OpenVINO 2026.4 answers zeros for a Gather outside its table, reads and writes foreign memory for the other look-ups,
+and cuts what becomes a 64-bit integer to 32 bits, all without a word. ONNX calls each an error, or answers right. So
+a count of offenders is computed beside each such node, and all counts become one more output: a run in which any is
+not zero has failed. Look-ups that touch memory get their bad indices replaced by 0 as well, so nothing foreign is read.
+
+Loop, Scan and If are followed: a count inside a body leaves it as one more output of its node.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from engines.errors import ModelRefused
+from engines.frontend.ranges import INDEX_INPUTS, checked_lookups, from_shapes
+from engines.manifest import GUARD_OUTPUT
+from engines.passes.guard_ops import Checks
+
+__all__ = ["with_guards"]
+
+_LONG_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.BFLOAT16})  # FP16 ends at 65504
+_WIDE = frozenset({TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64})
+_SCAN_LISTS = {"scan_output_axes": 0, "scan_output_directions": 0}
+
+
+def with_guards(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """A copy with the output `GUARD_OUTPUT`, and what each of its elements counts, in words for a client.
+
+    Without anything to guard: the model itself, and nothing. Raises ModelRefused where a guard cannot be made.
+    """
+    copy = _inferred(model)
+    pass_ = _Pass(copy)
+    counts, said = pass_.guard(copy.graph, {}), pass_.said
+    if not counts:
+        return model, ()
+    pass_.checks.join(copy.graph, counts, GUARD_OUTPUT)
+    copy.graph.output.append(helper.make_tensor_value_info(GUARD_OUTPUT, TensorProto.FLOAT, [len(counts)]))
+    return copy, tuple(said)
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with the shapes and types that can be inferred; without, where inference fails."""
+    try:
+        return onnx.shape_inference.infer_shapes(model)
+    except Exception:  # an inferred shape only saves a guard its Shape node
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        return copy
+
+
+class _Value:
+    """What is known of a tensor: element type (0 = unknown), dimensions (None = unknown), stored contents."""
+
+    __slots__ = ("dims", "kind", "stored")
+
+    def __init__(self, kind: int, dims: tuple[int | None, ...] | None, stored: TensorProto | None = None) -> None:
+        self.kind, self.dims, self.stored = kind, dims, stored
+
+
+class _Pass:
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.said: list[str] = []
+        self.checks = Checks()
+        self._checked = checked_lookups(model)
+        self._from_shapes = from_shapes(model)
+        self._top = model.graph
+
+    def guard(self, graph: GraphProto, outer: Mapping[str, _Value]) -> list[str]:
+        """Add guards to a graph in place; names of the scalar counts, one for each entry of `said`."""
+        known = {**outer, **dict(_values(graph))}
+        counts: list[str] = []
+        nodes = list(graph.node)
+        del graph.node[:]
+        for node in nodes:
+            before, after, count, what = self._guards_of(node, known)
+            graph.node.extend([*before, node, *after])
+            if count:
+                counts.append(count)
+                if graph is self._top:
+                    self.said.append(what)
+        if graph is self._top:
+            for value in graph.output:
+                if value.type.tensor_type.elem_type == TensorProto.DOUBLE:
+                    nodes, count = self.checks.beyond_fp32(value.name)
+                    graph.node.extend(nodes)
+                    counts.append(count)
+                    self.said.append(f"output {value.name!r} is beyond FP32, in which the engine computes")
+        return counts
+
+    def _guards_of(
+        self, node: NodeProto, known: Mapping[str, _Value]
+    ) -> tuple[list[NodeProto], list[NodeProto], str, str]:
+        """Nodes to run before and after it, the name of its count (or nothing), and what that counts."""
+        what = f"{node.op_type} {node.name or node.output[0]!r}"
+        if node.op_type in INDEX_INPUTS and self._needs_check(node, known):
+            nodes, count = self._check_index(node, known)
+            return nodes, [], count, f"{what} looks up an index outside its table"
+        if node.op_type == "Cast" and self._cuts(node, known):
+            nodes, count = self.checks.beyond_31_bits(node.input[0], known[node.input[0]].kind)
+            return nodes, [], count, f"{what} makes an integer of a number beyond 32 bits"
+        after, count = self._guard_bodies(node, known)
+        return [], after, count, f"{what} looks up an index outside its table, or makes an integer beyond 32 bits"
+
+    def _needs_check(self, node: NodeProto, known: Mapping[str, _Value]) -> bool:
+        """Not where the index was checked on arrival, or is a constant that fits whatever the table is."""
+        if node.output[0] in self._checked:
+            return False
+        index = known.get(node.input[INDEX_INPUTS[node.op_type]])
+        if index is None or index.stored is None:
+            return True
+        low, high = _extent(index.stored)
+        if (low, high) in ((0, 0), (-1, -1), (-1, 0)):
+            return False  # every table has a first and a last row
+        if node.op_type != "Gather":
+            return True
+        rows = _dim(known.get(node.input[0]), _axis(node))
+        is_shape = node.input[0] in self._from_shapes  # its length is the rank: the reference has looked it up
+        return not is_shape and not (rows is not None and -rows <= low and high < rows)
+
+    def _cuts(self, node: NodeProto, known: Mapping[str, _Value]) -> bool:
+        to = next((a.i for a in node.attribute if a.name == "to"), 0)
+        source = known.get(node.input[0])
+        is_float = source is not None and source.kind in _LONG_FLOATS
+        return is_float and to in _WIDE and node.input[0] not in self._from_shapes
+
+    def _check_index(self, node: NodeProto, known: Mapping[str, _Value]) -> tuple[list[NodeProto], str]:
+        position = INDEX_INPUTS[node.op_type]
+        table, index = node.input[0], node.input[position]
+        found = known.get(index, _Value(0, None))
+        if found.kind not in (TensorProto.INT32, TensorProto.INT64):
+            raise ModelRefused(f"{node.op_type} {node.name or node.output[0]!r}: the type of its indices is unknown")
+        axes = self._indexed_axes(node, found)
+        dims = [_dim(known.get(table), axis) for axis in axes]
+        nodes, bad, count = self.checks.outside(table, index, found.kind, axes, dims, scalar="ND" not in node.op_type)
+        if node.op_type != "Gather":
+            replaced = self.checks.name()
+            zero, constant = self.checks.constant(np.zeros((), helper.tensor_dtype_to_np_dtype(found.kind)))
+            nodes += [constant, helper.make_node("Where", [bad, zero, index], [replaced])]
+            node.input[position] = replaced
+        return nodes, count
+
+    def _indexed_axes(self, node: NodeProto, index: _Value) -> list[int]:
+        """The axes of the table that an index (its last dimension, for the ND kind) walks along."""
+        if "ND" not in node.op_type:
+            return [_axis(node)]
+        depth = index.dims[-1] if index.dims else None
+        if depth is None:
+            raise ModelRefused(
+                f"{node.op_type} {node.name or node.output[0]!r}: the last dimension of its indices is variable; "
+                "expected a fixed one"
+            )
+        first = next((a.i for a in node.attribute if a.name == "batch_dims"), 0)
+        return list(range(first, first + depth))
+
+    def _guard_bodies(self, node: NodeProto, known: Mapping[str, _Value]) -> tuple[list[NodeProto], str]:
+        bodies = [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
+        counts = [self.guard(body, known) for body in bodies]
+        if not any(counts):
+            return [], ""
+        if len(node.output) != _declared(node, bodies):
+            raise ModelRefused(f"{node.op_type} {node.name!r} leaves out some of its outputs; expected all of them")
+        for body, inside in zip(bodies, counts, strict=True):
+            body.output.append(helper.make_tensor_value_info(self.checks.total(body, inside), TensorProto.FLOAT, []))
+        for attribute in node.attribute:
+            if attribute.name in _SCAN_LISTS:
+                attribute.ints.append(_SCAN_LISTS[attribute.name])
+        left = self.checks.name()
+        node.output.append(left)
+        nodes, count = self.checks.sum(left)
+        return nodes, count
+
+
+def _declared(node: NodeProto, bodies: list[GraphProto]) -> int:
+    """Outputs that the node has by its bodies: of a Loop, the first is the condition, which stays inside."""
+    return len(bodies[0].output) - (node.op_type == "Loop")
+
+
+def _values(graph: GraphProto) -> Iterator[tuple[str, _Value]]:
+    for info in [*graph.value_info, *graph.input, *graph.output]:
+        kind = info.type.tensor_type
+        dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
+        yield info.name, _Value(kind.elem_type, dims if kind.HasField("shape") else None)
+    for tensor in graph.initializer:
+        yield tensor.name, _Value(tensor.data_type, tuple(tensor.dims), tensor)
+    for node in graph.node:
+        tensor_ = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        if tensor_ is not None:
+            yield node.output[0], _Value(tensor_.data_type, tuple(tensor_.dims), tensor_)
+
+
+def _extent(stored: TensorProto) -> tuple[int, int]:
+    """Smallest and largest element; an empty tensor indexes nothing."""
+    if not math.prod(stored.dims):
+        return 0, 0
+    array = numpy_helper.to_array(stored)
+    return int(array.min()), int(array.max())
+
+
+def _axis(node: NodeProto) -> int:
+    return next((a.i for a in node.attribute if a.name == "axis"), 0)
+
+
+def _dim(value: _Value | None, axis: int) -> int | None:
+    if value is None or value.dims is None or not -len(value.dims) <= axis < len(value.dims):
+        return None
+    return value.dims[axis]

@@ -1,0 +1,226 @@
+"""What the engine would answer wrongly without a word is counted beside it, and the run is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from engines.errors import ValuesRefused
+from engines.passes.guards import with_guards
+from engines.reference import Arrays, Reference
+from tests.engines.conftest import Built
+from tests.support.onnx_models import FLOAT, build, linear
+
+INT64 = TensorProto.INT64
+Build = Callable[[onnx.ModelProto | bytes], Built]
+TABLE = np.arange(15, dtype=np.float32).reshape(5, 3)
+
+
+def node(op: str, inputs: list[str], outputs: list[str], **attributes: object) -> NodeProto:
+    return helper.make_node(op, inputs, outputs, name=f"the_{op.lower()}", **attributes)
+
+
+def looked_up(op: str) -> tuple[onnx.ModelProto, Callable[[int], Arrays]]:
+    """A model that adds 1 to its input and uses the sum as an index; the function makes a request of one index."""
+    one = {"table": TABLE, "one": np.array(1, np.int64)}
+    add = helper.make_node("Add", ["i", "one"], ["j"])
+    if op == "Gather":
+        shapes: tuple[list[int | str], list[int | str]] = (["N"], ["N", 3])
+        return build(
+            [add, node(op, ["table", "j"], ["y"])], {"i": (INT64, shapes[0])}, {"y": (FLOAT, shapes[1])}, one
+        ), (lambda i: {"i": np.array([i], np.int64)})
+    if op == "GatherND":
+        return build([add, node(op, ["table", "j"], ["y"])], {"i": (INT64, ["N", 1])}, {"y": (FLOAT, ["N", 3])}, one), (
+            lambda i: {"i": np.array([[i]], np.int64)}
+        )
+    x = np.arange(5, dtype=np.float32)[None]
+    index = {"i": (INT64, ["N", 1]), "x": (FLOAT, ["N", 5])}
+    if op == "GatherElements":
+        nodes = [add, node(op, ["x", "j"], ["y"], axis=1)]
+        return build(nodes, index, {"y": (FLOAT, ["N", 1])}, one), lambda i: {"i": np.array([[i]], np.int64), "x": x}
+    nodes = [add, helper.make_node("Cast", ["i"], ["u"], to=FLOAT), node(op, ["x", "j", "u"], ["y"], axis=1)]
+    return build(nodes, index, {"y": (FLOAT, ["N", 5])}, one), lambda i: {"i": np.array([[i]], np.int64), "x": x}
+
+
+@pytest.mark.parametrize("op", ["Gather", "GatherND", "GatherElements", "ScatterElements"])
+def test_a_computed_index_outside_its_table_is_refused(op: str, built: Build) -> None:
+    model, ask = looked_up(op)
+    done = built(model)
+    assert (len(done.manifest.guards), done.manifest.fails_on_values) == (1, True)
+    for inside in (-6, -1, 0, 3):
+        want = Reference(model)(ask(inside))["y"]
+        np.testing.assert_array_equal(done.answer(ask(inside))[0]["y"], want)
+    for outside in (-7, 4, 100_000, -100_000, 2**30):
+        with pytest.raises(ValuesRefused, match=f"{op} 'the_{op.lower()}' looks up an index outside its table"):
+            done.answer(ask(outside))
+
+
+def test_every_row_of_a_batch_is_looked_at(built: Build) -> None:
+    model, _ = looked_up("Gather")
+    done = built(model)
+    assert done.manifest.proof.batchable
+    good, bad = np.zeros(8, np.int64), np.eye(8, dtype=np.int64)[7] * 4
+    with pytest.raises(ValuesRefused):
+        done.answer({"i": good + bad})
+    assert done.answer({"i": good})[0]["y"].shape == (8, 3)
+
+
+def scatter_nd() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Cast", ["p"], ["i"], to=INT64),
+        node("ScatterND", ["x", "i", "u"], ["y"]),
+    ]
+    inputs = {"x": (FLOAT, ["A", "B"]), "p": (FLOAT, ["K", 2]), "u": (FLOAT, ["K"])}
+    return build(nodes, inputs, {"y": (FLOAT, ["A", "B"])})
+
+
+def test_both_axes_of_an_nd_index_are_checked_against_shapes_known_only_at_run_time(built: Build) -> None:
+    model = scatter_nd()
+    done = built(model)
+    x, u = np.zeros((3, 7), np.float32), np.ones(1, np.float32)
+    for point in ([2, 6], [-3, -7], [0, 0]):
+        batch = {"x": x, "p": np.array([point], np.float32), "u": u}
+        np.testing.assert_array_equal(done.answer(batch)[0]["y"], Reference(model)(batch)["y"])
+    for point in ([3, 0], [0, 7], [-4, 0], [0, -8]):
+        with pytest.raises(ValuesRefused, match="ScatterND"):
+            done.answer({"x": x, "p": np.array([point], np.float32), "u": u})
+
+
+def test_an_index_found_in_one_tensor_need_not_fit_another(built: Build) -> None:
+    """ArgMax over 9 names elements of 9, not rows of 5 (the bias keeps random samples among those)."""
+    constants = {"table": TABLE, "bias": np.array([1000] * 5 + [0] * 4, np.float32)}
+    nodes = [
+        node("Add", ["x", "bias"], ["biased"]),
+        node("ArgMax", ["biased"], ["best"], axis=1, keepdims=0),
+        node("Gather", ["table", "best"], ["y"]),
+    ]
+    done = built(build(nodes, {"x": (FLOAT, ["N", 9])}, {"y": (FLOAT, ["N", 3])}, constants))
+    hot = 5000 * np.eye(9, dtype=np.float32)
+    np.testing.assert_array_equal(done.answer({"x": hot[4:5]})[0]["y"], TABLE[4:5])
+    with pytest.raises(ValuesRefused):
+        done.answer({"x": hot[5:6]})
+
+
+def test_a_constant_index_into_a_variable_dimension(built: Build) -> None:
+    nodes = [node("Gather", ["x", "four"], ["y"], axis=1)]
+    done = built(build(nodes, {"x": (FLOAT, ["N", "T"])}, {"y": (FLOAT, ["N"])}, {"four": np.array(4, np.int64)}))
+    assert done.answer({"x": np.arange(5, dtype=np.float32)[None]})[0]["y"] == [4]
+    with pytest.raises(ValuesRefused):
+        done.answer({"x": np.arange(4, dtype=np.float32)[None]})
+
+
+def test_a_float_that_does_not_fit_the_engines_integers(built: Build) -> None:
+    model = build([node("Cast", ["x"], ["y"], to=INT64)], {"x": (FLOAT, ["N", 2])}, {"y": (INT64, ["N", 2])})
+    done = built(model)
+    (answer,) = done.answer({"x": np.array([[1.5, -(2.0**30)]], np.float32)})
+    np.testing.assert_array_equal(answer["y"], [[1, -(2**30)]])
+    for value in (2.0**31, -(2.0**40), np.nan, np.inf):
+        with pytest.raises(ValuesRefused, match="Cast 'the_cast' makes an integer of a number beyond 32 bits"):
+            done.answer({"x": np.array([[0, value]], np.float32)})
+
+
+def test_fp64_answers_beyond_fp32_are_refused_and_nan_is_not(built: Build) -> None:
+    double = TensorProto.DOUBLE
+    model = build([node("Mul", ["x", "x"], ["y"])], {"x": (double, ["N", 2])}, {"y": (double, ["N", 2])})
+    done = built(model)
+    assert done.answer({"x": np.array([[1e15, np.nan]])})[0]["y"][0, 0] == pytest.approx(1e30)
+    for value in (1e30, np.inf):
+        with pytest.raises(ValuesRefused, match="output 'y' is beyond FP32"):
+            done.answer({"x": np.array([[value, 0]])})
+
+
+def body(kind: str) -> GraphProto:
+    """One step of a loop: looks the running index up and adds what it finds."""
+    names = [("step", INT64, []), ("go", TensorProto.BOOL, [])] if kind == "Loop" else []
+    inputs = [*names, ("total", FLOAT, []), *([("j", INT64, [])] if kind == "Scan" else [])]
+    nodes = [helper.make_node("Identity", ["go"], ["go_on"])] if kind == "Loop" else []
+    nodes += [
+        helper.make_node("Add", ["step", "i"], ["j"]) if kind == "Loop" else helper.make_node("Identity", ["j"], ["k"]),
+        node("Gather", ["row", "j" if kind == "Loop" else "k"], ["found"]),
+        helper.make_node("Add", ["total", "found"], ["sum"]),
+    ]
+    outputs = [("go_on", TensorProto.BOOL, []), ("sum", FLOAT, [])] if kind == "Loop" else [("sum", FLOAT, [])]
+    return helper.make_graph(
+        nodes, "body", *([helper.make_tensor_value_info(*one) for one in side] for side in (inputs, outputs))
+    )
+
+
+def test_look_ups_in_the_body_of_a_loop(built: Build) -> None:
+    constants = {"row": TABLE[0], "turns": np.array(2, np.int64), "yes": np.array(True), "zero": np.float32(0)}
+    loop = helper.make_node("Loop", ["turns", "yes", "zero"], ["y"], body=body("Loop"), name="the_loop")
+    model = build([loop], {"i": (INT64, [])}, {"y": (FLOAT, [])}, constants)
+    done = built(model)
+    assert done.answer({"i": np.array(1)})[0]["y"] == 3
+    with pytest.raises(ValuesRefused, match="Loop 'the_loop' looks up an index outside its table"):
+        done.answer({"i": np.array(2)})
+
+
+def test_look_ups_in_the_body_of_a_scan(built: Build) -> None:
+    constants = {"row": TABLE[0], "zero": np.float32(0)}
+    scan = helper.make_node("Scan", ["zero", "i"], ["y"], body=body("Scan"), num_scan_inputs=1, name="the_scan")
+    model = build([scan], {"i": (INT64, ["N"])}, {"y": (FLOAT, [])}, constants)
+    done = built(model)
+    assert done.answer({"i": np.array([0, 1, 2, 2])})[0]["y"] == 5
+    with pytest.raises(ValuesRefused, match="Scan"):
+        done.answer({"i": np.array([0, 3, 2, 2])})
+
+
+def test_look_ups_in_one_branch_of_an_if(built: Build) -> None:
+    def branch(nodes: list[NodeProto], out: str) -> GraphProto:
+        return helper.make_graph(nodes, out, [], [helper.make_tensor_value_info(out, FLOAT, ["N", 3])])
+
+    then = branch([helper.make_node("Add", ["i", "one"], ["j"]), node("Gather", ["table", "j"], ["a"])], "a")
+    other = branch([helper.make_node("Gather", ["table", "zeros"], ["b"])], "b")
+    model = build(
+        [helper.make_node("If", ["flag"], ["y"], then_branch=then, else_branch=other, name="the_if")],
+        {"flag": (TensorProto.BOOL, []), "i": (INT64, ["N"])},
+        {"y": (FLOAT, ["N", 3])},
+        {"table": TABLE, "one": np.array(1, np.int64), "zeros": np.zeros(1, np.int64)},
+    )
+    done = built(model)
+    index = np.array([4])
+    np.testing.assert_array_equal(done.answer({"flag": np.array(False), "i": index})[0]["y"], TABLE[:1])
+    with pytest.raises(ValuesRefused, match="If"):
+        done.answer({"flag": np.array(True), "i": index})
+
+
+def test_look_ups_in_a_function_of_the_model_itself(built: Build) -> None:
+    nodes = [helper.make_node("Add", ["i", "i"], ["j"]), helper.make_node("Gather", ["t", "j"], ["f"])]
+    function = helper.make_function("own", "twice", ["t", "i"], ["f"], nodes, [helper.make_opsetid("", 17)])
+    model = build([helper.make_node("Identity", ["i"], ["y"])], {"i": (INT64, ["N"])}, {"y": (INT64, ["N"])})
+    del model.graph.node[:], model.graph.output[:]
+    model.graph.initializer.append(numpy_helper.from_array(TABLE, "table"))
+    model.graph.node.append(helper.make_node("twice", ["table", "i"], ["y"], domain="own", name="call"))
+    model.graph.output.append(helper.make_tensor_value_info("y", FLOAT, ["N", 3]))
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    done = built(model)
+    np.testing.assert_array_equal(done.answer({"i": np.array([2])})[0]["y"], TABLE[4:])
+    with pytest.raises(ValuesRefused):
+        done.answer({"i": np.array([3])})
+
+
+def test_nothing_to_guard_leaves_a_model_as_it_is() -> None:
+    model = linear()
+    assert with_guards(model) == (model, ())
+    embedding = build(
+        [node("Gather", ["table", "i"], ["y"])], {"i": (INT64, ["N"])}, {"y": (FLOAT, ["N", 3])}, {"table": TABLE}
+    )
+    assert with_guards(embedding) == (embedding, ()), "its index is checked on arrival"
+
+
+def test_constants_that_always_fit_need_no_guard() -> None:
+    constants = {"first": np.array(0, np.int64), "last": np.array([-1], np.int64), "two": np.array(2, np.int64)}
+    nodes = [
+        helper.make_node("Gather", ["x", "first"], ["a"], axis=1),
+        helper.make_node("Gather", ["x", "last"], ["b"], axis=2),
+        helper.make_node("Gather", ["x", "two"], ["c"], axis=2),
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "two"], ["d"]),
+    ]
+    outputs = {"a": (FLOAT, ["N", 3]), "b": (FLOAT, ["N", "T", 1]), "c": (FLOAT, ["N", "T"]), "d": (INT64, [])}
+    assert with_guards(build(nodes, {"x": (FLOAT, ["N", "T", 3])}, outputs, constants))[1] == ()
