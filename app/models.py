@@ -209,7 +209,8 @@ class ModelManager:
             endpoint.fails_on_values = manifest.fails_on_values
             endpoint.hold_requests = self._settings.delay_scheduler
             self._sessions[endpoint] = session
-            return _Loaded(endpoint, "" if manifest.proof.batchable else f"not batched: {manifest.proof.reason}")
+            notes = () if manifest.proof.batchable else (f"not batched: {manifest.proof.reason}",)
+            return _Loaded(endpoint, "; ".join((*notes, *manifest.notes)))
         except EngineError as error:
             return str(error)
         except OSError as error:  # its own text would name a path of this machine

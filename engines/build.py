@@ -199,7 +199,9 @@ def _with_axis(spec: TensorSpec, axis: int) -> TensorSpec:
 
 
 def _bounded(spec: TensorSpec, bits: int, value_range: tuple[int, int] | None) -> TensorSpec:
-    """The bounds go onto the integer inputs; that of bits onto those whose datatype can exceed it."""
+    """Bounds go onto FP64 inputs and integer ones; that of bits onto those whose datatype can exceed it."""
+    if spec.datatype == "FP64":
+        return msgspec.structs.replace(spec, largest=float(np.finfo(np.float32).max))
     if not is_integer(spec):
         return spec
     largest = int(np.iinfo(datatype(spec.datatype).numpy).max)

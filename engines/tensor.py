@@ -66,7 +66,8 @@ class TensorSpec(msgspec.Struct, frozen=True):
     `shape` is the full shape, batch axis included; -1 marks a variable dimension. `batch_axis` is the axis that
     was proven to carry independent rows, or None where requests must run one at a time. `integer_bits` bounds an
     integer input: magnitudes from 2 to this power on were not found right (an engine may cut them); 63 = no bound.
-    `value_range` is what an input that indexes a table may hold, both ends included.
+    `value_range` is what an input that indexes a table may hold, both ends included. `largest` bounds the finite
+    magnitudes of a floating-point input that the engine computes in a narrower type; 0 = no bound.
     """
 
     name: str
@@ -75,6 +76,7 @@ class TensorSpec(msgspec.Struct, frozen=True):
     batch_axis: int | None = None
     integer_bits: int = 63
     value_range: tuple[int, int] | None = None
+    largest: float = 0.0
 
     @property
     def row_shape(self) -> tuple[int, ...]:

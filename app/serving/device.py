@@ -113,7 +113,7 @@ class Device:
 
     def _look(self, endpoint: Endpoint, offers: dict[Endpoint, Offer], now_ns: int) -> int | None:
         """Note what an endpoint offers; return when it wants to be looked at again."""
-        if not endpoint.queue.requests:
+        if not endpoint.waiting:
             self._waiting.pop(endpoint, None)
             if not endpoint.running:  # else it is using the device, and no time away forgives its debt
                 self._share.leave(endpoint, now_ns)

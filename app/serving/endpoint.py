@@ -22,6 +22,7 @@ __all__ = ["Endpoint", "Host", "Offer"]
 
 log = logging.getLogger(__name__)
 _MAX_KNOWN_SHAPES = 4096
+_ALONE = "alone"
 
 
 class Host(Protocol):
@@ -44,20 +45,23 @@ class Host(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A batch that could be launched now."""
+    """A batch that could be launched now. `group` None: a ticket alone, whose batch has failed."""
 
-    group: Group
+    group: Group | None
     dispatch: Dispatch
 
 
 class _Batch:
-    __slots__ = ("error", "finished_ns", "gathered_ns", "launched_ns", "reason", "rows", "slot", "tickets")
+    """`launched_ns` 0: it waits for a slot. `finished_ns` 0: it has not ended."""
 
-    def __init__(self, tickets: Sequence[Ticket], slot: Slot, dispatch: Dispatch, launched_ns: int) -> None:
-        self.tickets, self.slot, self.rows, self.reason = tickets, slot, dispatch.rows, dispatch.reason
-        self.launched_ns = self.gathered_ns = launched_ns
-        self.finished_ns = 0
+    __slots__ = ("answered", "error", "finished_ns", "gathered_ns", "launched_ns", "reason", "rows", "slot", "tickets")
+
+    def __init__(self, tickets: Sequence[Ticket], dispatch: Dispatch) -> None:
+        self.tickets, self.rows, self.reason = tickets, dispatch.rows, dispatch.reason
+        self.slot: Slot
+        self.launched_ns = self.gathered_ns = self.finished_ns = 0
         self.error: BaseException | None = None
+        self.answered = False
 
 
 class Endpoint:
@@ -73,13 +77,15 @@ class Endpoint:
         self.memory_bytes = session.memory_bytes
         self.instances = len(session.slots)
         self.fails_on_values = False
-        """Sizes are computed from the inputs' values (see the manifest)."""
+        """Values of the inputs can make a run fail (see the manifest): then every ticket of the batch runs anew, alone,
+        and only those fail that fail alone."""
         self.hold_requests = 0
         """While fewer requests than this wait, nothing is launched; for tests (Triton's DELAY_SCHEDULER)."""
         self._host = host
         self._known_shapes: set[ShapeKey] = set()
         self._free: list[Slot] = list(session.slots)
-        self._launched: deque[_Batch] = deque()
+        self._launched: list[_Batch] = []  # in the order of their first launch
+        self._retries: deque[_Batch] = deque()  # those of them that wait to run anew
         self._stopping: Callable[[], None] | None = None
 
     # -- requests ------------------------------------------------------------------------------------------------
@@ -90,9 +96,14 @@ class Endpoint:
         return self.queue.requests + sum(len(batch.tickets) for batch in self._launched)
 
     @property
+    def waiting(self) -> bool:
+        """Whether anything waits for a slot."""
+        return bool(self.queue.requests or self._retries)
+
+    @property
     def running(self) -> int:
         """Batches on the device now."""
-        return sum(1 for batch in self._launched if not batch.finished_ns)
+        return sum(1 for batch in self._launched if batch.launched_ns and not batch.finished_ns)
 
     def submit(self, ticket: Ticket) -> None:
         """Queue a ticket. Raises QueueFull or Stopping, and then the ticket was never accepted."""
@@ -110,6 +121,10 @@ class Endpoint:
         if ticket.state is State.QUEUED:
             self.queue.remove(ticket)
         self._end(ticket, Cancelled("the client cancelled the request"), Outcome.CANCELLED)
+        for retry in [retry for retry in self._retries if retry.tickets[0] is ticket]:
+            self._retries.remove(retry)
+            self._launched.remove(retry)
+            self._answer_finished()  # it may have stood before others
         self._host.wake(self)
 
     def stop(self, stopped: Callable[[], None]) -> None:
@@ -130,6 +145,8 @@ class Endpoint:
     def offer(self, now_ns: int) -> Offer | Wait:
         """The batch to launch now, or when to look again (for a batch or for a deadline)."""
         until_ns = self.queue.next_deadline_ns()
+        if self._free and self._retries:
+            return Offer(None, Dispatch(1, self._retries[0].rows, _ALONE))
         if self._free and self.queue.requests and self.queue.requests >= self.hold_requests:
             self.hold_requests = 0
             for group in self.queue.groups():
@@ -141,18 +158,21 @@ class Endpoint:
 
     def launch(self, offer: Offer) -> None:
         """Take the offered tickets out of the queue and start them on a free slot."""
-        tickets = self.queue.take(offer.group, offer.dispatch.count)
         now_ns = self._host.now_ns()
-        for ticket in tickets:
-            ticket.state, ticket.launched_ns = State.RUNNING, now_ns
-        batch = _Batch(tickets, self._free.pop(), offer.dispatch, now_ns)
-        self._launched.append(batch)
+        if offer.group is None:
+            batch = self._retries.popleft()
+        else:
+            batch = _Batch(self.queue.take(offer.group, offer.dispatch.count), offer.dispatch)
+            self._launched.append(batch)
+            for ticket in batch.tickets:
+                ticket.state, ticket.launched_ns = State.RUNNING, now_ns
+        batch.slot, batch.launched_ns, batch.gathered_ns = self._free.pop(), now_ns, now_ns
 
         def done(error: BaseException | None) -> None:
             self._host.on_loop(lambda: self._completed(batch, error))
 
         try:
-            batcher.gather(batch.slot, tickets, self.inputs)
+            batcher.gather(batch.slot, batch.tickets, self.inputs)
             batch.gathered_ns = self._host.now_ns()
             batch.slot.launch(done)
         except Exception as error:  # nothing was launched: this batch alone is lost
@@ -163,14 +183,37 @@ class Endpoint:
             return
         batch.finished_ns, batch.error = self._host.now_ns(), error
         self._host.finished(self, batch.finished_ns - batch.launched_ns)
-        if not self.options.preserve_ordering:
-            self._answer(batch)
-            self._launched.remove(batch)  # only now: until all is answered the endpoint is not idle
-        while self._launched and self.options.preserve_ordering and self._launched[0].finished_ns:
-            self._answer(self._launched[0])
-            self._launched.popleft()
+        if error is not None and self.fails_on_values and len(batch.tickets) > 1:
+            self._split(batch)
+        self._answer_finished()
         self._close_if_idle()
         self._host.wake(self)
+
+    def _split(self, batch: _Batch) -> None:
+        """One ticket's values have spoilt the run for all: each runs anew, alone, in the batch's place."""
+        live = [ticket for ticket in batch.tickets if ticket.state is State.RUNNING]
+        alone = [_Batch([ticket], Dispatch(1, ticket.rows, _ALONE)) for ticket in live]
+        at = self._launched.index(batch)
+        self._launched[at : at + 1] = alone
+        self._retries.extend(alone)
+        self._free.append(batch.slot)
+
+    def _answer_finished(self) -> None:
+        """Answer what has ended; with `preserve_ordering`, only what no unanswered batch stands before."""
+        while (batch := self._next_finished()) is not None:
+            batch.answered = True
+            self._answer(batch)
+            self._launched.remove(batch)  # only now: until all is answered the endpoint is not idle
+
+    def _next_finished(self) -> _Batch | None:
+        for batch in self._launched:
+            if batch.answered:  # a sink that was answered has cancelled a ticket: the call above this one goes on
+                return None
+            if batch.finished_ns:
+                return batch
+            if self.options.preserve_ordering:
+                return None
+        return None
 
     def _answer(self, batch: _Batch) -> None:
         """Give every ticket its own rows, or all of them the error; then the slot is free again."""

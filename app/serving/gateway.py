@@ -137,7 +137,9 @@ def _fit(endpoint: Endpoint, call: Call) -> tuple[dict[str, np.ndarray], int, tu
         shape = tensor.array.shape
         _check(model, spec, tensor.datatype, shape)
         if spec.value_range is not None or spec.integer_bits < _ALL_BITS:
-            _check_values(model, spec, tensor.array)
+            _check_integers(model, spec, tensor.array)
+        if spec.largest:
+            _check_magnitudes(model, spec, tensor.array)
         if spec.batch_axis is None:
             key.append(shape)
             continue
@@ -174,7 +176,7 @@ def _check(model: str, spec: TensorSpec, datatype: str, shape: tuple[int, ...]) 
         )
 
 
-def _check_values(model: str, spec: TensorSpec, array: np.ndarray) -> None:
+def _check_integers(model: str, spec: TensorSpec, array: np.ndarray) -> None:
     """Refuse integers that the engine would answer wrongly instead of failing."""
     limit = 1 << spec.integer_bits
     low, high = spec.value_range or (-limit, limit - 1)
@@ -184,6 +186,17 @@ def _check_values(model: str, spec: TensorSpec, array: np.ndarray) -> None:
         raise InvalidInput(
             f"input '{spec.name}' for model '{model}' holds {least if least < low else most}; expected whole numbers "
             f"from {low} to {high}"
+        )
+
+
+def _check_magnitudes(model: str, spec: TensorSpec, array: np.ndarray) -> None:
+    """Refuse finite numbers that the engine's own datatype does not hold."""
+    magnitudes = np.abs(array)
+    if np.any((magnitudes > spec.largest) & (magnitudes < np.inf)):
+        most = magnitudes[np.isfinite(magnitudes)].max()
+        raise InvalidInput(
+            f"input '{spec.name}' for model '{model}' holds a number of magnitude {most:g}; expected at most "
+            f"{spec.largest:g}: the engine computes {spec.datatype} in a narrower type"
         )
 
 

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from app.serving.errors import Cancelled, DeadlineExceeded, InferenceFailed, InvalidInput, Rejected
 from app.serving.limits import Limits, ModelOptions, QueueOptions, QueuePolicy
 from app.serving.policy import Dispatch, decide
-from tests.support.fakes import MS, Bench, Sent
+from tests.support.fakes import MS, Bench, HeldSlot, Sent
 
 THREADS = 3
+POISON = 3
+"""Requests whose number it divides make every batch of the last model fail."""
 POLICIES = MappingProxyType({1: QueuePolicy(max_queue_requests=3), 3: QueuePolicy(0, 8 * MS, delay_expired=True)})
 LEVELS = QueueOptions(max_rows=20, levels=3, default_level=2, level_policies=POLICIES)
 
@@ -30,7 +32,7 @@ OPTIONS = {
     ),
     "ordered": tuple(
         ModelOptions(Limits(rows, preferred, delay_ms * MS), LEVELS, preserve_ordering=True)
-        for rows, preferred, delay_ms in [(4, (), 0), (2, (2,), 5), (0, (), 0)]
+        for rows, preferred, delay_ms in [(4, (), 0), (0, (), 0), (3, (2,), 5)]
     ),
 }
 
@@ -66,6 +68,7 @@ class Traffic:
         first = Bench(options[0], threads=THREADS, name="0", function=doubled, **shapes[0])
         rest = [Bench(options[i], beside=first, name=str(i), function=doubled, **shapes[i]) for i in (1, 2)]
         self.models = [Model(bench) for bench in (first, *rest)]
+        self.models[2].bench.endpoint.fails_on_values = True
         self.loop, self.device, self.number, self.held = first.loop, first.device, 0, False
         self.broken: list[AssertionError] = []
         for model in self.models:
@@ -116,11 +119,17 @@ class Traffic:
     def _finish(self, index: int, how: str) -> None:
         running = [slot for model in self.models for slot in model.bench.session.running]
         if running:
-            error = RuntimeError("broken") if how == "broken" else None
-            running[index % len(running)].finish(error, times=2 if how == "twice" else 1)
+            self._finish_slot(running[index % len(running)], how)
+
+    def _finish_slot(self, slot: HeldSlot, how: str) -> None:
+        """The last model fails for its own requests only, and for these always."""
+        poisoned = any(number % POISON == 0 for number in slot.inputs["x"][:, 0])
+        picky = slot in self.models[2].bench.session.slots
+        broken = poisoned if picky else how == "broken"
+        slot.finish(RuntimeError("broken") if broken else None, times=2 if how == "twice" else 1)
 
     def _refuse(self, index: int) -> None:
-        for slot in self.models[index].bench.session.slots:
+        for slot in self.models[index % 2].bench.session.slots:
             if slot.done is None:
                 slot.refuses = ValueError("refused")
 
@@ -165,7 +174,7 @@ class Traffic:
             self.loop.advance(10 * MS)
             running = [slot for model in self.models for slot in model.bench.session.running]
             for slot in running:
-                slot.finish()
+                self._finish_slot(slot, "well")
             self.loop.run()
             if not running and len(told) == len(self.models):
                 break
@@ -180,6 +189,10 @@ class Traffic:
         kinds = {Cancelled: "cancelled", DeadlineExceeded: "expired", InferenceFailed: "failed", InvalidInput: "failed"}
         for number, one in model.sent.items():
             reply = one.reply  # exactly one
+            if model is self.models[2] and number % POISON == 0:
+                assert not isinstance(reply, dict)
+            elif model is self.models[2]:
+                assert not isinstance(reply, InvalidInput), "failed by the company it kept"
             if isinstance(reply, dict):
                 assert np.array_equal(reply["y"], np.full(model.sizes[number], 2 * number, np.float32))
                 outcomes["success"] += 1
