@@ -183,3 +183,27 @@ def test_an_index_outside_its_table_is_refused(tmp_path: Path) -> None:
         answer = server.infer("rows", {"i": ("INT64", [[0, 5]])})
         assert answer.status_code == 400
         assert "holds 5; expected whole numbers from -5 to 4" in answer.json()["error"]
+
+
+def test_an_index_that_the_graph_computes_wrongly_costs_its_own_request_only(tmp_path: Path) -> None:
+    """Of four requests in one batch, one looks up what is not there; by itself the engine would answer zeros."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "i"], ["y"], name="words"),
+    ]
+    table = {"table": np.arange(40, dtype=np.float32) * 2}
+    four = (TensorProto.FLOAT, ["N", 4])
+    place(tmp_path, "words", build(nodes, {"x": four}, {"y": four}, table))
+    with running(tmp_path, "--delay-scheduler", str(HELD)) as server:
+        server.wait_ready("words")
+        assert server.index()["words", "1"]["reason"] == ""
+        clients = [Client(server, value, "words") for value in (3.0, 40.0, 39.0, -40.0)]
+        for client in clients:
+            status, body = client.answer()
+            if client.value == 40:
+                assert status == 400
+                assert "Gather 'words' looks up an index outside its table" in str(body["error"])
+            else:
+                assert (status, body["outputs"][0]["data"]) == (200, [client.value % 40 * 2] * 4)  # type: ignore[index]
+        assert metric(server, "bitserve_batch_flushes_total", model="words", reason="alone") == 3
+        assert metric(server, "nv_inference_request_failure", model="words", reason="BACKEND") == 1
