@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from app.serving.endpoint import Endpoint
 from app.serving.gateway import Gateway
 from app.serving.registry import ModelState, Registry
-from app.serving.stats import BUCKETS_S, FAILURE_REASONS, PHASES, ROW_BUCKETS, Histogram
+from app.serving.stats import BUCKETS_S, FAILURE_REASONS, PHASES, ROW_BUCKETS, Histogram, Stats
 from app.serving.ticket import Outcome
 
 __all__ = ["CONTENT_TYPE", "Snapshot"]
@@ -41,7 +41,7 @@ class Snapshot(Collector):
     """The numbers of one moment. Make it on the event loop; `page` may run in a thread."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self._families = list(_families(gateway.registry))
+        self._families = list(_families(gateway))
 
     def collect(self) -> Iterator[Metric]:
         for family in self._families:
@@ -55,67 +55,87 @@ class Snapshot(Collector):
         return generate_latest(self)
 
 
+class _Served(NamedTuple):
+    """One version: its counters, and its endpoints (two while a replaced engine still drains)."""
+
+    labels: Labels
+    stats: Stats
+    endpoints: list[Endpoint]
+
+
 class _Flat(NamedTuple):
     """A family with one number per version."""
 
     name: str
     kind: str
     help: str
-    value: Callable[[Endpoint], int]
+    value: Callable[[_Served], int]
 
 
-def _compute_us(phase: int) -> Callable[[Endpoint], int]:
-    return lambda endpoint: endpoint.stats.compute_ns[Outcome.SUCCESS][phase].total // 1000
+def _compute_us(phase: int) -> Callable[[_Served], int]:
+    return lambda served: served.stats.compute_ns[Outcome.SUCCESS][phase].total // 1000
+
+
+def _sum(value: Callable[[Endpoint], int]) -> Callable[[_Served], int]:
+    return lambda served: sum(value(endpoint) for endpoint in served.endpoints)
 
 
 _FLAT = (
     # Triton's names exactly. As counters prometheus_client would add `_total`, and every dashboard would be empty.
     _Flat("nv_inference_request_success", "unknown", "Requests answered with outputs.",
-          lambda e: e.stats.request_ns[Outcome.SUCCESS].count),
-    _Flat("nv_inference_count", "unknown", "Rows inferred.", lambda e: e.stats.inferred_rows),
-    _Flat("nv_inference_exec_count", "unknown", "Batches run.", lambda e: e.stats.executions),
+          lambda s: s.stats.request_ns[Outcome.SUCCESS].count),
+    _Flat("nv_inference_count", "unknown", "Rows inferred.", lambda s: s.stats.inferred_rows),
+    _Flat("nv_inference_exec_count", "unknown", "Batches run.", lambda s: s.stats.executions),
     _Flat("nv_inference_request_duration_us", "unknown", "Cumulative request time.",
-          lambda e: e.stats.request_ns[Outcome.SUCCESS].total // 1000),
+          lambda s: s.stats.request_ns[Outcome.SUCCESS].total // 1000),
     _Flat("nv_inference_queue_duration_us", "unknown", "Cumulative time in the queue.",
-          lambda e: e.stats.queue_ns[Outcome.SUCCESS].total // 1000),
+          lambda s: s.stats.queue_ns[Outcome.SUCCESS].total // 1000),
     _Flat("nv_inference_compute_input_duration_us", "unknown", "Cumulative time copying rows in.", _compute_us(0)),
     _Flat("nv_inference_compute_infer_duration_us", "unknown", "Cumulative time in the engine.", _compute_us(1)),
     _Flat("nv_inference_compute_output_duration_us", "unknown", "Cumulative time handing rows out.", _compute_us(2)),
-    _Flat("nv_inference_pending_request_count", "gauge", "Requests that wait for a batch.", lambda e: e.queue.requests),
-    _Flat("bitserve_queue_rows", "gauge", "Rows that wait for a batch.", lambda e: e.queue.rows),
-    _Flat("bitserve_requests_in_flight", "gauge", "Requests accepted and not answered.", lambda e: e.in_flight),
+    _Flat("nv_inference_pending_request_count", "gauge", "Requests that wait for a batch.",
+          _sum(lambda e: e.queue.requests)),
+    _Flat("bitserve_queue_rows", "gauge", "Rows that wait for a batch.", _sum(lambda e: e.queue.rows)),
+    _Flat("bitserve_requests_in_flight", "gauge", "Requests accepted and not answered.", _sum(lambda e: e.in_flight)),
 )  # fmt: skip
 
 
-def _families(registry: Registry) -> Iterator[_Family]:
-    served = [(endpoint, _labels(endpoint.model, endpoint.version)) for endpoint in registry.endpoints()]
+def _served(gateway: Gateway) -> list[_Served]:
+    versions: dict[tuple[str, int], _Served] = {}
+    for endpoint in gateway.endpoints():
+        at = (endpoint.model, endpoint.version)
+        versions.setdefault(at, _Served(_labels(*at), endpoint.stats, [])).endpoints.append(endpoint)
+    return list(versions.values())
+
+
+def _families(gateway: Gateway) -> Iterator[_Family]:
+    served = _served(gateway)
     for flat in _FLAT:
-        samples = [("", labels, float(flat.value(endpoint))) for endpoint, labels in served]
+        samples = [("", one.labels, float(flat.value(one))) for one in served]
         yield _Family(flat.name, flat.kind, flat.help, samples)
     yield _Family(
         "nv_inference_request_failure",
         "unknown",
         "Requests that ended without outputs, by reason.",
-        [("", {**at, "reason": why}, float(e.stats.failures[why])) for e, at in served for why in FAILURE_REASONS],
+        [("", {**s.labels, "reason": why}, float(s.stats.failures[why])) for s in served for why in FAILURE_REASONS],
     )
     yield _Family(
         "bitserve_batch_flushes",
         "counter",
         "Batches by the reason that they left the queue.",
-        [("_total", {**at, "reason": w}, float(n)) for e, at in served for w, n in sorted(e.stats.flushes.items())],
+        [("_total", {**s.labels, "reason": w}, float(n)) for s in served for w, n in sorted(s.stats.flushes.items())],
     )
     yield from _histograms(served)
-    yield _states(registry)
+    yield _states(gateway.registry)
     yield from _machine()
 
 
-def _histograms(served: Iterable[tuple[Endpoint, Labels]]) -> Iterator[_Family]:
+def _histograms(served: Iterable[_Served]) -> Iterator[_Family]:
     request = _Family("bitserve_request_duration_seconds", "histogram", "Whole request, body read to answer.", [])
     queue = _Family("bitserve_queue_duration_seconds", "histogram", "Time in the queue.", [])
     compute = _Family("bitserve_compute_duration_seconds", "histogram", "Time of the request's batch, by phase.", [])
     rows = _Family("bitserve_batch_rows", "histogram", "Rows of a batch.", [])
-    for endpoint, labels in served:
-        stats = endpoint.stats
+    for labels, stats, _ in served:
         for family, by_outcome in ((request, stats.request_ns), (queue, stats.queue_ns)):
             for outcome, histogram in by_outcome.items():
                 _add(family, {**labels, "outcome": outcome.value}, histogram, _S_BOUNDS, 1e9)

@@ -7,20 +7,19 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-from app.config import ModelConfig, model_options
+from app.config import ModelConfig
+from app.loading import Loaded, Loader
 from app.overrides import NOTHING, Calls, Override, Overrides, Seen, Signature, stamp_of
-from app.plans import Plans
 from app.serving.endpoint import Endpoint
 from app.serving.errors import Stopping, UnknownModel
 from app.serving.gateway import Gateway
 from app.serving.registry import ModelState, Version
 from app.settings import Settings
 from engines import repository
-from engines.errors import BadRepository, EngineError
+from engines.errors import BadRepository
 from engines.repository import VersionFiles
-from engines.runtime.session import Session
 
 __all__ = ["ModelManager"]
 
@@ -31,11 +30,7 @@ _GONE = "its files are gone"
 _UNLOADED = "it was unloaded meanwhile"
 
 
-class _Loaded(NamedTuple):
-    """Warm, not yet in service. `note` is what is worth knowing about it."""
-
-    endpoint: Endpoint
-    note: str
+Prepared = Coroutine[Any, Any, Loaded | str]
 
 
 class ModelManager:
@@ -43,12 +38,11 @@ class ModelManager:
 
     def __init__(self, settings: Settings, gateway: Gateway) -> None:
         self._settings, self._gateway, self._registry = settings, gateway, gateway.registry
-        self._plans = Plans(settings)
+        self._loader = Loader(settings, gateway)
         self._seen: dict[str, dict[int, Seen]] = {}
         self._unloaded: set[str] = set()
         self._overrides, self._calls = Overrides(), Calls()
         self._loads: dict[tuple[str, int], asyncio.Task[Any]] = {}
-        self._sessions: dict[Endpoint, Session] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
@@ -56,7 +50,7 @@ class ModelManager:
 
     async def start(self) -> None:
         """Look once before the server answers, so that its index is complete; then watch."""
-        await self._plans.sweep()
+        await self._loader.plans.sweep()
         await self.look()
         self._spawn(self._watch())
 
@@ -72,7 +66,7 @@ class ModelManager:
         self.begin_stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._overrides.close()
-        self._plans.close()
+        self._loader.plans.close()
 
     async def _watch(self) -> None:
         """The second look comes soon, so that a first start is quick; then one every `watch_s`."""
@@ -116,6 +110,7 @@ class ModelManager:
         seen = self._seen.setdefault(model, {})
         for number in [number for number in seen if number not in present]:
             del seen[number]
+            self._loader.forget(model, number)
             self._cancel_load(model, number)
             self._retire(model, number, _GONE)
         if not seen:
@@ -176,50 +171,15 @@ class ModelManager:
     async def _load(self, files: VersionFiles, sight: Signature, *, only_known: bool) -> None:
         """Load what was found on disk. `sight` is what was seen of the files when that was decided."""
         outcome = await self._prepare(files, self._overrides.get(files.model), only_known=only_known)
-        if isinstance(outcome, _Loaded):
+        if isinstance(outcome, Loaded):
             self._swap_in(outcome, sight)
         elif outcome:
             self._fail(files, outcome)
 
-    async def _prepare(self, files: VersionFiles, override: Override, *, only_known: bool = False) -> _Loaded | str:
-        """Compile if needed, import, warm up; or why that failed. Nothing that is served changes.
+    def _prepare(self, files: VersionFiles, override: Override, *, only_known: bool = False) -> Prepared:
+        return self._loader.prepare(files, override, self._sayer(files), only_known=only_known)
 
-        `only_known` compiles nothing: where it would have to, the answer is an empty reason.
-        """
-        try:
-            config = override.over(self._config_file(files.model))
-            manifest = await self._plans.find(files.source)
-            if manifest is None and only_known:
-                return ""
-            say = self._sayer(files)
-            if manifest is None:
-                manifest = await self._plans.make(files.source, say)
-            options = model_options(
-                config,
-                self._settings.repository / files.model,
-                batchable=manifest.proof.batchable,
-                max_batch_rows=self._settings.max_batch_size,
-                max_queue_rows=self._settings.max_queue_rows,
-                outputs=[spec.name for spec in manifest.outputs],
-            )
-            manifest, session = await self._plans.open(files.source, manifest, options.instances, say)
-            endpoint = Endpoint(
-                files.model, files.version, manifest.inputs, manifest.outputs, session, options, self._gateway.device
-            )
-            endpoint.fails_on_values = manifest.fails_on_values
-            endpoint.hold_requests = self._settings.delay_scheduler
-            self._sessions[endpoint] = session
-            notes = () if manifest.proof.batchable else (f"not batched: {manifest.proof.reason}",)
-            return _Loaded(endpoint, "; ".join((*notes, *manifest.notes)))
-        except EngineError as error:
-            return str(error)
-        except OSError as error:  # its own text would name a path of this machine
-            return f"its files cannot be read: {error.strerror or type(error).__name__}"
-        except Exception as error:
-            log.exception("loading %s/%d", files.model, files.version)
-            return f"it could not be loaded: {error}"
-
-    def _swap_in(self, loaded: _Loaded, sight: Signature) -> None:
+    def _swap_in(self, loaded: Loaded, sight: Signature) -> None:
         """From here on new requests meet the new engine; the old one answers what it accepted."""
         endpoint, reason = loaded
         model, number = endpoint.model, endpoint.version
@@ -283,9 +243,7 @@ class ModelManager:
 
     def _stop(self, endpoint: Endpoint, then: Callable[[], None]) -> None:
         def stopped() -> None:
-            session = self._sessions.pop(endpoint, None)
-            if session is not None:
-                self._spawn(asyncio.to_thread(session.close))
+            self._spawn(asyncio.to_thread(self._loader.release(endpoint).close))
             then()
 
         self._gateway.retire(endpoint, stopped)
@@ -330,7 +288,7 @@ class ModelManager:
 
     async def _prepare_all(
         self, wanted: list[VersionFiles], override: Override
-    ) -> list[tuple[VersionFiles, _Loaded | str]]:
+    ) -> list[tuple[VersionFiles, Loaded | str]]:
         """Wait for loads under way, then prepare all at once; meanwhile what does not serve is listed as loading."""
         running = [task for f in wanted if (task := self._loads.get((f.model, f.version))) is not None]
         if running:
@@ -354,10 +312,10 @@ class ModelManager:
         return list(zip(wanted, outcomes, strict=True))
 
     def _settle(
-        self, model: str, override: Override, sights: dict[int, Seen], done: list[tuple[VersionFiles, _Loaded | str]]
+        self, model: str, override: Override, sights: dict[int, Seen], done: list[tuple[VersionFiles, Loaded | str]]
     ) -> None:
         """All or nothing, in one step of the event loop. Raises BadRepository where it is nothing."""
-        loaded = [outcome for _, outcome in done if isinstance(outcome, _Loaded)]
+        loaded = [outcome for _, outcome in done if isinstance(outcome, Loaded)]
         failed = [(files, outcome) for files, outcome in done if isinstance(outcome, str)]
         if failed:
             for one in loaded:

@@ -82,6 +82,12 @@ class Manifest(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
     format: int = FORMAT
     seal: str = ""
+
+    @property
+    def remarks(self) -> str:
+        """What a user should know of a version that serves; empty where all is as one would expect."""
+        return "; ".join(([] if self.proof.batchable else [f"not batched: {self.proof.reason}"]) + list(self.notes))
+
     """SHA-256 of the manifest without this field: a flipped digit in it would be believed otherwise."""
 
 

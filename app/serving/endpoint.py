@@ -65,14 +65,17 @@ class _Batch:
 
 
 class Endpoint:
-    """All methods run on the event loop. `inputs` and `outputs` are the manifest's, with their proven axes."""
+    """All methods run on the event loop. `inputs` and `outputs` are the manifest's, with their proven axes.
+
+    `stats` goes on from an earlier engine of the same version, which may still drain: counters never fall.
+    """
 
     def __init__(
         self, model: str, version: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
-        session: Session, options: ModelOptions, host: Host,
+        session: Session, options: ModelOptions, host: Host, stats: Stats | None = None,
     ) -> None:  # fmt: skip
         self.model, self.version, self.inputs, self.outputs = model, version, tuple(inputs), tuple(outputs)
-        self.options, self.stats, self.queue = options, Stats(), Queue(options.queue)
+        self.options, self.stats, self.queue = options, stats or Stats(), Queue(options.queue)
         self.threads_per_batch = session.threads_per_batch
         self.memory_bytes = session.memory_bytes
         self.instances = len(session.slots)

@@ -47,7 +47,11 @@ class Gateway:
     @property
     def in_flight(self) -> int:
         """Requests accepted and not yet answered, over all models."""
-        return sum(endpoint.in_flight for endpoint in {*self.registry.endpoints(), *self._leaving})
+        return sum(endpoint.in_flight for endpoint in self.endpoints())
+
+    def endpoints(self) -> list[Endpoint]:
+        """Those of the registry, and those that were replaced and still drain."""
+        return list(dict.fromkeys([*self.registry.endpoints(), *self._leaving]))
 
     def resolve(self, model: str, version: int | None = None) -> Endpoint:
         """The endpoint for a model; raises UnknownModel or ModelNotReady."""

@@ -15,7 +15,11 @@ import pytest
 from onnx import TensorProto, helper
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.metrics import Snapshot
+from app.serving.endpoint import Endpoint
+from app.serving.registry import ModelState, Version
 from tests.support import onnx_models
+from tests.support.fakes import Bench, HeldSession
 from tests.support.servers import Server, running, until
 
 MODEL_NAMES = {
@@ -291,6 +295,33 @@ def test_scraping_while_requests_run_never_fails(server: Server) -> None:
         stop.set()
         for thread in threads:
             thread.join()
+
+
+def test_counters_go_on_when_a_version_is_loaded_anew(server: Server) -> None:
+    before = Page(server).one("nv_inference_request_success", model="linear")
+    assert _infer(server, "linear").status_code == 200
+    assert httpx.post(f"{server.url}/v2/repository/models/linear/load", timeout=60).status_code == 200
+    assert _infer(server, "linear").status_code == 200
+    assert Page(server).one("nv_inference_request_success", model="linear") == before + 2
+    (statistics,) = httpx.get(f"{server.url}/v2/models/linear/stats").json()["model_stats"]
+    assert statistics["inference_stats"]["success"]["count"] == before + 2
+
+
+def test_a_replaced_engine_that_still_drains_is_counted_with_its_successor() -> None:
+    bench = Bench()
+    waits = bench.send()
+    old, registry = bench.endpoint, bench.gateway.registry
+    new = Endpoint("m", 1, old.inputs, old.outputs, HeldSession(), old.options, bench.device, old.stats)
+    registry.set(Version("m", 1, ModelState.READY, endpoint=new))
+    bench.gateway.retire(old, lambda: None)
+    page = Snapshot(bench.gateway).page().decode()
+    assert page.count("bitserve_requests_in_flight{") == 1
+    assert 'bitserve_requests_in_flight{model="m",version="1"} 1.0' in page
+    bench.finish()
+    assert waits.answered
+    page = Snapshot(bench.gateway).page().decode()
+    assert 'bitserve_requests_in_flight{model="m",version="1"} 0.0' in page
+    assert 'nv_inference_request_success{model="m",version="1"} 1.0' in page
 
 
 def test_unloading_takes_a_models_series_away(server: Server) -> None:

@@ -1,0 +1,94 @@
+"""From files and a configuration to an endpoint that is warm but not yet in service. Nothing served changes here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+from app.config import ModelConfig, model_options
+from app.overrides import Override
+from app.plans import Plans
+from app.serving.endpoint import Endpoint
+from app.serving.gateway import Gateway
+from app.serving.limits import ModelOptions
+from app.serving.stats import Stats
+from app.settings import Settings
+from engines import repository
+from engines.errors import EngineError
+from engines.repository import Manifest, VersionFiles
+from engines.runtime.session import Session
+
+__all__ = ["Loaded", "Loader"]
+
+log = logging.getLogger(__name__)
+
+
+class Loaded(NamedTuple):
+    """Warm, not yet in service. `note` is what is worth knowing about it."""
+
+    endpoint: Endpoint
+    note: str
+
+
+class Loader:
+    """Keeps the counters of every version, so that they go on when it is loaded anew."""
+
+    def __init__(self, settings: Settings, gateway: Gateway) -> None:
+        self._settings, self._gateway = settings, gateway
+        self._stats: dict[tuple[str, int], Stats] = {}
+        self._sessions: dict[Endpoint, Session] = {}
+        self.plans = Plans(settings)
+
+    def forget(self, model: str, number: int) -> None:
+        """The version's files are gone: should it come back, it counts from 0."""
+        self._stats.pop((model, number), None)
+
+    def release(self, endpoint: Endpoint) -> Session:
+        """The session of an endpoint that has stopped, for the caller to close (which blocks)."""
+        return self._sessions.pop(endpoint)
+
+    async def prepare(
+        self, files: VersionFiles, override: Override, say: Callable[[str], None], *, only_known: bool = False
+    ) -> Loaded | str:
+        """Compile if needed, import, warm up; or why that failed. `say` is told what takes time.
+
+        `only_known` compiles nothing: where it would have to, the answer is an empty reason.
+        """
+        try:
+            config = override.over(self._settings.repository / files.model / repository.CONFIG_FILE)
+            manifest = await self.plans.find(files.source)
+            if manifest is None and only_known:
+                return ""
+            if manifest is None:
+                manifest = await self.plans.make(files.source, say)
+            options = self._options(files, manifest, config)
+            manifest, session = await self.plans.open(files.source, manifest, options.instances, say)
+            return Loaded(self._endpoint(files, manifest, session, options), manifest.remarks)
+        except EngineError as error:
+            return str(error)
+        except OSError as error:  # its own text would name a path of this machine
+            return f"its files cannot be read: {error.strerror or type(error).__name__}"
+        except Exception as error:
+            log.exception("loading %s/%d", files.model, files.version)
+            return f"it could not be loaded: {error}"
+
+    def _options(self, files: VersionFiles, manifest: Manifest, config: ModelConfig) -> ModelOptions:
+        return model_options(
+            config,
+            self._settings.repository / files.model,
+            batchable=manifest.proof.batchable,
+            max_batch_rows=self._settings.max_batch_size,
+            max_queue_rows=self._settings.max_queue_rows,
+            outputs=[spec.name for spec in manifest.outputs],
+        )
+
+    def _endpoint(self, files: VersionFiles, manifest: Manifest, session: Session, options: ModelOptions) -> Endpoint:
+        endpoint = Endpoint(
+            files.model, files.version, manifest.inputs, manifest.outputs, session, options, self._gateway.device,
+            self._stats.setdefault((files.model, files.version), Stats()),
+        )  # fmt: skip
+        endpoint.fails_on_values = manifest.fails_on_values
+        endpoint.hold_requests = self._settings.delay_scheduler
+        self._sessions[endpoint] = session
+        return endpoint
