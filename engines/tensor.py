@@ -8,7 +8,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 
-__all__ = ["BY_NAME", "BY_NUMPY", "DYNAMIC", "DataType", "TensorSpec", "datatype"]
+__all__ = ["BY_NAME", "DYNAMIC", "DataType", "TensorSpec", "datatype"]
 
 DYNAMIC = -1
 """A dimension whose size is known only when a request arrives."""
@@ -49,7 +49,6 @@ def _table() -> dict[str, DataType]:
 
 
 BY_NAME: dict[str, DataType] = _table()
-BY_NUMPY: dict[np.dtype, DataType] = {d.numpy: d for d in BY_NAME.values()}
 
 
 def datatype(name: str) -> DataType:

@@ -139,10 +139,6 @@ class Queue:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
-    def drain(self) -> list[Ticket]:
-        """Take out everything, in order."""
-        return [ticket for group in self.groups() for ticket in self.take(group, self.requests)]
-
 
 def _waits(ticket: Ticket) -> bool:
     return ticket.state is State.QUEUED and not ticket.stood_back

@@ -22,7 +22,7 @@ from engines.passes.random_weights import with_moved_weights, with_random_weight
 from engines.reference import Arrays
 from engines.repository import check_model_name, is_model_name, plan_key
 from engines.samples import SCALES, Sampler, find_sampler
-from engines.tensor import BY_NAME, BY_NUMPY, DYNAMIC, TensorSpec, datatype
+from engines.tensor import BY_NAME, DYNAMIC, TensorSpec, datatype
 from engines.verify import rounding_bound
 from tests.engines import zoo
 from tests.support.onnx_models import FLOAT, build, linear, time_major_lstm
@@ -247,7 +247,6 @@ def test_freeing_the_batch_changes_shapes_of_values_behind_inputs_only() -> None
 
 def test_datatypes_are_one_table() -> None:
     assert {kind.config_name for kind in BY_NAME.values()} >= {"TYPE_STRING", "TYPE_FP32", "TYPE_BF16"}
-    assert all(BY_NUMPY[kind.numpy] is kind for kind in BY_NAME.values())
     assert {name: kind.item_bytes for name, kind in BY_NAME.items() if kind.is_float} == {
         "FP16": 2, "BF16": 2, "FP32": 4, "FP64": 8,
     }  # fmt: skip
