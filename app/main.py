@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from http import HTTPStatus
 from importlib import metadata
 from types import FrameType
 
@@ -22,8 +21,17 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from app.http.errors import HttpError, body_of, status_of
-from app.http.infer import InferAsgi, InferHandler
+from app.http.asgi import InferAsgi
+from app.http.errors import (
+    BadRequest,
+    HttpError,
+    NotFound,
+    body_of,
+    headers_of,
+    message_of,
+    status_of,
+)
+from app.http.infer import InferHandler
 from app.http.limits import BodyLimit
 from app.http.openapi import describe_inference
 from app.http.protocol import InferProtocol
@@ -31,7 +39,7 @@ from app.http.routes import control_plane
 from app.logs import configure_logging
 from app.models import ModelManager
 from app.serving.device import Device
-from app.serving.errors import Rejected, ServingError
+from app.serving.errors import ServingError
 from app.serving.gateway import Gateway
 from app.serving.registry import Registry
 from app.settings import Settings
@@ -62,6 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         gateway.stop()
         await manager.stop()
+        handler.workers.close()
 
     app = FastAPIOffline(
         title="bitserve",
@@ -85,28 +94,23 @@ def _answer_errors(app: FastAPI) -> None:
     """Every error of every route is `{"error": ...}`: clients of the protocol cannot read anything else."""
 
     async def known(_: Request, error: Exception) -> Response:
-        status = status_of(error)
-        retry_s = error.retry_after_s if isinstance(error, Rejected) else 1
-        headers = {"retry-after": str(retry_s)} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
-        if status == HTTPStatus.UNAUTHORIZED:
-            headers["www-authenticate"] = "Bearer"
-        return _error(status, str(error), headers)
+        return _answer(error)
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _error(error.status_code, error.detail, dict(error.headers or {}))
+        return _response(error.status_code, error.detail, dict(error.headers or {}))
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = [str(part) for part in first["loc"]]
         if where[:1] == ["path"]:  # a path that no route of the protocol has, such as a version that is no number
-            return _error(HTTPStatus.NOT_FOUND, "Not Found")
-        return _error(HTTPStatus.BAD_REQUEST, f"{'.'.join(where)}: {first['msg']}")
+            return _answer(NotFound("Not Found"))
+        return _answer(BadRequest(f"{'.'.join(where)}: {first['msg']}"))
 
     async def unexpected(_: Request, error: Exception) -> Response:
         log.error("an unexpected error", exc_info=error)
-        return _error(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; see the server's log")
+        return _answer(error)
 
     for kind in (HttpError, ServingError, EngineError):
         app.add_exception_handler(kind, known)
@@ -115,7 +119,11 @@ def _answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, unexpected)
 
 
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+def _answer(error: Exception) -> Response:
+    return _response(status_of(error), message_of(error), headers_of(error))
+
+
+def _response(status: int, message: str, headers: dict[str, str]) -> Response:
     return Response(body_of(message), status, headers, "application/json")
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import zlib
+from collections.abc import Iterator
 
 from app.http.errors import BadRequest, BodyTooLarge
+from app.http.workers import INLINE_BYTES
 
-__all__ = ["choose", "compress", "decompress"]
+__all__ = ["Unpacked", "choose", "compress", "decompress", "is_coded", "unpacked"]
 
 _WINDOW = {"gzip": 31, "deflate": 15}
 _MAX_MEMBERS = 4096
 _PIECE_BYTES = 65536
+_FIRST_PIECE_BYTES = 1024  # of a member: many tiny ones must not cost a large copy each
 _LEVEL = 1  # tensors hardly shrink; more effort costs time and gains little
 
 
@@ -42,34 +47,77 @@ def compress(body: bytes, coding: str) -> bytes:
     return packer.compress(body) + packer.flush()
 
 
-def decompress(body: bytes, coding: str, limit_bytes: int) -> bytes:
-    """The decompressed body. Never makes more than `limit_bytes` of it: BodyTooLarge. BadRequest where it is broken."""
-    if coding in ("", "identity"):
-        return body
+def is_coded(coding: str) -> bool:
+    """Whether a Content-Encoding (in lower case) says that the body was changed at all."""
+    return coding not in ("", "identity")
+
+
+def unpacked(body: bytes, coding: str, limit_bytes: int) -> Iterator[bytes]:
+    """The decompressed body in parts of at most 64 KiB, so that whoever takes them can count, stop, or change threads.
+
+    Never makes more than `limit_bytes` of it: BodyTooLarge. BadRequest where it is broken, when its turn comes.
+    """
     if coding not in _WINDOW:
         raise BadRequest(f"unsupported Content-Encoding '{coding}'; expected gzip, deflate or identity")
-    parts: list[bytes] = []
-    left, offset, members = limit_bytes, 0, 0
-    unpacker = None
-    try:
-        while offset < len(body):  # piecewise, since zlib copies what it leaves over of its input
-            if unpacker is None:  # gzip allows several members, one after another
-                unpacker, members = zlib.decompressobj(_WINDOW[coding]), members + 1
-            piece = body[offset : offset + _PIECE_BYTES]
-            part = unpacker.decompress(piece, left + 1)
-            left -= len(part)
-            if left < 0:
+    return _parts(body, coding, limit_bytes)
+
+
+def _parts(body: bytes, coding: str, limit_bytes: int) -> Iterator[bytes]:
+    made_bytes = offset = members = 0
+    while offset < len(body):  # gzip allows several members, one after another
+        members += 1
+        if members > _MAX_MEMBERS:
+            raise BadRequest(f"the {coding} body has more than {_MAX_MEMBERS} members")
+        unpacker, size = zlib.decompressobj(_WINDOW[coding]), _FIRST_PIECE_BYTES
+        while not unpacker.eof:
+            piece = body[offset : offset + size]  # piecewise, since zlib copies what it leaves over
+            size = min(2 * size, _PIECE_BYTES)
+            try:
+                part = unpacker.decompress(piece, _PIECE_BYTES)
+            except zlib.error as error:
+                raise BadRequest(f"the body is not {coding}: {error}") from error
+            offset += len(piece) - len(unpacker.unused_data) - len(unpacker.unconsumed_tail)
+            if not part and offset >= len(body) and not unpacker.eof:
+                raise BadRequest(f"the {coding} body is incomplete")
+            made_bytes += len(part)
+            if made_bytes > limit_bytes:
                 raise BodyTooLarge(
                     f"the decompressed body has more than {limit_bytes} bytes; see setting max_body_bytes"
                 )
-            parts.append(part)
-            offset += len(piece) - len(unpacker.unused_data)
-            if unpacker.eof:
-                unpacker = None
-            if members > _MAX_MEMBERS:
-                raise BadRequest(f"the {coding} body has more than {_MAX_MEMBERS} members")
-    except zlib.error as error:
-        raise BadRequest(f"the body is not {coding}: {error}") from error
-    if unpacker is not None:
-        raise BadRequest(f"the {coding} body is incomplete")
-    return b"".join(parts)
+            if part:
+                yield part
+
+
+async def decompress(body: bytes, coding: str, limit_bytes: int) -> bytes:
+    """The decompressed body, made in a thread where it is large. Raises as `unpacked` does."""
+    if not is_coded(coding):
+        return body
+    parts, made = unpacked(body, coding, limit_bytes), Unpacked()
+    if len(body) <= INLINE_BYTES and made.fill(parts, INLINE_BYTES):
+        return made.body()
+    return await asyncio.to_thread(made.finish, parts)
+
+
+class Unpacked:
+    """A body as it grows."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def fill(self, parts: Iterator[bytes], most_bytes: float = math.inf) -> bool:
+        """Take parts until there are no more (True), or until `most_bytes` are reached (False)."""
+        for part in parts:
+            self._parts.append(part)
+            most_bytes -= len(part)
+            if most_bytes < 0:
+                return False
+        return True
+
+    def finish(self, parts: Iterator[bytes]) -> bytes:
+        """Take all parts that are left; the whole body."""
+        self.fill(parts)
+        return self.body()
+
+    def body(self) -> bytes:
+        """What has been taken, as one."""
+        return b"".join(self._parts)

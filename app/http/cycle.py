@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from app.http.errors import too_large
-from app.http.infer import Answer, Head, InferHandler, Pending, refusal
+from app.http.answers import Answer
+from app.http.errors import HttpError, too_large
+from app.http.held import Hold
+from app.http.infer import Exchange, Head, InferHandler
+from app.serving.errors import QueueFull, ServingError
 
 __all__ = ["Connection", "FastCycle", "LingeringTransport", "head_without_upgrade"]
 
@@ -22,7 +25,7 @@ class Connection(Protocol):
 
     def ask_for_body(self) -> None: ...
 
-    def send_400_response(self, msg: str) -> None: ...
+    def end_with(self, answer: Answer) -> None: ...
 
 
 class FastCycle:
@@ -36,18 +39,23 @@ class FastCycle:
         self.response_complete = self.disconnected = False
         self.message_event = _NoEvent()
         self.chunks: list[bytes] = []
-        self.size = self._held_bytes = 0
+        self.size = 0
+        self.hold = Hold(connection.handler.room)
         self.active = self.complete = False
-        self.pending: Pending | None = None
+        self.exchange: Exchange | None = None
 
     def activate(self) -> None:
         """All earlier requests of the connection are answered: it is this one's turn."""
         self.active = True
         if max(self.size, self.announced_bytes) > self.connection.handler.max_body_bytes:
-            self.refuse_body()
-        elif not self._alone() and not self.connection.handler.has_room(max(0, self.announced_bytes - self.size)):
-            self.refuse_for_room()
-        elif self.complete:
+            self._refuse_size()
+            return
+        try:
+            self.hold.check(max(0, self.announced_bytes - self.size))
+        except QueueFull as error:
+            self._refuse(error)
+            return
+        if self.complete:
             self.run()
         elif self.expects_continue and not self.chunks:
             self.connection.ask_for_body()
@@ -56,39 +64,30 @@ class FastCycle:
         """Take a part of the body."""
         self.size += len(chunk)
         if self.size > self.connection.handler.max_body_bytes:
-            self._release()
+            self._drop_body()
             if self.active:
-                self.refuse_body()
-        elif self._alone() or self.connection.handler.has_room(len(chunk)):
-            self.chunks.append(chunk)
-            self._held_bytes += len(chunk)
-            self.connection.handler.held_bytes += len(chunk)
+                self._refuse_size()
+            return
+        try:
+            self.hold.take(len(chunk))
+        except QueueFull as error:
+            self._drop_body()
+            self._refuse(error)
         else:
-            self.refuse_for_room()
+            self.chunks.append(chunk)
 
-    def refuse_body(self) -> None:
-        """Answer 413 at once and close: the rest of the body is not read."""
+    def _refuse_size(self) -> None:
+        self._refuse(too_large(self.connection.handler.max_body_bytes))
+
+    def _refuse(self, error: HttpError | ServingError) -> None:
+        """Answer at once and close: the rest of the body is not read. In its turn, where that has not come."""
         self.keep_alive = False
-        self.reply(refusal(too_large(self.connection.handler.max_body_bytes), self.head.request_id or b"-"))
+        reply = self.reply if self.active else self.connection.end_with
+        self.connection.handler.refuse(self.head, error, self.hold, reply)
 
-    def refuse_for_room(self) -> None:
-        """The server holds as much of other requests as it may."""
-        self.keep_alive = False
-        error = self.connection.handler.no_room()
-        self._release()
-        if self.active:
-            self.reply(refusal(error, self.head.request_id or b"-"))
-        else:  # its turn to answer has not come, and its body is lost
-            self.connection.send_400_response(str(error))
-
-    def _alone(self) -> bool:
-        """Whether no other request is held: one alone may always be as large as max_body_bytes."""
-        return self.connection.handler.held_bytes == self._held_bytes
-
-    def _release(self) -> None:
+    def _drop_body(self) -> None:
         self.chunks.clear()
-        self.connection.handler.held_bytes -= self._held_bytes
-        self._held_bytes = 0
+        self.hold.release()
 
     def finish(self) -> None:
         """The body is complete."""
@@ -99,24 +98,24 @@ class FastCycle:
     def run(self) -> None:
         body = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
         self.chunks.clear()
-        self.pending = self.connection.handler.start(self.head, body, self.reply)
+        self.exchange = self.connection.handler.start(self.head, body, self.hold, self.reply)
 
     def reply(self, answer: Answer) -> None:
         if self.response_complete:
             return
         self.response_complete = True
-        self.pending = None
-        self._release()
+        self.exchange = None
+        self._drop_body()
         if not self.disconnected:
             self.connection.write_answer(answer, keep_alive=self.keep_alive)
 
     def abandon(self) -> None:
         """The client has gone, or what it sent is not HTTP: nobody waits for an answer."""
         self.disconnected = True
-        self._release()
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.cancel()
+        self._drop_body()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.cancel()
 
 
 class _NoEvent:

@@ -1,4 +1,4 @@
-"""Exceptions to status numbers, the only place that maps them. Every body is `{"error": "..."}` and nothing else."""
+"""Exceptions to status numbers, the only place that knows any. Every body is `{"error": "..."}` and nothing else."""
 
 from __future__ import annotations
 
@@ -10,16 +10,36 @@ from app.serving import errors as serving
 from engines.errors import BadRepository, EngineError
 
 __all__ = [
+    "CONTINUE",
+    "INTERNAL",
+    "METHOD_NOT_ALLOWED",
+    "OK",
+    "REASONS",
+    "UNPROCESSABLE",
     "BadRequest",
     "BodyTooLarge",
     "Forbidden",
     "HttpError",
     "NotAuthorized",
+    "NotFound",
     "NotSupported",
+    "TooManyConnections",
     "body_of",
+    "headers_of",
+    "message_of",
     "status_of",
     "too_large",
 ]
+
+CONTINUE = int(HTTPStatus.CONTINUE)
+OK = int(HTTPStatus.OK)
+METHOD_NOT_ALLOWED = int(HTTPStatus.METHOD_NOT_ALLOWED)
+UNPROCESSABLE = int(HTTPStatus.UNPROCESSABLE_ENTITY)
+"""FastAPI's own for what it cannot validate; never sent here."""
+INTERNAL = int(HTTPStatus.INTERNAL_SERVER_ERROR)
+"""The least status that is the server's fault."""
+REASONS = {int(status): status.phrase for status in HTTPStatus}
+"""Status to reason phrase, for status lines."""
 
 
 class HttpError(Exception):
@@ -42,16 +62,26 @@ class Forbidden(HttpError):
     """The admin token is wrong."""
 
 
+class NotFound(HttpError):
+    """The protocol has no such path."""
+
+
 class NotSupported(HttpError):
     """The protocol knows it; this server does not do it."""
 
 
-_STATUS: dict[type[Exception], HTTPStatus] = {
+class TooManyConnections(HttpError):
+    """The limit of open connections is reached."""
+
+
+_STATUS: dict[type[BaseException], HTTPStatus] = {
     BadRequest: HTTPStatus.BAD_REQUEST,
     BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     NotAuthorized: HTTPStatus.UNAUTHORIZED,
     Forbidden: HTTPStatus.FORBIDDEN,
+    NotFound: HTTPStatus.NOT_FOUND,
     NotSupported: HTTPStatus.NOT_IMPLEMENTED,
+    TooManyConnections: HTTPStatus.SERVICE_UNAVAILABLE,
     BadRepository: HTTPStatus.BAD_REQUEST,
     EngineError: HTTPStatus.BAD_REQUEST,
     serving.InvalidInput: HTTPStatus.BAD_REQUEST,
@@ -63,12 +93,32 @@ _STATUS: dict[type[Exception], HTTPStatus] = {
 }
 
 
-def status_of(error: BaseException) -> int:
-    """The status of an error, by its nearest listed base class; 500 for what is nobody's fault but ours."""
-    for base in type(error).__mro__:
+def status_of(error: BaseException | type[BaseException]) -> int:
+    """The status of an error (or of a kind of errors), by its nearest listed base class.
+
+    INTERNAL for what is nobody's fault but ours.
+    """
+    kind = error if isinstance(error, type) else type(error)
+    for base in kind.__mro__:
         if base in _STATUS:
             return int(_STATUS[base])
-    return int(HTTPStatus.INTERNAL_SERVER_ERROR)
+    return INTERNAL
+
+
+def message_of(error: BaseException) -> str:
+    """What the client is told. What nobody expected says nothing of our insides."""
+    known = isinstance(error, (HttpError, serving.ServingError, EngineError))
+    return str(error) if known else "internal error; see the server's log"
+
+
+def headers_of(error: BaseException) -> dict[str, str]:
+    """The headers that belong to an error's status: when to try again, or how to be let in."""
+    status = status_of(error)
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return {"retry-after": str(getattr(error, "retry_after_s", 1))}
+    if status == HTTPStatus.UNAUTHORIZED:
+        return {"www-authenticate": "Bearer"}
+    return {}
 
 
 def body_of(message: str) -> bytes:

@@ -9,7 +9,9 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from app.http.errors import OK, UNPROCESSABLE, BadRequest, BodyTooLarge, status_of
 from app.http.wire import InferRequest, InferResponse, RequestInput, ResponseOutput
+from app.serving.errors import InferenceFailed, Rejected, UnknownModel
 
 __all__ = ["describe_inference"]
 
@@ -17,12 +19,12 @@ _REF = "#/components/schemas/{name}"
 _Data = Annotated[list[Any], msgspec.Meta(description="Flat or nested list, row-major.")]
 """What `data` holds; the types say only how it is decoded: as bytes, by the tensor's datatype."""
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-_CODES = {
-    "400": "The request is wrong; the body says what was expected.",
-    "404": "No such model or version.",
-    "413": "The body is larger than max_body_bytes.",
-    "500": "The engine failed on this batch.",
-    "503": "The queue is full, the timeout expired, or the server is stopping.",
+_ERRORS: dict[type[Exception], str] = {
+    BadRequest: "The request is wrong; the body says what was expected.",
+    UnknownModel: "No such model or version.",
+    BodyTooLarge: "The body is larger than max_body_bytes.",
+    InferenceFailed: "The engine failed on this batch.",
+    Rejected: "The queue is full, the timeout expired, or the server is stopping.",
 }
 
 
@@ -47,7 +49,7 @@ def _without_422(document: dict[str, Any]) -> None:
     """FastAPI describes its own answer to a bad path parameter; ours is 404 with the error body, as everywhere."""
     for operations in document["paths"].values():
         for operation in operations.values():
-            operation["responses"].pop("422", None)
+            operation["responses"].pop(str(UNPROCESSABLE), None)
     for schema in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(schema, None)
 
@@ -92,10 +94,10 @@ def _operation(path: str, request: dict[str, Any], response: dict[str, Any]) -> 
             "content": {"application/json": {"schema": request}, "application/octet-stream": _BINARY},
         },
         "responses": {
-            "200": {
+            str(OK): {
                 "description": "The outputs.",
                 "content": {"application/json": {"schema": response}, "application/octet-stream": _BINARY},
             },
-            **{code: {"description": text, "content": error} for code, text in _CODES.items()},
+            **{str(status_of(kind)): {"description": text, "content": error} for kind, text in _ERRORS.items()},
         },
     }

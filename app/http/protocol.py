@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.http.answers import SEND_BODY, Answer, error_answer, wire_parts
 from app.http.cycle import FastCycle, LingeringTransport, head_without_upgrade
-from app.http.errors import body_of
-from app.http.infer import Answer, Head, InferHandler, announced_bytes
+from app.http.errors import BadRequest, TooManyConnections
+from app.http.infer import Head, InferHandler, announced_bytes
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["InferProtocol"]
 
 log = logging.getLogger(__name__)
-_STATUS_LINE = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_JSON = (b"content-type", b"application/json")
 _SWEEP_S = 0.5
 _LINGER_S = 2.0
 _MAX_HEAD_BYTES = 65536
@@ -57,7 +54,7 @@ class InferProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._current: Any = None  # the cycle whose answer is the next on the wire
-        self._fault: str | None = None  # to be said when earlier requests are answered
+        self._fault: Answer | None = None  # the last, to be given when earlier requests are answered
         self._deaf = False  # what the client still sends is dropped
         self._waits_since = time.monotonic()
         self._waits_for = "headers"
@@ -80,8 +77,8 @@ class InferProtocol(HttpToolsProtocol):
     def _refuse_connection(self) -> None:
         """Say why and leave; the client gets time to read it unless refused connections become many themselves."""
         limit = self.settings.max_connections
-        message = f"the server has {limit} open connections; see setting max_connections"
-        self._write(503, [_JSON, (b"retry-after", b"1")], body_of(message), close=True)
+        error = TooManyConnections(f"the server has {limit} open connections; see setting max_connections")
+        self._write(error_answer(error), close=True)
         self._linger()
         if len(type(self).open) > 2 * limit + 16:
             self.transport.close()
@@ -146,13 +143,14 @@ class InferProtocol(HttpToolsProtocol):
         """
 
     def send_400_response(self, msg: str) -> None:
-        """What comes next cannot be understood: say so, after the answers that are due before it, and close.
+        """What comes next cannot be understood. Uvicorn's is plain text; every error of this server is JSON."""
+        self.end_with(error_answer(BadRequest(msg)))
 
-        Uvicorn's is plain text; every error of this server is JSON.
-        """
+    def end_with(self, answer: Answer) -> None:
+        """Nothing that comes next will be read: say so, after the answers that are due before it, and close."""
         if self._deaf or self.transport.is_closing():
             return
-        self._deaf, self._fault = True, msg
+        self._deaf, self._fault = True, answer
         if self._waits_for == "body":  # the last request itself is broken
             if self.cycle.response_complete:
                 self._linger()  # and it has had its answer
@@ -176,7 +174,7 @@ class InferProtocol(HttpToolsProtocol):
 
     def _say_fault(self) -> None:
         assert self._fault is not None
-        self._write(400, [_JSON], body_of(self._fault), close=True)
+        self._write(self._fault, close=True)
         self._linger()
 
     def _refuse_head(self) -> None:
@@ -269,7 +267,7 @@ class InferProtocol(HttpToolsProtocol):
 
     def ask_for_body(self) -> None:
         """The client waits for leave to send its body (Expect: 100-continue)."""
-        self.transport.write(_CONTINUE)
+        self.transport.write(SEND_BODY)
 
     def write_answer(self, answer: Answer, *, keep_alive: bool) -> None:
         """Write the answer of the current cycle. While stopping, the last one of the connection closes it."""
@@ -277,7 +275,7 @@ class InferProtocol(HttpToolsProtocol):
             return
         more = bool(self.pipeline) or self._fault is not None
         close = not keep_alive or (self.handler.stopping and not more)
-        self._write(answer.status, answer.headers, answer.body, close=close)
+        self._write(answer, close=close)
         if close:
             self.close_politely()
         self.on_response_complete()
@@ -289,18 +287,8 @@ class InferProtocol(HttpToolsProtocol):
         else:
             self._linger()
 
-    def _write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, close: bool) -> None:
-        lines = [_STATUS_LINE[status]]
-        for name, value in headers:
-            lines += (name, b": ", value, b"\r\n")
-        if close:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"content-length: %d\r\n\r\n" % len(body))
-        if len(body) < 65536:
-            lines.append(body)
-            self.transport.write(b"".join(lines))
-        else:  # joining would copy a large body once more
-            self.transport.writelines([b"".join(lines), body])
+    def _write(self, answer: Answer, *, close: bool) -> None:
+        self.transport.writelines(wire_parts(answer, close=close))
 
     def _linger(self) -> None:
         """Say no more, but take (and drop) what the client still sends: closing on unread bytes would reset the

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import logging
-import re
 from importlib import metadata
 from typing import Annotated, Any, TypeVar
 
@@ -16,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 from app.auth import check_admin
 from app.config import ModelConfig, config_of
 from app.http import compression
-from app.http.errors import BadRequest, NotSupported
+from app.http.errors import OK, BadRequest, BodyTooLarge, Forbidden, NotAuthorized, NotSupported, status_of
+from app.http.files import brought_files
 from app.http.schemas import (
     ErrorBody,
     IndexEntry,
@@ -40,11 +39,9 @@ from app.serving.errors import ModelNotReady, UnknownModel
 from app.serving.gateway import Gateway
 from app.serving.registry import ModelState, Registry
 from app.settings import Settings
-from engines.repository import MODEL_FILE
 
 __all__ = ["EXTENSIONS", "control_plane"]
 
-_FILE_PARAMETER = re.compile(rf"file:([1-9][0-9]{{0,17}})/{re.escape(MODEL_FILE)}")
 Schema = TypeVar("Schema", bound=BaseModel)
 
 EXTENSIONS = [
@@ -56,8 +53,16 @@ EXTENSIONS = [
 Model = Annotated[str, Path(description="Model name.")]
 Number = Annotated[str, Path(pattern="^[0-9]{1,18}$", description="Version number.")]
 Authorization = Annotated[str | None, Header(description="Bearer <admin token>, if one is set.")]
-_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorBody} for code in (400, 404, 413, 503)}
-_GUARDED: dict[int | str, dict[str, Any]] = {**_ERRORS, **{code: {"model": ErrorBody} for code in (401, 403)}}
+Responses = dict[int | str, dict[str, Any]]
+
+
+def _described(*kinds: type[Exception]) -> Responses:
+    """What the OpenAPI page says of answers that such errors become."""
+    return {status_of(kind): {"model": ErrorBody} for kind in kinds}
+
+
+_ERRORS = _described(BadRequest, UnknownModel, BodyTooLarge, ModelNotReady)
+_GUARDED = {**_ERRORS, **_described(NotAuthorized, Forbidden)}
 
 
 def control_plane(settings: Settings, gateway: Gateway, manager: ModelManager) -> APIRouter:
@@ -70,7 +75,7 @@ def control_plane(settings: Settings, gateway: Gateway, manager: ModelManager) -
     if settings.metrics:
         text = {"description": "The page.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 
-        @router.get("/metrics", tags=["metrics"], response_class=Response, responses={**_ERRORS, 200: text})
+        @router.get("/metrics", tags=["metrics"], response_class=Response, responses={**_ERRORS, OK: text})
         async def metrics() -> Response:
             """Prometheus text format: Triton's names, and bitserve's histograms in seconds."""
             return Response(await asyncio.to_thread(Snapshot(gateway).page), media_type=CONTENT_TYPE)
@@ -161,7 +166,8 @@ def _add_repository(router: APIRouter, settings: Settings, gateway: Gateway, man
         check_admin(settings, authorization, request.headers)
         asked = await _body(request, LoadRequest)
         config = _config_override(asked.parameters, model, gateway.registry)
-        await manager.load(model, config, _brought_files(asked.parameters, config))
+        files = await asyncio.to_thread(brought_files, asked.parameters, config)
+        await manager.load(model, config, files)
         return Response()
 
     @router.post(
@@ -197,24 +203,6 @@ def _config_override(parameters: dict[str, Any], model: str, registry: Registry)
         return config_of(document, "config")
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"parameter 'config' is not JSON: {error}") from error
-
-
-def _brought_files(parameters: dict[str, Any], config: ModelConfig | None) -> dict[int, bytes]:
-    """Model files that came with a load call, as base64 in parameters `file:<version>/model.onnx`."""
-    files: dict[int, bytes] = {}
-    for key, value in parameters.items():
-        if not key.startswith("file:"):
-            continue
-        named = _FILE_PARAMETER.fullmatch(key)
-        if named is None:
-            raise BadRequest(f"parameter '{key[:100]}' is not allowed; expected file:<version>/{MODEL_FILE}")
-        if config is None:
-            raise BadRequest(f"parameter '{key}' needs the parameter 'config' beside it")
-        try:
-            files[int(named[1])] = base64.b64decode(value if isinstance(value, str) else "", validate=True)
-        except ValueError as error:
-            raise BadRequest(f"parameter '{key}' is not base64: {error}") from error
-    return files
 
 
 def _add_logging(router: APIRouter, settings: Settings) -> None:
@@ -260,7 +248,7 @@ def _level(wanted: LogSettings) -> int:
 async def _body(request: Request, schema: type[Schema]) -> Schema:
     """An optional JSON body, whatever its Content-Type says: tritonclient sends none at all."""
     coding = request.headers.get("content-encoding", "").strip().lower()
-    data = compression.decompress(await request.body(), coding, request.app.state.handler.max_body_bytes)
+    data = await compression.decompress(await request.body(), coding, request.app.state.handler.max_body_bytes)
     if not data.strip():
         return schema()
     try:

@@ -6,6 +6,7 @@ import http.client
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -363,11 +364,17 @@ def test_logging_refuses(server: Server, body: Any, message: str) -> None:
 # -- statistics ------------------------------------------------------------------------------------------------------
 
 
-def test_statistics_are_exact(server: Server) -> None:
-    ask(server, "POST", "/v2/repository/models/linear/load")  # a new engine counts from 0
-    _, fresh = ask(server, "GET", "/v2/models/linear/stats")
-    entry = fresh["model_stats"][0]
-    assert (entry["inference_count"], entry["execution_count"], entry["batch_stats"]) == (0, 0, [])
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Server]:
+    """One whose counters nobody else moves."""
+    onnx_models.place(tmp_path, "linear", onnx_models.linear())
+    with running(tmp_path) as server:
+        server.wait_ready("linear")
+        yield server
+
+
+def test_statistics_are_exact(fresh: Server) -> None:
+    server = fresh
     started_ms = time.time_ns() // 1_000_000
     for rows in (1, 2, 2, 3):
         assert ask(server, "POST", "/v2/models/linear/infer", _call(rows))[0] == 200
