@@ -19,10 +19,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Match, Route
 
 from app.http.asgi import InferAsgi
 from app.http.errors import (
+    METHOD_NOT_ALLOWED,
     BadRequest,
     HttpError,
     NotFound,
@@ -49,6 +50,10 @@ from engines.runtime import usable_threads
 __all__ = ["create_app", "serve"]
 
 log = logging.getLogger(__name__)
+_TICK_S = 0.1
+"""Of uvicorn's main loop: what it decides, it decides so late."""
+_CLOSING_S = 0.2
+"""What ending takes when nothing is waited for: the pause uvicorn makes once connections are told, and our own end."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -83,22 +88,26 @@ def create_app(settings: Settings) -> FastAPI:
     asgi = InferAsgi(handler)
     for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
         app.router.routes.append(Route(path, asgi, methods=["POST"], include_in_schema=False))
-    app.include_router(control_plane(settings, gateway, manager))
+    plane = control_plane(settings, gateway, manager)
+    app.include_router(plane)
     app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes)
-    _answer_errors(app)
+    _answer_errors(app, [*plane.routes, *app.routes])
     describe_inference(app)
     return app
 
 
-def _answer_errors(app: FastAPI) -> None:
+def _answer_errors(app: FastAPI, routes: list[BaseRoute]) -> None:
     """Every error of every route is `{"error": ...}`: clients of the protocol cannot read anything else."""
 
     async def known(_: Request, error: Exception) -> Response:
         return _answer(error)
 
-    async def http(_: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _response(error.status_code, error.detail, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == METHOD_NOT_ALLOWED:
+            headers["allow"] = ", ".join(sorted(_allowed_methods(routes, request)))
+        return _response(error.status_code, error.detail, headers)
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -127,15 +136,21 @@ def _response(status: int, message: str, headers: dict[str, str]) -> Response:
     return Response(body_of(message), status, headers, "application/json")
 
 
+def _allowed_methods(routes: list[BaseRoute], request: Request) -> set[str]:
+    """Of all routes of a path: the router names those of the first one only."""
+    found = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in found for method in getattr(route, "methods", None) or ()}
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server with a drain: stop admitting, answer what was accepted, then close and exit 0."""
 
     def __init__(
-        self, config: uvicorn.Config, gateway: Gateway, drain_s: float, begin_stop: Callable[[], None]
+        self, config: uvicorn.Config, handler: InferHandler, drain_s: float, begin_stop: Callable[[], None]
     ) -> None:
         super().__init__(config)
-        self._begin_stop = begin_stop
-        self._gateway, self._drain_s = gateway, drain_s
+        self._begin_stop: Callable[[], None] | None = begin_stop
+        self._handler, self._drain_s = handler, drain_s
         self._drain_until_s: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -144,19 +159,22 @@ class _Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
             return
         self._drain_until_s = time.monotonic() + self._drain_s
-        self._gateway.stop()
+        self._handler.gateway.stop()
 
     async def on_tick(self, counter: int) -> bool:
         if self._drain_until_s is not None and not self.should_exit:
-            self._begin_stop()
-            self.should_exit = self._gateway.in_flight == 0 or time.monotonic() >= self._drain_until_s
-            if self.should_exit:
-                left_s = max(0.1, self._drain_until_s - time.monotonic())
-                self.config.timeout_graceful_shutdown = max(1, round(left_s))
+            begin_stop, self._begin_stop = self._begin_stop, None
+            if begin_stop is not None:  # not in the signal's handler, which may interrupt what it would change
+                begin_stop()
+            left_s = self._drain_until_s - time.monotonic()
+            self.should_exit = self._handler.in_flight == 0 or left_s <= _TICK_S + _CLOSING_S
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, but the application is ended in haste, too: a compile is a child process that would live on."""
+        if self._drain_until_s is not None:
+            left_s = max(0.0, self._drain_until_s - _CLOSING_S - time.monotonic())
+            self.config.timeout_graceful_shutdown = left_s  # type: ignore[assignment]  # asyncio takes parts of seconds
         await super().shutdown(sockets)
         if self.force_exit:
             await self.lifespan.shutdown()
@@ -192,7 +210,7 @@ async def _serve(settings: Settings) -> None:
         date_header=False,
         backlog=2048,
     )
-    await _Server(config, app.state.gateway, settings.drain_s, app.state.manager.begin_stop).serve()
+    await _Server(config, app.state.handler, settings.drain_s, app.state.manager.begin_stop).serve()
 
 
 def serve(settings: Settings) -> None:
