@@ -84,11 +84,13 @@ def control_plane(settings: Settings, gateway: Gateway, manager: ModelManager) -
 
 
 def _add_health(router: APIRouter, gateway: Gateway) -> None:
+    @router.head("/v2/health/live", include_in_schema=False)  # probes use it; as GET, and no body is sent
     @router.get("/v2/health/live", tags=["health"])
     async def live() -> ServerLive:
         """Whether the process answers. Never depends on models."""
         return ServerLive()
 
+    @router.head("/v2/health/ready", include_in_schema=False)
     @router.get("/v2/health/ready", tags=["health"])
     async def ready() -> ServerReady:
         """Whether traffic is accepted: 400 from the moment the server is told to stop."""
@@ -96,6 +98,8 @@ def _add_health(router: APIRouter, gateway: Gateway) -> None:
             raise BadRequest("the server is stopping; it accepts no more requests")
         return ServerReady()
 
+    @router.head("/v2/models/{model}/ready", include_in_schema=False)
+    @router.head("/v2/models/{model}/versions/{version}/ready", include_in_schema=False)
     @router.get("/v2/models/{model}/ready", tags=["health"])
     @router.get("/v2/models/{model}/versions/{version}/ready", tags=["health"])
     async def model_ready(model: Model, version: Number | None = None) -> ModelReady:

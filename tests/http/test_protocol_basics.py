@@ -216,26 +216,46 @@ def test_an_offer_to_upgrade_is_declined(client, offer):
     assert client.ask(LIVE.replace(b"Host: test", "\r\n".join(offer).encode())).json() == {"live": True}
 
 
-PATHS = [
-    "/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/m", "/v2/models/m/versions/1", "/v2/models/m/ready",
-    "/v2/models/m/config", "/v2/models/m/stats", "/v2/models/stats", "/v2/models/m/infer",
-    "/v2/models/m/versions/1/infer", "/v2/repository/index", "/v2/repository/models/m/load",
-    "/v2/repository/models/m/unload", "/v2/logging", "/metrics",
-]  # fmt: skip
+PATHS = dict.fromkeys(
+    [
+        "/v2", "/v2/models/m", "/v2/models/m/versions/1", "/v2/models/m/config", "/v2/models/m/stats",
+        "/v2/models/stats", "/metrics",
+    ],
+    "GET",
+)  # fmt: skip
+PROBED = ["/v2/health/live", "/v2/health/ready", "/v2/models/m/ready", "/v2/models/m/versions/1/ready"]
+PATHS |= dict.fromkeys(PROBED, "GET, HEAD")
+PATHS |= dict.fromkeys(
+    [
+        "/v2/models/m/infer", "/v2/models/m/versions/1/infer", "/v2/repository/index", "/v2/repository/models/m/load",
+        "/v2/repository/models/m/unload",
+    ],
+    "POST",
+)  # fmt: skip
+PATHS["/v2/logging"] = "GET, POST"
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_wrong_methods(client, path):
-    for method in ("HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"):
+    allowed = PATHS[path].split(", ")
+    for method in {"HEAD", "GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"} - set(allowed):
         client.send(f"{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n{{}}".encode())
         reply = client.read(head_only=method == "HEAD")
         assert reply.status == 405, (method, path)
-        assert reply.headers["allow"]
+        assert reply.headers["allow"] == PATHS[path]
         if method != "HEAD":
             assert reply.error == "Method Not Allowed"
-    other = b"GET" if b"POST" in reply.headers["allow"].encode() else b"POST"
-    if path != "/v2/logging":
-        assert client.ask(b"%s %s HTTP/1.1\r\nContent-Length: 0\r\n\r\n" % (other, path.encode())).status == 405
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [*((path, 200) for path in PROBED), ("/v2/models/nope/ready", 400), ("/v2/models/m/versions/9/ready", 400)],
+)
+def test_probes_may_ask_for_the_head_alone(client, path, status):
+    """As GET, without its body: the next answer on the connection begins right behind the head."""
+    head = client.send(f"HEAD {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode()).read(head_only=True)
+    whole = client.ask(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+    assert (head.status, head.headers, head.body) == (status, whole.headers, b"")
 
 
 UNKNOWN = [
