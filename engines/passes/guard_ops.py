@@ -43,7 +43,7 @@ class Checks:
             helper.make_node("Not", [fits], [above]),
             helper.make_node("Or", [below, above], [bad]),
         ]
-        counting, count = self._count(bad)
+        counting, count = self.count(bad)
         return [*nodes, *counting], bad, count
 
     def _bounds(
@@ -74,7 +74,7 @@ class Checks:
         """How many numbers have a magnitude of 2**31 or more, or are NaN: the engine's integers do not hold them."""
         bound, constant = self.constant(np.array(2.0**31).astype(helper.tensor_dtype_to_np_dtype(kind)))
         magnitude, fits, bad = (self.name() for _ in range(3))
-        counting, count = self._count(bad)
+        counting, count = self.count(bad)
         return [
             constant,
             helper.make_node("Abs", [value], [magnitude]),
@@ -88,7 +88,7 @@ class Checks:
         largest = np.finfo(np.float32).max
         bound, constant = self.constant(np.array(np.nextafter(largest, np.float32(0)), np.float64))
         magnitude, bad = self.name(), self.name()
-        counting, count = self._count(bad)
+        counting, count = self.count(bad)
         return [
             constant,
             helper.make_node("Abs", [value], [magnitude]),
@@ -96,7 +96,8 @@ class Checks:
             *counting,
         ], count
 
-    def _count(self, bad: str) -> tuple[list[NodeProto], str]:
+    def count(self, bad: str) -> tuple[list[NodeProto], str]:
+        """How many elements of a mask are true."""
         numbers = self.name()
         summing, count = self.sum(numbers)
         return [helper.make_node("Cast", [bad], [numbers], to=TensorProto.FLOAT), *summing], count

@@ -21,6 +21,7 @@ from engines.errors import ModelRefused
 from engines.frontend.ranges import INDEX_INPUTS, checked_lookups, from_shapes
 from engines.manifest import GUARD_OUTPUT
 from engines.passes.guard_ops import Checks
+from engines.passes.guard_sizes import SIZE_INPUT, guard_size
 
 __all__ = ["with_guards"]
 
@@ -104,8 +105,14 @@ class _Pass:
         if node.op_type == "Cast" and self._cuts(node, known):
             nodes, count = self.checks.beyond_31_bits(node.input[0], known[node.input[0]].kind)
             return nodes, [], count, f"{what} makes an integer of a number beyond 32 bits"
+        before, asked = self._check_size(node, known)
         after, count = self._guard_bodies(node, known)
-        return [], after, count, f"{what} looks up an index outside its table, or makes an integer beyond 32 bits"
+        inside = f"{what} looks up an index outside its table, makes an integer beyond 32 bits, or asks for too much"
+        if asked and count:
+            both = self.checks.name()
+            after.append(helper.make_node("Add", [asked, count], [both]))
+            return before, after, both, inside
+        return (before, [], asked, f"{what} asks for too large a size") if asked else ([], after, count, inside)
 
     def _needs_check(self, node: NodeProto, known: Mapping[str, _Value]) -> bool:
         """Not where the index was checked on arrival, or is a constant that fits whatever the table is."""
@@ -122,6 +129,17 @@ class _Pass:
         rows = _dim(known.get(node.input[0]), _axis(node))
         is_shape = node.input[0] in self._from_shapes  # its length is the rank: the reference has looked it up
         return not is_shape and not (rows is not None and -rows <= low and high < rows)
+
+    def _check_size(self, node: NodeProto, known: Mapping[str, _Value]) -> tuple[list[NodeProto], str]:
+        """Where a size is neither stored nor computed from shapes, which are bounded by the request itself."""
+        given = [node.input[p] for p in SIZE_INPUT.get(node.op_type, ()) if p < len(node.input) and node.input[p]]
+        loose = [n for n in given if n not in self._from_shapes and not (n in known and known[n].stored)]
+        if not loose:
+            return [], ""
+        kind = known.get(given[0], _Value(0, None)).kind
+        if not kind:
+            raise ModelRefused(f"{node.op_type} {node.name or node.output[0]!r}: the type of its size is unknown")
+        return guard_size(self.checks, node, kind)
 
     def _cuts(self, node: NodeProto, known: Mapping[str, _Value]) -> bool:
         to = next((a.i for a in node.attribute if a.name == "to"), 0)

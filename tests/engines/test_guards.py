@@ -224,3 +224,71 @@ def test_constants_that_always_fit_need_no_guard() -> None:
     ]
     outputs = {"a": (FLOAT, ["N", 3]), "b": (FLOAT, ["N", "T", 1]), "c": (FLOAT, ["N", "T"]), "d": (INT64, [])}
     assert with_guards(build(nodes, {"x": (FLOAT, ["N", "T", 3])}, outputs, constants))[1] == ()
+
+
+I64 = np.int64
+SIZED = {
+    "Expand": (["x", "n"], {"x": (FLOAT, [1, 1]), "n": (INT64, [3])}, {"n": [2, 1, 4]}, {"n": [2**16, 1, 2**14]}),
+    "ConstantOfShape": (["n"], {"n": (INT64, [2])}, {"n": [2, 3]}, {"n": [2**20, 2**20]}),
+    "Tile": (["x", "n"], {"x": (FLOAT, [3, 1]), "n": (INT64, [2])}, {"n": [2, 4]}, {"n": [2**20, 2**10]}),
+    "Range": (["zero", "n", "one"], {"n": (INT64, [])}, {"n": 5}, {"n": 2**30}),
+    "OneHot": (["i", "n", "pair"], {"i": (INT64, ["N"]), "n": (INT64, [])}, {"n": 3}, {"n": 2**29}),
+    "Pad": (["x", "n"], {"x": (FLOAT, [3, 1]), "n": (INT64, [4])}, {"n": [0, 1, 2, 0]}, {"n": [0, 1, 2**30, 0]}),
+    "Resize": (["image", "", "scales"], {"image": (FLOAT, [1, 1, 2, 2]), "n": (FLOAT, [2])}, {"n": [1, 2]},
+               {"n": [2**15, 2**15]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", SIZED)
+def test_a_size_that_values_ask_for_is_bounded(op: str, built: Build) -> None:
+    """Some bytes must not make the engine allocate gigabytes; the replaced size runs, and its answer is thrown away."""
+    inputs, types, small, large = SIZED[op]
+    constants = {"zero": np.array(0, I64), "one": np.array(1, I64), "pair": np.array([0, 1], np.float32)}
+    constants["ones"] = np.ones(2, np.float32)
+    positive = [
+        helper.make_node("Abs", ["n"], ["size"]),
+        helper.make_node("Add", ["size", "ones"], ["more"]),
+        helper.make_node("Concat", ["ones", "more"], ["scales"], axis=0),
+    ]
+    out = INT64 if op == "Range" else FLOAT
+    ranks = {"Expand": 3, "Range": 1, "Resize": 4}
+    nodes = [*(positive if op == "Resize" else []), node(op, inputs, ["y"])]
+    model = build(nodes, types, {"y": (out, [f"d{i}" for i in range(ranks.get(op, 2))])}, constants)
+    done = built(model)
+    others: Arrays = {
+        name: np.ones([1 if isinstance(d, str) else d for d in shape], I64 if kind == INT64 else np.float32)
+        for name, (kind, shape) in types.items()
+    }
+    kind = others["n"].dtype
+    ask = {**others, "n": np.array(small["n"], kind)}
+    np.testing.assert_array_equal(done.answer(ask)[0]["y"], Reference(model)(ask)["y"])
+    with pytest.raises(ValuesRefused, match=f"{op} 'the_{op.lower()}' asks for too large a size"):
+        done.answer({**others, "n": np.array(large["n"], kind)})
+
+
+def test_a_broadcast_is_measured_as_a_broadcast(built: Build) -> None:
+    """Two sizes of 2**15 that share a dimension are 2**15 elements, not 2**30; apart they are 2**30."""
+    model = build([node("Expand", ["x", "n"], ["y"])], {"x": (FLOAT, ["A", "B"]), "n": (INT64, [2])},
+                  {"y": (FLOAT, ["C", "D"])})  # fmt: skip
+    done = built(model)
+    row, column = np.ones((1, 2**15), np.float32), np.ones((2**15, 1), np.float32)
+    sizes = np.array([1, 2**15])
+    assert done.answer({"x": row, "n": sizes})[0]["y"].shape == (1, 2**15)
+    with pytest.raises(ValuesRefused):
+        done.answer({"x": column, "n": sizes})
+
+
+def test_the_turns_of_a_loop_are_bounded(built: Build) -> None:
+    inner = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Add", ["total", "total"], ["sum"])],
+        "body",
+        [helper.make_tensor_value_info(*one) for one in (("step", INT64, []), ("go", 9, []), ("total", FLOAT, [1]))],
+        [helper.make_tensor_value_info(*one) for one in (("go_on", 9, []), ("sum", FLOAT, [1]))],
+    )
+    loop = helper.make_node("Loop", ["n", "yes", "x"], ["y"], body=inner, name="the_loop")
+    model = build([loop], {"n": (INT64, []), "x": (FLOAT, [1])}, {"y": (FLOAT, [1])}, {"yes": np.array(True)})
+    done = built(model)
+    one = np.ones(1, np.float32)
+    assert done.answer({"n": np.array(5), "x": one})[0]["y"] == 32
+    with pytest.raises(ValuesRefused, match="Loop 'the_loop' asks for too large a size"):
+        done.answer({"n": np.array(2**62), "x": one})

@@ -1,0 +1,120 @@
+"""Guards on sizes that values ask for: a request of a few bytes must not make the engine allocate gigabytes.
+
+Where a size is computed from the inputs' values, the number of elements (or turns of a loop) that it asks for is
+computed first, in FP32. Over the limit, the run counts as failed and the size is replaced by a harmless one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper
+
+from engines.passes.guard_ops import Checks
+
+__all__ = ["MAX_ELEMENTS", "MAX_TURNS", "SIZE_INPUT", "guard_size"]
+
+MAX_ELEMENTS = 2.0**28
+"""Of one tensor: 1 GiB of FP32."""
+MAX_TURNS = 2.0**20
+SIZE_INPUT = {
+    "ConstantOfShape": (0,), "Expand": (1,), "Loop": (0,), "OneHot": (1,), "Pad": (1,), "Range": (1, 0, 2),
+    "Resize": (3, 2), "Tile": (1,), "Upsample": (1,),
+}  # fmt: skip
+"""Positions of the inputs that say how large an output becomes; the first that is given is the one replaced."""
+
+
+def guard_size(checks: Checks, node: NodeProto, kind: int) -> tuple[list[NodeProto], str]:
+    """Nodes to run before `node` (whose size input they replace), and the name of the count.
+
+    `kind` is the element type of the size input.
+    """
+    position = next(p for p in SIZE_INPUT[node.op_type] if p < len(node.input) and node.input[p])
+    build = _Build(checks)
+    elements = _ELEMENTS[node.op_type](build, node)
+    limit = build.constant(MAX_TURNS if node.op_type == "Loop" else MAX_ELEMENTS)
+    bad = build.op("Not", build.op("Less", elements, limit))  # NaN is bad too
+    counting, count = checks.count(bad)
+    harmless = node.input[0] if node.op_type == "Range" else _harmless(build, node.op_type, kind)
+    node.input[position] = build.op("Where", bad, harmless, node.input[position])
+    return [*build.nodes, *counting], count
+
+
+def _harmless(build: _Build, op: str, kind: int) -> str:
+    """Zero for paddings and turns, one for sizes and repetitions."""
+    return build.constant(0 if op in ("Pad", "Loop") else 1, helper.tensor_dtype_to_np_dtype(kind))
+
+
+class _Build:
+    """Collects nodes; every call returns the name of what it computes."""
+
+    def __init__(self, checks: Checks) -> None:
+        self._checks, self.nodes = checks, list[NodeProto]()
+
+    def op(self, name: str, *inputs: str, **attributes: Any) -> str:
+        out = self._checks.name()
+        self.nodes.append(helper.make_node(name, inputs, [out], **attributes))
+        return out
+
+    def constant(self, value: float | list[int], dtype: np.dtype | type = np.float32) -> str:
+        name, node = self._checks.constant(np.array(value, dtype))
+        self.nodes.append(node)
+        return name
+
+    def number(self, name: str) -> str:
+        return self.op("Cast", name, to=TensorProto.FLOAT)
+
+    def product(self, name: str) -> str:
+        return self.op("ReduceProd", self.number(name), keepdims=0)
+
+    def size(self, name: str) -> str:
+        return self.number(self.op("Size", name))
+
+
+def _scaled(position: int) -> Callable[[_Build, NodeProto], str]:
+    """As many as the data has, times the product of an input."""
+    return lambda b, node: b.op("Mul", b.size(node.input[0]), b.product(node.input[position]))
+
+
+def _expanded(b: _Build, node: NodeProto) -> str:
+    """Of the broadcast shape: the shorter of the two gets ones in front, and of each pair the larger one counts."""
+    has, asked = (b.number(name) for name in (b.op("Shape", node.input[0]), node.input[1]))
+    lengths = [b.op("Shape", name) for name in (has, asked)]
+    zero, one = b.constant([0], np.int64), b.constant(1)
+    padded = []
+    for name, (own, other) in ((has, lengths), (asked, lengths[::-1])):
+        missing = b.op("Max", b.op("Sub", other, own), zero)
+        padded.append(b.op("Pad", name, b.op("Concat", missing, zero, axis=0), one))
+    return b.op("ReduceProd", b.op("Max", *padded), keepdims=0)
+
+
+def _padded(b: _Build, node: NodeProto) -> str:
+    """An upper bound: every dimension grown by all paddings together."""
+    grown = b.op("ReduceSum", b.op("Abs", b.number(node.input[1])), keepdims=0)
+    return b.op("ReduceProd", b.op("Add", b.number(b.op("Shape", node.input[0])), grown), keepdims=0)
+
+
+def _ranged(b: _Build, node: NodeProto) -> str:
+    start, limit, delta = (b.number(name) for name in node.input)
+    return b.op("Div", b.op("Sub", limit, start), delta)
+
+
+def _resized(b: _Build, node: NodeProto) -> str:
+    if len(node.input) > 3 and node.input[3]:
+        return b.product(node.input[3])
+    return _scaled(2)(b, node)
+
+
+_ELEMENTS: dict[str, Callable[[_Build, NodeProto], str]] = {
+    "ConstantOfShape": lambda b, node: b.product(node.input[0]),
+    "Expand": _expanded,
+    "Loop": lambda b, node: b.number(node.input[0]),
+    "OneHot": lambda b, node: b.op("Mul", b.size(node.input[0]), b.product(node.input[1])),
+    "Pad": _padded,
+    "Range": _ranged,
+    "Resize": _resized,
+    "Tile": _scaled(1),
+    "Upsample": _scaled(1),
+}
