@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+import math
 import random
 import zlib
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from engines.tensor import BY_NAME
 from tests.hostile.wire import post
@@ -23,12 +26,23 @@ class Shot:
         self.data, self.whole = data, whole
 
 
-_MODELS = {"m": [("X", "FP32", [1, 16])], "add_sub": [("INPUT0", "INT32", [1, 16]), ("INPUT1", "INT32", [1, 16])]}
-_MODELS["planes"] = [("X", "FP32", [2, 3, 4])]
+_ANY, _INDEX, _SIZE = range(100), range(-10, 10), range(1, 5)
+_MODELS: dict[str, list[tuple[str, str, list[int], range]]] = {
+    "m": [("X", "FP32", [1, 16], _ANY)],
+    "add_sub": [("INPUT0", "INT32", [1, 16], _ANY), ("INPUT1", "INT32", [1, 16], _ANY)],
+    "planes": [("X", "FP32", [2, 3, 4], _ANY)],
+    "rows": [("i", "INT64", [1, 4], _INDEX)],
+    "sizes": [
+        ("X", "FP32", [1, 1], _ANY), ("shape", "INT64", [2], _SIZE), ("count", "INT64", [1], _SIZE),
+        ("V", "FP32", [12], _ANY),
+    ],
+}  # fmt: skip
+"""Inputs: name, datatype, shape, and the values that are right."""
 _ODD: list[Any] = [
     None, True, -1, 0, 1, 2**31, 2**63, 2**64, -(2**63), 1e400, 1e39, 0.5, float("nan"), float("-inf"), "", "x", "NaN",
     [], {}, [[]], [[1], [2, 3]], ["a"], {"a": {}}, "\ud800", "\u0000", "a" * 5000, 10**100,
 ]  # fmt: skip
+_NUMBERS = [0, -1, -2, -11, 10, 11, 64, 65, 1000, 2**31 - 1, 2**31, -(2**31), 2**62, -(2**63)]
 _SHAPES: list[Any] = [
     [], [0], [1], [16], [1, 16], [2, 16], [33, 16], [1, 0], [1] * 65, [2**62, 4], [2**61], [-1, 16], [1, 16.0],
     [1, 2, 3], [2**32, 2**32], [10**30], "16", None, [[1, 16]],
@@ -46,20 +60,22 @@ def _valid(rng: random.Random) -> tuple[str, dict[str, Any], bytes]:
     """A model, a request for it, and the bytes of its binary tensors."""
     model = rng.choice(list(_MODELS))
     inputs, rest = [], b""
-    for name, datatype, shape in _MODELS[model]:
-        count = 1
-        for dim in shape:
-            count *= dim
+    for name, datatype, shape, right in _MODELS[model]:
+        values = [rng.choice(right) if rng.random() < 0.95 else rng.choice(_NUMBERS) for _ in range(math.prod(shape))]
         tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(shape)}
         if rng.random() < 0.5:
-            tensor["parameters"] = {"binary_data_size": 4 * count}
-            rest += rng.randbytes(4 * count)
+            data = np.array(values).astype(BY_NAME[datatype].numpy).tobytes()
+            data = rng.randbytes(len(data)) if rng.random() < 0.1 else data
+            tensor["parameters"] = {"binary_data_size": len(data)}
+            rest += data
         else:
-            tensor["data"] = [rng.randrange(100) for _ in range(count)]
+            tensor["data"] = values
         inputs.append(tensor)
     request: dict[str, Any] = {"inputs": inputs}
     if rng.random() < 0.3:
-        request["outputs"] = [{"name": rng.choice(["Y", "OUTPUT0"]), "parameters": {rng.choice(["binary_data"]): True}}]
+        request["outputs"] = [
+            {"name": rng.choice(["Y", "OUTPUT0", "R", "Z"]), "parameters": {rng.choice(["binary_data"]): True}}
+        ]
     if rng.random() < 0.3:
         request["parameters"] = {rng.choice(["priority", "timeout", "binary_data_output"]): rng.choice([0, 1, True])}
     return model, request, rest

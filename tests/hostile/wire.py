@@ -27,7 +27,7 @@ __all__ = [
     "post", "repository", "short_post", "wait_in_flight",
 ]  # fmt: skip
 
-FLOAT = TensorProto.FLOAT
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 WIDE = 65536
 
 
@@ -38,6 +38,7 @@ def repository() -> Path:
     m: Y [N, 16] = 2 X. patient: the same, but its requests wait a second for others; narrow: one at most.
     add_sub: two inputs.
     wide: one float in, 256 KB out. slow: some milliseconds a row, one at a time. planes: two variable dimensions.
+    rows: looks up four of ten rows by number. sizes: `count` and `shape` say how large its outputs are, up to 64.
     """
     folder = Path(tempfile.mkdtemp(prefix="wire-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -58,6 +59,8 @@ def repository() -> Path:
     onnx_models.place(folder, "add_sub", onnx_models.add_sub())
     onnx_models.place(folder, "planes", planes)
     onnx_models.place(folder, "wide", _wide())
+    onnx_models.place(folder, "rows", _rows())
+    onnx_models.place(folder, "sizes", _sizes())
     onnx_models.place(folder, "slow", _slow(), config="[batching]\nmax_batch_size = 1\n")
     return folder
 
@@ -69,6 +72,32 @@ def _wide() -> Any:
         {"X": (FLOAT, ["N", 1])},
         {"Y": (FLOAT, ["N", WIDE])},
         {"W": weights},
+    )
+
+
+def _rows() -> Any:
+    table = np.arange(30, dtype=np.float32).reshape(10, 3)
+    nodes = [helper.make_node("Gather", ["table", "i"], ["Y"], name="look_up")]
+    return onnx_models.build(nodes, {"i": (INT64, ["N", 4])}, {"Y": (FLOAT, ["N", 4, 3])}, {"table": table})
+
+
+def _sizes() -> Any:
+    """Bounded by the graph itself, for the sake of the machine that runs the tests."""
+    nodes = [
+        helper.make_node("Min", ["shape", "most"], ["spread"], name="bound_shape"),
+        helper.make_node("Expand", ["X", "spread"], ["Y"], name="expand"),
+        helper.make_node("Min", ["count", "most"], ["bounded"], name="bound_count"),
+        helper.make_node("Squeeze", ["bounded", "axis"], ["n"], name="squeeze"),
+        helper.make_node("Range", ["zero", "n", "one"], ["R"], name="range"),
+        helper.make_node("Concat", ["count", "rest"], ["split"], axis=0, name="split"),
+        helper.make_node("Reshape", ["V", "split"], ["Z"], name="reshape"),
+    ]
+    numbers = {"most": 64, "zero": 0, "one": 1, "axis": [0], "rest": [-1]}
+    return onnx_models.build(
+        nodes,
+        {"X": (FLOAT, [1, 1]), "shape": (INT64, [2]), "count": (INT64, [1]), "V": (FLOAT, [12])},
+        {"Y": (FLOAT, ["A", "B"]), "R": (INT64, ["C"]), "Z": (FLOAT, ["D", "E"])},
+        {name: np.array(value, np.int64) for name, value in numbers.items()},
     )
 
 
