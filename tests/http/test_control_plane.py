@@ -1,12 +1,10 @@
-"""The control plane over HTTP, as a client sees it: paths, versions, errors, the repository, logging, statistics."""
+"""The control plane over HTTP, as a client sees it: paths, versions, errors, the repository, logging."""
 
 from __future__ import annotations
 
 import http.client
 import json
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -359,44 +357,6 @@ def test_logging_takes_parts(server: Server) -> None:
 def test_logging_refuses(server: Server, body: Any, message: str) -> None:
     status, text = refusal(server, "POST", "/v2/logging", body)
     assert (status, text.startswith(message)) == (400, True), text
-
-
-# -- statistics ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Server]:
-    """One whose counters nobody else moves."""
-    onnx_models.place(tmp_path, "linear", onnx_models.linear())
-    with running(tmp_path) as server:
-        server.wait_ready("linear")
-        yield server
-
-
-def test_statistics_are_exact(fresh: Server) -> None:
-    server = fresh
-    started_ms = time.time_ns() // 1_000_000
-    for rows in (1, 2, 2, 3):
-        assert ask(server, "POST", "/v2/models/linear/infer", _call(rows))[0] == 200
-    assert refusal(server, "POST", "/v2/models/linear/infer", _call(33))[0] == 400
-    _, told = ask(server, "GET", "/v2/models/linear/versions/1/stats")
-    entry = told["model_stats"][0]
-    stats = entry["inference_stats"]
-    assert (entry["name"], entry["version"], entry["response_stats"]) == ("linear", "1", {})
-    assert (entry["inference_count"], entry["execution_count"]) == (8, 4)
-    assert started_ms <= entry["last_inference"] <= time.time_ns() // 1_000_000
-    counts = {name: duration["count"] for name, duration in stats.items()}
-    assert counts == {
-        "success": 4, "fail": 1, "queue": 4, "compute_input": 4, "compute_infer": 4, "compute_output": 4,
-        "cache_hit": 0, "cache_miss": 0,
-    }  # fmt: skip
-    assert [(b["batch_size"], b["compute_infer"]["count"]) for b in entry["batch_stats"]] == [(1, 1), (2, 2), (3, 1)]
-    for phase in ("compute_input", "compute_infer", "compute_output"):
-        assert stats[phase]["ns"] == sum(batch[phase]["ns"] for batch in entry["batch_stats"]) > 0
-    assert stats["success"]["ns"] >= stats["queue"]["ns"] + sum(
-        stats[f"compute_{phase}"]["ns"] for phase in ("input", "infer", "output")
-    )
-    assert set(entry["memory_usage"][0]) == {"type", "id", "byte_size"}
 
 
 def _call(rows: int) -> dict[str, Any]:
