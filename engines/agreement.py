@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 import numpy as np
 import onnx
 
 from engines import batchproof
+from engines.batchproof import Blind, Proven, Refuted
 from engines.errors import EngineError
 from engines.passes.calm_softmax import saturating_inputs, with_outputs, with_scaled_values
 from engines.passes.random_weights import with_moved_weights, with_random_weights
 from engines.reference import Arrays, Reference
-from engines.samples import Sampler
+from engines.samples import OTHER_ROWS, Sampler
 from engines.tensor import TensorSpec, datatype
 
-__all__ = ["WrongEngine", "check_agreement", "first_difference", "integer_bits", "is_integer", "twin_of"]
+__all__ = [
+    "WrongEngine", "agree_at", "check_agreement", "first_difference", "integer_bits", "is_integer", "prove_at",
+    "twin_of",
+]  # fmt: skip
 
 Run = Callable[[Arrays], Arrays]
 _SLACK = 16.0
@@ -51,6 +56,40 @@ def check_agreement(
     if first_difference(run_of(twin), Reference(twin), rows, rounding):
         raise WrongEngine(found)
     return False
+
+
+def agree_at(
+    others: Sequence[Sampler], run: Run, reference: Reference, rounding: float, model: onnx.ModelProto,
+    run_of: Callable[[onnx.ModelProto], Run],
+) -> None:  # fmt: skip
+    """Raise WrongEngine unless the engine answers as the reference at these sizes of the variable dimensions too."""
+    for sampler in others:
+        try:
+            check_agreement(run, reference, sampler.rows(OTHER_ROWS), rounding, model, run_of)
+        except WrongEngine as wrong:
+            raise WrongEngine(f"{_at(sampler)}: {wrong}") from wrong
+
+
+def prove_at(
+    others: Sequence[Sampler], run: Run, axes: Mapping[str, int], rounding: float, proven: Proven
+) -> Proven | Refuted:
+    """What was proven at one size of the variable dimensions, held against others (sequence lengths, image sizes).
+
+    Where every sample answers alike (a length that leaves nothing to see) a size proves nothing, and is said to.
+    """
+    for sampler in others:
+        found = batchproof.prove_again(run, sampler.rows(OTHER_ROWS), axes, rounding, proven, _at(sampler))
+        if isinstance(found, Refuted):
+            return found
+        if isinstance(found, Blind):
+            proof = proven.proof
+            found = Proven(msgspec.structs.replace(proof, checks=(*proof.checks, found.reason)), proven.output_axes)
+        proven = found
+    return proven
+
+
+def _at(sampler: Sampler) -> str:
+    return f"variable dimensions of {sampler.size}"
 
 
 def first_difference(run: Run, reference: Run, rows: Sequence[Arrays], rounding: float) -> str:

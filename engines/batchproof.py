@@ -9,6 +9,7 @@ single bit: that shows a mixing which is too weak for any tolerance.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,13 +20,17 @@ from engines.manifest import BatchProof
 from engines.reference import Arrays
 from engines.tensor import DYNAMIC, TensorSpec, datatype
 
-__all__ = ["Blind", "Difference", "Proven", "Refuted", "axis_candidates", "differs", "join", "prove"]
+__all__ = ["Blind", "Difference", "Proven", "Refuted", "axis_candidates", "differs", "join", "prove", "prove_again"]
 
 Run = Callable[[Arrays], Arrays]
 _LARGE = 1e4
 _MAX_CANDIDATES = 8
 _FULL_BATCH_ROWS = 32
 _OTHER_SIZES = (4, 7, 16)
+_LARGER_SIZES = (33, 64, 256)
+"""Rows; an engine may change its algorithm with the size of a batch, and users may ask for more than a full one."""
+_CHEAP_S = 1.0
+_CHEAP_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,27 @@ def prove(run: Run, rows: Sequence[Arrays], axes: Mapping[str, int], rounding: f
     float rows may differ by it times the largest |answer|, since another batch size may sum in another order;
     integers and booleans must be equal.
     """
+    return _judged(lambda: _Proof(run, rows, axes, rounding).result())
+
+
+def prove_again(
+    run: Run, rows: Sequence[Arrays], axes: Mapping[str, int], rounding: float, proven: Proven, where: str
+) -> Proven | Refuted | Blind:
+    """The checks that show most, for four rows of another shape than those of `proven`; `where` says which."""
+    found = _judged(lambda: _Proof(run, rows, axes, rounding).brief_result())
+    if not isinstance(found, Proven):
+        return type(found)(f"{where}: {found.reason}")
+    if found.output_axes != proven.output_axes:
+        return Refuted(f"{where}: outputs carry rows along axes {found.output_axes}, else {proven.output_axes}")
+    a, b = proven.proof, found.proof
+    checks = (*a.checks, f"{where}: {', '.join(b.checks)}")
+    worst, bound = max(a.worst_difference, b.worst_difference), max(a.bound, b.bound)
+    return Proven(BatchProof(True, "", checks, worst, bound), proven.output_axes)
+
+
+def _judged(prove: Callable[[], Proven]) -> Proven | Refuted | Blind:
     try:
-        return _Proof(run, rows, axes, rounding).result()
+        return prove()
     except _Stop as stop:
         return stop.verdict
     except Exception as error:  # an engine that cannot run a batch has refuted it
@@ -88,6 +112,7 @@ class _Proof:
         self._alone = [run(row) for row in rows]
         self._worst = self._bound = 0.0
         self._checks: list[str] = []
+        self._last_run_s = 0.0
 
     def result(self) -> Proven:
         count = len(self._rows)
@@ -113,8 +138,25 @@ class _Proof:
         rng = np.random.default_rng(0)
         self._check("in other sizes", [list(rng.integers(0, count, size)) for size in _OTHER_SIZES])
         self._check("in a full batch", [list(rng.integers(0, count, _FULL_BATCH_ROWS))])
-        proof = BatchProof(True, "", tuple(self._checks), self._worst, self._bound)
-        return Proven(proof, self._output_axes)
+        self._check_larger()
+        return self._proven()
+
+    def brief_result(self) -> Proven:
+        self._output_axes = self._find_output_axes()
+        self._check("together", [list(range(len(self._rows)))])
+        self._require_sight()
+        guests = {
+            "another row": self._rows[3:],
+            "a row of large values": [_spoilt(self._rows[1], _large)],
+            "a row with a zero in it": [_spoilt(self._rows[1], _with_zero)],
+        }
+        if any(is_float(array) for array in self._rows[0].values()):
+            guests["a row of NaN"] = [_spoilt(self._rows[1], _all(np.nan))]
+        self._check_beside(guests, positions=(1,))
+        return self._proven()
+
+    def _proven(self) -> Proven:
+        return Proven(BatchProof(True, "", tuple(self._checks), self._worst, self._bound), self._output_axes)
 
     def _find_output_axes(self) -> dict[str, int]:
         """The one axis of each output whose size is the number of rows, at two different numbers."""
@@ -150,7 +192,22 @@ class _Proof:
                 raise _Stop(Blind(f"output {name!r} is the same for every sample, so independence cannot be seen"))
 
     def _answer(self, order: Sequence[int]) -> Arrays:
-        return self._run(join([self._rows[i] for i in order], self._axes))
+        batch = join([self._rows[i] for i in order], self._axes)
+        started = time.perf_counter()
+        answer = self._run(batch)
+        self._last_run_s = time.perf_counter() - started
+        return answer
+
+    def _check_larger(self) -> None:
+        """Beyond a full batch, which was run last, as long as the next size promises to take little time and memory."""
+        rng, rows = np.random.default_rng(1), _FULL_BATCH_ROWS
+        row_bytes = sum(array.nbytes for arrays in (self._rows[0], self._alone[0]) for array in arrays.values())
+        for size in _LARGER_SIZES:
+            if self._last_run_s / rows * size > _CHEAP_S or row_bytes * size > _CHEAP_BYTES:
+                self._checks.append(f"not run beyond {rows} rows: {size} would take over 1 s or 256 MiB")
+                return
+            self._check(f"in a batch of {size}", [list(rng.integers(0, len(self._rows), size))])
+            rows = size
 
     def _check(self, what: str, orders: Sequence[Sequence[int]]) -> None:
         for order in orders:
@@ -160,9 +217,9 @@ class _Proof:
                 self._compare(what, answer, position, self._alone[index])
         self._checks.append(what)
 
-    def _check_beside(self, guests: Mapping[str, Sequence[Arrays]]) -> None:
+    def _check_beside(self, guests: Mapping[str, Sequence[Arrays]], positions: Sequence[int] = (1, 0)) -> None:
         """Two rows beside a third that changes: they must answer as alone, and in all companies to the same bit."""
-        for position in (1, 0):
+        for position in positions:
             hosts = [p for p in range(3) if p != position]
             usual, again = (self._beside(self._rows[1], position) for _ in range(2))
             repeats = all(_same_bits(usual[name], again[name]) for name in usual)

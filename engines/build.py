@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import time
 from collections.abc import Callable
@@ -14,7 +15,16 @@ import onnx
 import openvino as ov
 
 from engines import batchproof, repository
-from engines.agreement import WrongEngine, check_agreement, first_difference, integer_bits, is_integer, twin_of
+from engines.agreement import (
+    WrongEngine,
+    agree_at,
+    check_agreement,
+    first_difference,
+    integer_bits,
+    is_integer,
+    prove_at,
+    twin_of,
+)
 from engines.batchproof import Blind, Proven, Refuted
 from engines.errors import ModelRefused
 from engines.frontend import onnx as frontend
@@ -23,7 +33,7 @@ from engines.hardware import cpu_fingerprint, usable_threads
 from engines.manifest import BatchProof, EngineFile, Manifest, Source, StreamTiming
 from engines.passes.dynamic_batch import with_batch_axes
 from engines.reference import Arrays, Reference
-from engines.samples import SCALES, Sampler, find_sampler
+from engines.samples import Sampler, find_sampler, other_samplers
 from engines.targets import openvino as target
 from engines.tensor import DYNAMIC, TensorSpec, datatype
 from engines.verify import rounding_bound
@@ -127,19 +137,22 @@ def _try_axes(
     axes: dict[str, int], notes: list[str],
 ) -> _Choice | Refuted | Blind:  # fmt: skip
     sampler = find_sampler(inputs, axes, reference)
-    rows = [sampler.draw(seed, scale) for seed, scale in enumerate(SCALES)]
+    rows = sampler.rows()
     freed = with_batch_axes(model, axes)
     names = [spec.name for spec in outputs]
     graph = target.read_model(freed)
     run = _runner(graph, names)
     rounding = rounding_bound(model)
     verdict: Proven | Refuted | Blind = Blind(_ROUNDING)
-    steady = check_agreement(run, reference, rows, rounding, model, lambda m: _runner(target.read_model(m), names))
+    run_of = functools.partial(_runner, outputs=names)
+    steady = check_agreement(run, reference, rows, rounding, model, run_of)
+    prove_run = run
     if steady:
         verdict = batchproof.prove(run, rows, axes, rounding)
     if isinstance(verdict, Blind):
         twin = with_batch_axes(twin_of(model, rows), axes)
-        blind, verdict = verdict, batchproof.prove(_runner(target.read_model(twin), names), rows, axes, rounding)
+        prove_run = _runner(twin, names)
+        blind, verdict = verdict, batchproof.prove(prove_run, rows, axes, rounding)
         if isinstance(verdict, Proven):
             notes.append(f"{blind.reason}; proven on a twin with random weights instead")
     if not isinstance(verdict, Proven):
@@ -148,6 +161,13 @@ def _try_axes(
         meaning = _meaning_of_rows(run, reference, batchproof.join(rows[:3], axes), rounding)
         if meaning:
             return Refuted(meaning)
+    others = other_samplers(sampler, reference)
+    agree_at(others, run, reference, rounding, model, run_of)
+    verdict = prove_at(others, prove_run, axes, rounding, verdict)
+    if isinstance(verdict, Refuted):
+        return verdict
+    if sampler.is_variable and not others:
+        notes.append(f"proven with variable dimensions of {sampler.size} alone: ONNX Runtime took no other size")
     batched = [_with_axis(spec, axes[spec.name]) for spec in inputs]
     bits = integer_bits(run, reference, model, inputs, sampler)
     return _Choice(graph, batched, axes, verdict.output_axes, verdict.proof, sampler, notes, bits)
@@ -171,15 +191,18 @@ def _unbatched(
     sampler = find_sampler(inputs, {}, reference)
     names = [spec.name for spec in outputs]
     run = _runner(graph, names)
-    rows = [sampler.draw(seed, scale) for seed, scale in enumerate(SCALES)]
     rounding = rounding_bound(model)
-    if not check_agreement(run, reference, rows, rounding, model, lambda twin: _runner(target.read_model(twin), names)):
+    run_of = functools.partial(_runner, outputs=names)
+    if not check_agreement(run, reference, sampler.rows(), rounding, model, run_of):
         notes.append(f"{_ROUNDING}; the engine was checked on a twin with random weights instead")
+    agree_at(other_samplers(sampler, reference), run, reference, rounding, model, run_of)
     bits = integer_bits(run, reference, model, inputs, sampler)
     return _Choice(graph, inputs, {}, {}, BatchProof(False, reason), sampler, notes, bits)
 
 
-def _runner(graph: ov.Model, outputs: list[str]) -> target.runner:
+def _runner(graph: ov.Model | onnx.ModelProto, outputs: list[str]) -> target.runner:
+    if isinstance(graph, onnx.ModelProto):
+        graph = target.read_model(graph)
     return target.runner(target.compile_model(graph, 1, usable_threads()), outputs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -10,14 +11,23 @@ from engines.errors import ModelRefused
 from engines.reference import Arrays
 from engines.tensor import DYNAMIC, TensorSpec, datatype
 
-__all__ = ["SCALES", "Sampler", "find_sampler"]
+__all__ = ["OTHER_ROWS", "SCALES", "Sampler", "find_sampler", "other_samplers"]
 
 SCALES = (1.0, 1.0, 0.25, 4.0, 1.0, 16.0)
 """Standard deviations of the float samples: a scale taken over the whole batch changes when they meet."""
 
+OTHER_ROWS = 4
+"""Rows that are compared at every further size."""
+
 _SIZES = (32, 16, 64, 8, 7, 224, 4, 2, 1)
+_LARGER = (75, 64, 48, 33, 17, 9, 256)
+_SMALLER = (13, 16, 8, 7, 4, 3, 2, 192)
+"""Sizes to compare with the first: odd ones before those that networks with strides or pieces ask for."""
+
 _INT_LIMITS = (256, 100, 32, 8, 2, 1)
 _MAX_SAMPLE_BYTES = 2**28
+_MAX_OTHER_BYTES = 2**24
+_MAX_OTHER_S = 1.0
 
 
 class Sampler:
@@ -44,6 +54,19 @@ class Sampler:
         limit = min(self.int_limit, np.iinfo(kind.numpy).max)
         return rng.integers(0, limit, shape).astype(kind.numpy)
 
+    def rows(self, count: int = len(SCALES)) -> list[Arrays]:
+        """The first rows of every proof, one for each of `SCALES`."""
+        return [self.draw(seed, scale) for seed, scale in enumerate(SCALES[:count])]
+
+    @property
+    def is_variable(self) -> bool:
+        """Whether there are variable dimensions beside the batch."""
+        return any(d == DYNAMIC for s in self._inputs for i, d in enumerate(s.shape) if i != self._axes.get(s.name))
+
+    def resized(self, size: int) -> Sampler:
+        """The same inputs at another size of the variable dimensions."""
+        return Sampler(self._inputs, self._axes, size, self.int_limit)
+
     def bytes_per_row(self) -> int:
         return sum(int(np.prod(self.shape(s), dtype=np.int64)) * datatype(s.datatype).item_bytes for s in self._inputs)
 
@@ -61,8 +84,8 @@ def find_sampler(
         if sampler.bytes_per_row() > _MAX_SAMPLE_BYTES:
             continue
         try:
-            for seed, scale in enumerate(SCALES):
-                reference(sampler.draw(seed, scale))
+            for row in sampler.rows():
+                reference(row)
         except Exception as error:
             last = str(error).splitlines()[0]
         else:
@@ -70,8 +93,35 @@ def find_sampler(
     raise ModelRefused(f"no sample input could be run by ONNX Runtime; the last attempt said: {last}")
 
 
+def other_samplers(first: Sampler, reference: Callable[[Arrays], Arrays]) -> list[Sampler]:
+    """A larger and a smaller size of the variable dimensions, as far as the reference takes one within a second.
+
+    Nothing where the shapes are fixed.
+    """
+    if not first.is_variable:
+        return []
+    larger = (first.resized(size) for size in _LARGER if size > first.size)
+    smaller = (first.resized(size) for size in _SMALLER if size < first.size)
+    taken = (next((sampler for sampler in side if _is_taken(sampler, reference)), None) for side in (larger, smaller))
+    return [sampler for sampler in taken if sampler is not None]
+
+
+def _is_taken(sampler: Sampler, reference: Callable[[Arrays], Arrays]) -> bool:
+    if sampler.bytes_per_row() > _MAX_OTHER_BYTES:
+        return False
+    for row in sampler.rows(OTHER_ROWS):
+        started = time.perf_counter()
+        try:
+            reference(row)
+        except Exception:
+            return False
+        if time.perf_counter() - started > _MAX_OTHER_S:
+            return False
+    return True
+
+
 def _combinations(inputs: Sequence[TensorSpec], axes: Mapping[str, int]) -> Iterator[Sampler]:
-    dynamic = any(d == DYNAMIC for s in inputs for i, d in enumerate(s.shape) if i != axes.get(s.name))
+    dynamic = Sampler(inputs, axes, 1, 1).is_variable
     integers = any(not datatype(s.datatype).is_float and s.datatype != "BOOL" for s in inputs)
     for int_limit in _INT_LIMITS if integers else _INT_LIMITS[:1]:
         for size in _SIZES if dynamic else _SIZES[:1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,8 +26,12 @@ Candidate = tuple[int, int]
 
 _GUARDS = ["bitserve", "guards"]
 _ROUNDS = 5
-_BUDGET_S = 4.0
+_FEWEST_ROUNDS = 2
+_BUDGET_S = 2.0
 _WORTH = 1.05
+
+_fastest: weakref.WeakKeyDictionary[ov.Model, tuple[Candidate, ov.CompiledModel]] = weakref.WeakKeyDictionary()
+"""The engine that won the timing, to be exported; it goes when its graph goes. One alone: each has its own weights."""
 
 
 def read_model(model: onnx.ModelProto) -> ov.Model:
@@ -47,7 +52,13 @@ def guards_of(graph: ov.Model) -> tuple[str, ...]:
 
 
 def compile_model(model: ov.Model, streams: int, threads: int) -> ov.CompiledModel:
-    """Compile for this CPU in FP32; ModelRefused where the plugin cannot."""
+    """Compile for this CPU in FP32; ModelRefused where the plugin cannot.
+
+    What `time_streams` found fastest is not compiled again, so its graph must not be changed.
+    """
+    choice, engine = _fastest.get(model, (None, None))
+    if choice == (streams, threads):
+        return engine
     try:
         return core().compile_model(model, "CPU", stream_config(streams, threads))
     except Exception as error:
@@ -81,18 +92,20 @@ def stream_choices(threads: int) -> list[Candidate]:
 
 
 def time_streams(model: ov.Model, batch: Arrays, rows: int, threads: int) -> list[StreamTiming]:
-    """Rows a second of each choice, best first, medians of interleaved rounds within a time budget.
+    """Rows a second of each choice, best first: medians of interleaved rounds, 2 to 5, none begun after 2 s.
 
     The first choice (a stream a thread) is kept unless another is 5 % faster: it also runs two models side by side.
+    Where all rounds so far say the same of these 5 %, no more are run.
     """
     choices = stream_choices(threads)
-    pools = [_requests(model, batch, *choice) for choice in choices]
+    engines = [compile_model(model, *choice) for choice in choices]
+    pools = [_requests(engine, batch, streams) for engine, (streams, _) in zip(engines, choices, strict=True)]
     speeds: list[list[float]] = [[] for _ in choices]
     deadline = time.monotonic() + _BUDGET_S
     for _ in range(_ROUNDS):
         for pool, speed in zip(pools, speeds, strict=True):
             speed.append(_speed(pool, rows))
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or (len(speeds[0]) >= _FEWEST_ROUNDS and _is_clear(*speeds)):
             break
     timings = [
         StreamTiming(streams, count, rows, round(statistics.median(speed), 1))
@@ -101,16 +114,24 @@ def time_streams(model: ov.Model, batch: Arrays, rows: int, threads: int) -> lis
     best = max(timings, key=lambda timing: timing.rows_per_s)
     if best.rows_per_s < timings[0].rows_per_s * _WORTH:
         best = timings[0]
+    position = timings.index(best)
+    _fastest[model] = choices[position], engines[position]
     return [best, *(timing for timing in timings if timing is not best)]
 
 
-def _requests(model: ov.Model, batch: Arrays, streams: int, threads: int) -> list[ov.InferRequest]:
-    compiled = compile_model(model, streams, threads)
+def _is_clear(first: Sequence[float], *others: Sequence[float]) -> bool:
+    """Whether each of the others was 5 % faster than the first in every round, or in none."""
+    won = [{b > a * _WORTH for a, b in zip(first, other, strict=True)} for other in others]
+    return all(len(rounds) == 1 for rounds in won)
+
+
+def _requests(compiled: ov.CompiledModel, batch: Arrays, streams: int) -> list[ov.InferRequest]:
     requests = [compiled.create_infer_request() for _ in range(streams)]
     for request in requests:
         for name, array in batch.items():
             request.set_tensor(name, ov.Tensor(np.asarray(array, order="C"), shared_memory=False))
         request.start_async()
+    for request in requests:  # side by side: one after the other would warm up with one core
         request.wait()
     return requests
 

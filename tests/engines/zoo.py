@@ -173,7 +173,8 @@ def _divided_by_rows() -> onnx.ModelProto:
     )
 
 
-def _large_batches_doubled() -> onnx.ModelProto:
+def large_batches_doubled(rows: int) -> onnx.ModelProto:
+    """y = 2 x in batches of more than `rows`, else x."""
     return _float(
         [
             node("Shape", ["x"], ["s"]),
@@ -182,7 +183,39 @@ def _large_batches_doubled() -> onnx.ModelProto:
             node("Add", ["x", "x"], ["twice"]),
             node("Where", ["many", "twice", "x"], ["y"]),
         ],
-        {"zero": np.array(0, np.int64), "limit": np.array(20, np.int64)},
+        {"zero": np.array(0, np.int64), "limit": np.array(rows, np.int64)},
+    )
+
+
+def _mixed_at(comparison: str, length: int) -> onnx.ModelProto:
+    """x [N, T, 4]: rows are independent, except at lengths `comparison` than `length`: their mean is added there."""
+    return _float(
+        [
+            node("Shape", ["x"], ["s"]),
+            node("Gather", ["s", "one"], ["t"]),
+            node(comparison, ["t", "length"], ["mixes"]),
+            node("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1),
+            node("Where", ["mixes", "m", "zero"], ["w"]),
+            node("Add", ["x", "w"], ["y"]),
+        ],
+        {"one": np.array(1, np.int64), "length": np.array(length, np.int64), "zero": np.float32(0)},
+        x=("N", "T", 4),
+        y=("N", "T", 4),
+    )
+
+
+def short_sequences() -> onnx.ModelProto:
+    """Learned positions for 50 tokens: x [N, T, 4] with T <= 50."""
+    return _float(
+        [
+            node("Shape", ["x"], ["s"]),
+            node("Slice", ["s", "one", "two"], ["t"]),
+            node("Slice", ["P", "nil", "t"], ["p"]),
+            node("Add", ["x", "p"], ["y"]),
+        ],
+        {"P": _random(50, 4), "one": _ints(1), "two": _ints(2), "nil": _ints(0)},
+        x=("N", "T", 4),
+        y=("N", "T", 4),
     )
 
 
@@ -294,6 +327,7 @@ BATCHED: dict[str, tuple[Make, dict[str, int]]] = {
     "batch-first LSTM": (lambda: time_major_lstm(batch_first=True), {"x": 0, "y": 0}),
     "CNN": (cnn, {"x": 0, "y": 0}),
     "token numbers": (tokens, {"x": 0, "y": 0}),
+    "positions for short sequences": (short_sequences, {"x": 0, "y": 0}),
     "argmax": (lambda: tokens(argmax=True), {"x": 0, "y": 0}),
     "add_sub": (add_sub, {"INPUT0": 0, "INPUT1": 0, "OUTPUT0": 0, "OUTPUT1": 0}),
     "LSTM giving its state": (lambda: lstm_with_state(state_input=False), {"x": 0, "h": 1, "c": 1}),
@@ -352,7 +386,9 @@ NOT_BATCHED: dict[str, tuple[Make, str]] = {
     "divided by the number of rows": (_divided_by_rows, TOUCH),
     "top row": (_top_rows, NOT_CARRIED),
     "sorted rows": (_sorted_rows, TOUCH),
-    "other answers in batches over 20": (_large_batches_doubled, TOUCH),
+    "other answers in batches over 20": (lambda: large_batches_doubled(20), TOUCH),
+    "mixed in long sequences": (lambda: _mixed_at("Greater", 60), f"variable dimensions of 75: {TOUCH}"),
+    "mixed in short sequences": (lambda: _mixed_at("Less", 16), f"variable dimensions of 13: {TOUCH}"),
     "rolled by as many rows as there are samples": (_rolled_by_six, TOUCH),
     "hidden beside large numbers": (_hidden_beside_large_numbers, TOUCH),
     "an extreme row": (_alarm, TOUCH),
