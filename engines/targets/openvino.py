@@ -26,8 +26,8 @@ Candidate = tuple[int, int]
 
 _GUARDS = ["bitserve", "guards"]
 _ROUNDS = 5
-_FEWEST_ROUNDS = 2
 _BUDGET_S = 2.0
+_ENOUGH_S = 0.5
 _WORTH = 1.05
 
 _fastest: weakref.WeakKeyDictionary[ov.Model, tuple[Candidate, ov.CompiledModel]] = weakref.WeakKeyDictionary()
@@ -92,20 +92,21 @@ def stream_choices(threads: int) -> list[Candidate]:
 
 
 def time_streams(model: ov.Model, batch: Arrays, rows: int, threads: int) -> list[StreamTiming]:
-    """Rows a second of each choice, best first: medians of interleaved rounds, 2 to 5, none begun after 2 s.
+    """Rows a second of each choice, best first: medians of up to 5 interleaved rounds, none begun after 2 s.
 
     The first choice (a stream a thread) is kept unless another is 5 % faster: it also runs two models side by side.
-    Where all rounds so far say the same of these 5 %, no more are run.
+    Where all rounds of the first half second, two at least, say the same of these 5 %, no more are run.
     """
     choices = stream_choices(threads)
     engines = [compile_model(model, *choice) for choice in choices]
     pools = [_requests(engine, batch, streams) for engine, (streams, _) in zip(engines, choices, strict=True)]
     speeds: list[list[float]] = [[] for _ in choices]
-    deadline = time.monotonic() + _BUDGET_S
+    started = time.monotonic()
     for _ in range(_ROUNDS):
         for pool, speed in zip(pools, speeds, strict=True):
             speed.append(_speed(pool, rows))
-        if time.monotonic() > deadline or (len(speeds[0]) >= _FEWEST_ROUNDS and _is_clear(*speeds)):
+        spent_s = time.monotonic() - started
+        if spent_s > _BUDGET_S or (spent_s > _ENOUGH_S and len(speeds[0]) > 1 and _is_clear(*speeds)):
             break
     timings = [
         StreamTiming(streams, count, rows, round(statistics.median(speed), 1))
