@@ -32,7 +32,7 @@ class Plans:
     def __init__(self, settings: Settings) -> None:
         folder = _writable_cache(settings)
         self._cache, self._is_temporary = repository.PlanCache(folder), folder != settings.cache_folder
-        self._limits = BuildLimits(settings.build_timeout_s, settings.build_memory_bytes)
+        self._limits = BuildLimits(settings.build_timeout_s, settings.build_memory_bytes, settings.threads)
         self._turn = asyncio.Semaphore(1)
 
     async def sweep(self) -> None:
@@ -93,7 +93,8 @@ class Plans:
         return session
 
     async def _key(self, source: Path) -> str:
-        return repository.plan_key(await asyncio.to_thread(repository.file_sha256, source))
+        digest = await asyncio.to_thread(repository.file_sha256, source)
+        return repository.plan_key(digest, threads=self._limits.threads)
 
     async def _trusted(self, key: str) -> Manifest | None:
         try:

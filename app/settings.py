@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     write_timeout_s: float = Field(30, gt=0, description="Longest time a client may take nothing of its answer.")
     keep_alive_s: float = Field(75, gt=0, description="Time an idle connection is kept open.")
     threads: int = Field(
-        0, ge=0, description="Threads that running batches may occupy together; 0 = min(CPU affinity, cgroup quota)."
+        0, ge=0, description="Threads that all engines may use together; 0 = min(CPU affinity, cgroup quota)."
     )
     metrics: bool = Field(True, description="Serve /metrics.")
     drain_s: float = Field(30, ge=0, description="Time after SIGTERM to answer what was accepted.")

@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     build.add_argument("source", type=Path)
     build.add_argument("--cache", type=Path, required=True)
     build.add_argument("--parent", type=int, default=0, help="process id of the caller: end when it ends")
+    build.add_argument("--threads", type=int, default=0, help="threads that the engine may use; 0 = all usable ones")
     inspect = commands.add_parser("inspect", help="print the manifest of a plan folder")
     inspect.add_argument("plan", type=Path)
     options = parser.parse_args(arguments)
@@ -43,7 +44,7 @@ def _build(options: argparse.Namespace) -> int:
         _die_with(options.parent)
     from engines.build import build  # heavy: the compiler is imported only where it runs
 
-    manifest = build(options.source, PlanCache(options.cache), progress=lambda stage: _say(stage=stage))
+    manifest = build(options.source, PlanCache(options.cache), lambda stage: _say(stage=stage), options.threads)
     _say(key=manifest.key)
     return 0
 

@@ -46,10 +46,13 @@ _ROUNDING = "the answers change when weights move by one unit in the last place"
 Progress = Callable[[str], None]
 
 
-def build(source: Path, cache: repository.PlanCache, progress: Progress = lambda stage: None) -> Manifest:
+def build(
+    source: Path, cache: repository.PlanCache, progress: Progress = lambda stage: None, threads: int = 0
+) -> Manifest:
     """Compile `source` for this machine and store the plan in `cache`; return its manifest.
 
-    Raises ModelRefused where the model cannot be compiled, or answers differently from the reference.
+    `threads` is how many the engine may use, 0 = all usable ones. Raises ModelRefused where the model cannot be
+    compiled, or answers differently from the reference.
     """
     started = time.monotonic()
     progress("read")
@@ -60,13 +63,13 @@ def build(source: Path, cache: repository.PlanCache, progress: Progress = lambda
     progress("prove")
     choice = _choose(model, inputs, outputs, reference)
     progress("measure")
-    timings = _measure(choice)
+    timings = _measure(choice, threads or usable_threads())
     progress("compile")
     compiled = target.compile_model(choice.graph, timings[0].streams, timings[0].threads)
     blob = target.export(compiled)
     guards = target.guards_of(choice.graph)
     manifest = Manifest(
-        key=repository.plan_key(digest),
+        key=repository.plan_key(digest, threads=threads),
         source=Source(source.name, digest, size_bytes),
         engine=EngineFile(ENGINE_FILE, hashlib.sha256(blob).hexdigest(), len(blob)),
         target="openvino",
@@ -78,7 +81,7 @@ def build(source: Path, cache: repository.PlanCache, progress: Progress = lambda
         threads=timings[0].threads,
         stream_timings=tuple(timings),
         tools=repository.tool_versions(),
-        hardware=cpu_fingerprint(),
+        hardware=cpu_fingerprint(threads),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         build_s=round(time.monotonic() - started, 2),
         sample_shapes={spec.name: choice.sampler.shape(spec) for spec in inputs},
@@ -108,18 +111,17 @@ def _choose(
     model: onnx.ModelProto, inputs: list[TensorSpec], outputs: list[TensorSpec], reference: Reference
 ) -> _Choice:
     """The first axis assignment that is proven; else the model as it is, one request at a time."""
-    notes: list[str] = []
     reasons: list[str] = []
     for axes in batchproof.axis_candidates(inputs):
         try:
-            found = _try_axes(model, inputs, outputs, reference, axes, notes)
+            found = _try_axes(model, inputs, outputs, reference, axes)
         except (ModelRefused, WrongEngine) as refused:  # as it is, the model may still be right
             reasons.append(str(refused))
             continue
         if isinstance(found, _Choice):
             return found
         reasons.append(found.reason)
-    return _unbatched(model, inputs, outputs, reference, notes, _why_not(inputs, reasons))
+    return _unbatched(model, inputs, outputs, reference, _why_not(inputs, reasons))
 
 
 def _why_not(inputs: list[TensorSpec], reasons: list[str]) -> str:
@@ -134,8 +136,9 @@ def _why_not(inputs: list[TensorSpec], reasons: list[str]) -> str:
 
 def _try_axes(
     model: onnx.ModelProto, inputs: list[TensorSpec], outputs: list[TensorSpec], reference: Reference,
-    axes: dict[str, int], notes: list[str],
+    axes: dict[str, int],
 ) -> _Choice | Refuted | Blind:  # fmt: skip
+    notes: list[str] = []
     sampler = find_sampler(inputs, axes, reference)
     rows = sampler.rows()
     freed = with_batch_axes(model, axes)
@@ -185,8 +188,9 @@ def _meaning_of_rows(run: target.runner, reference: Reference, company: Arrays, 
 
 def _unbatched(
     model: onnx.ModelProto, inputs: list[TensorSpec], outputs: list[TensorSpec], reference: Reference,
-    notes: list[str], reason: str,
+    reason: str,
 ) -> _Choice:  # fmt: skip
+    notes: list[str] = []
     graph = target.read_model(model)
     sampler = find_sampler(inputs, {}, reference)
     names = [spec.name for spec in outputs]
@@ -245,7 +249,7 @@ def _output_specs(choice: _Choice, declared: list[TensorSpec]) -> list[TensorSpe
     return specs
 
 
-def _measure(choice: _Choice) -> list[StreamTiming]:
+def _measure(choice: _Choice, threads: int) -> list[StreamTiming]:
     rows = _TIMING_ROWS if choice.axes else 1
     drawn = [choice.sampler.draw(seed) for seed in range(rows)]
     batch = {
@@ -254,4 +258,4 @@ def _measure(choice: _Choice) -> list[StreamTiming]:
         else drawn[0][name]
         for name in drawn[0]
     }
-    return target.time_streams(choice.graph, batch, rows, usable_threads())
+    return target.time_streams(choice.graph, batch, rows, threads)

@@ -54,12 +54,13 @@ def cpu_model() -> str:
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
-def cpu_fingerprint() -> str:
+def cpu_fingerprint(threads: int = 0) -> str:
     """What a compiled CPU plan depends on: architecture, instruction sets and threads, as a short readable string.
 
-    The model name is left out on purpose: two names with the same instruction sets run the same code.
+    `threads` 0 means all that are usable. The model name is left out on purpose: two names with the same instruction
+    sets run the same code.
     """
     info = _cpuinfo()
     flags = " ".join(sorted((info.get("flags") or info.get("Features") or "").split()))
     digest = hashlib.sha256(flags.encode()).hexdigest()[:12]
-    return f"{platform.machine()}-{digest}-{usable_threads()}t"
+    return f"{platform.machine()}-{digest}-{threads or usable_threads()}t"

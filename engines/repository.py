@@ -41,7 +41,7 @@ _RESERVED = frozenset({"stats"})  # GET /v2/models/stats is the statistics of al
 _PASSING_ERRORS = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE})
 _STAGING, _DISCARDED = ".staging", ".discarded."
 _TOOLS = ("bitserve", "onnx", "onnxruntime", "openvino")
-PLAN_FORMAT = "7"
+PLAN_FORMAT = "8"
 """Part of every plan key: raise it when the build itself changes what it makes."""
 
 
@@ -130,9 +130,10 @@ def tool_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in _TOOLS}
 
 
-def plan_key(source_sha256: str, target: str = "openvino") -> str:
-    """The cache key of a plan: source, target, tools and hardware. 32 hex digits."""
-    parts = [PLAN_FORMAT, source_sha256, target, cpu_fingerprint(), *(f"{k}={v}" for k, v in tool_versions().items())]
+def plan_key(source_sha256: str, target: str = "openvino", threads: int = 0) -> str:
+    """The cache key of a plan: source, target, tools and hardware (`threads` 0 = all usable ones). 32 hex digits."""
+    hardware = cpu_fingerprint(threads)
+    parts = [PLAN_FORMAT, source_sha256, target, hardware, *(f"{k}={v}" for k, v in tool_versions().items())]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

@@ -29,14 +29,14 @@ _NICENESS = 10
 _FIRST_TO_DIE = "1000"  # oom_score_adj: where memory runs out, the kernel ends the compile and not the server
 _LAST_WORDS_S = 5.0
 COMPILER = (sys.executable, "-m", "engines", "build")
-"""What is run, with the source, `--cache DIR` and `--parent PID` appended."""
+"""What is run, with the source, `--cache DIR`, `--parent PID` and `--threads N` appended."""
 
 
 class BuildLimits:
-    """Wall time and resident memory (of the whole group) of one build."""
+    """Wall time and resident memory (of the whole group) of one build; threads of the engine that it makes."""
 
-    def __init__(self, timeout_s: float, memory_bytes: int) -> None:
-        self.timeout_s, self.memory_bytes = timeout_s, memory_bytes
+    def __init__(self, timeout_s: float, memory_bytes: int, threads: int = 0) -> None:
+        self.timeout_s, self.memory_bytes, self.threads = timeout_s, memory_bytes, threads
 
 
 async def run_build(source: Path, cache: Path, limits: BuildLimits, command: Sequence[str] = COMPILER) -> None:
@@ -47,6 +47,7 @@ async def run_build(source: Path, cache: Path, limits: BuildLimits, command: Seq
     with tempfile.TemporaryDirectory(prefix="bitserve-build-", ignore_cleanup_errors=True) as empty:
         child = await asyncio.create_subprocess_exec(
             *command, str(source.absolute()), "--cache", str(cache.absolute()), "--parent", str(os.getpid()),
+            "--threads", str(limits.threads),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -190,7 +190,7 @@ def test_another_tool_or_another_machine_needs_another_plan(shelf: Shelf, monkey
         patch.setattr(repository, "tool_versions", lambda: {"openvino": "0.0.1"})
         assert find() is None
     with monkeypatch.context() as patch:
-        patch.setattr(repository, "cpu_fingerprint", lambda: "x86_64-000000000000-64t")
+        patch.setattr(repository, "cpu_fingerprint", lambda threads: "x86_64-000000000000-64t")
         assert find() is None
     shelf.source.write_bytes(linear(scale=3).SerializeToString())
     assert find() is None
@@ -208,6 +208,20 @@ def test_streams_are_passed_again_at_import(streams: int | None, shelf: Shelf) -
         assert "float" in str(session.setting("INFERENCE_PRECISION_HINT"))
         assert len(session.slots) == wanted
         assert session.memory_bytes == shelf.manifest.engine.size_bytes
+    finally:
+        session.close()
+
+
+def test_the_engine_is_built_for_as_many_threads_as_it_may_use(tmp_path: Path) -> None:
+    source = tmp_path / "model.onnx"
+    source.write_bytes(linear().SerializeToString())
+    cache = PlanCache(tmp_path / "cache")
+    manifest = build(source, cache, threads=1)
+    assert (manifest.streams, manifest.threads) == (1, 1)
+    assert manifest.key == repository.plan_key(manifest.source.sha256, threads=1)
+    session = load_session(cache.entry(manifest.key), manifest)
+    try:
+        assert int(session.setting("INFERENCE_NUM_THREADS")) == 1
     finally:
         session.close()
 
