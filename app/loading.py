@@ -64,7 +64,7 @@ class Loader:
                 manifest = await self.plans.make(files.source, say)
             options = self._options(files, manifest, config)
             manifest, session = await self.plans.open(files.source, manifest, options.instances, say)
-            return Loaded(self._endpoint(files, manifest, session, options), manifest.remarks)
+            return Loaded(self._endpoint(files, manifest, session, options), _note(manifest, options))
         except EngineError as error:
             return str(error)
         except OSError as error:  # its own text would name a path of this machine
@@ -92,3 +92,12 @@ class Loader:
         endpoint.hold_requests = self._settings.delay_scheduler
         self._sessions[endpoint] = session
         return endpoint
+
+
+def _note(manifest: Manifest, options: ModelOptions) -> str:
+    """What the index should say of a version that serves."""
+    rows, proven = options.limits.max_batch_rows, manifest.proof.rows
+    beyond = (
+        [f"batches of more than {proven} rows are not proven"] if manifest.proof.batchable and rows > proven else []
+    )
+    return "; ".join((*manifest.remarks, *beyond))

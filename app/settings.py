@@ -30,7 +30,7 @@ class Settings(BaseSettings):
         134_217_728, ge=1024, description="Largest request body, on the wire and decompressed; beyond it 413."
     )
     max_held_bytes: int = Field(
-        1_073_741_824, ge=1024, description="Request bodies held at once, as they came over the wire; beyond it 503."
+        1_073_741_824, ge=1024, description="Request bodies held at once, decompressed; beyond it 503."
     )
     max_connections: int = Field(1024, ge=1, description="Open connections; one more is answered 503 and closed.")
     header_timeout_s: float = Field(10, gt=0, description="Time for a request's headers to arrive.")

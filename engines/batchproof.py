@@ -89,7 +89,7 @@ def prove_again(
     a, b = proven.proof, found.proof
     checks = (*a.checks, f"{where}: {', '.join(b.checks)}")
     worst, bound = max(a.worst_difference, b.worst_difference), max(a.bound, b.bound)
-    return Proven(BatchProof(True, "", checks, worst, bound), proven.output_axes)
+    return Proven(BatchProof(True, "", checks, worst, bound, a.rows), proven.output_axes)
 
 
 def _judged(prove: Callable[[], Proven]) -> Proven | Refuted | Blind:
@@ -113,6 +113,7 @@ class _Proof:
         self._worst = self._bound = 0.0
         self._checks: list[str] = []
         self._last_run_s = 0.0
+        self._largest = 1
 
     def result(self) -> Proven:
         count = len(self._rows)
@@ -156,7 +157,8 @@ class _Proof:
         return self._proven()
 
     def _proven(self) -> Proven:
-        return Proven(BatchProof(True, "", tuple(self._checks), self._worst, self._bound), self._output_axes)
+        proof = BatchProof(True, "", tuple(self._checks), self._worst, self._bound, self._largest)
+        return Proven(proof, self._output_axes)
 
     def _find_output_axes(self) -> dict[str, int]:
         """The one axis of each output whose size is the number of rows, at two different numbers."""
@@ -215,6 +217,7 @@ class _Proof:
             self._require_rows(answer, len(order))
             for position, index in enumerate(order):
                 self._compare(what, answer, position, self._alone[index])
+            self._largest = max(self._largest, len(order))
         self._checks.append(what)
 
     def _check_beside(self, guests: Mapping[str, Sequence[Arrays]], positions: Sequence[int] = (1, 0)) -> None:

@@ -45,7 +45,8 @@ class BatchProof(msgspec.Struct, frozen=True):
     """Whether requests may share a batch, and the evidence.
 
     `reason` says why not where `batchable` is False. `checks` lists what was run, `worst_difference` the largest
-    |alone - together| seen over all rows and outputs, `bound` the bound it had to stay under.
+    |alone - together| seen over all rows and outputs, `bound` the bound it had to stay under. `rows` is the largest
+    batch that was run.
     """
 
     batchable: bool
@@ -53,6 +54,7 @@ class BatchProof(msgspec.Struct, frozen=True):
     checks: tuple[str, ...] = ()
     worst_difference: float = 0.0
     bound: float = 0.0
+    rows: int = 1
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -84,9 +86,9 @@ class Manifest(msgspec.Struct, frozen=True):
     seal: str = ""
 
     @property
-    def remarks(self) -> str:
+    def remarks(self) -> tuple[str, ...]:
         """What a user should know of a version that serves; empty where all is as one would expect."""
-        return "; ".join(([] if self.proof.batchable else [f"not batched: {self.proof.reason}"]) + list(self.notes))
+        return self.notes if self.proof.batchable else (f"not batched: {self.proof.reason}", *self.notes)
 
     """SHA-256 of the manifest without this field: a flipped digit in it would be believed otherwise."""
 

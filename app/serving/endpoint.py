@@ -225,11 +225,14 @@ class Endpoint:
                 raise RuntimeError(str(batch.error) or repr(batch.error)) from batch.error
             parts = batcher.scatter(batch.slot.outputs(), batch.tickets, self.outputs)
         except Exception as error:
-            log.error("a batch of %s/%d failed: %s", self.model, self.version, error, extra={"rows": batch.rows})
             compute = (batch.gathered_ns - batch.launched_ns, batch.finished_ns - batch.gathered_ns, 0)
             for ticket in batch.tickets:
-                if self._end(ticket, self._blame(ticket, error), Outcome.FAILED):
+                blamed = self._blame(ticket, error)
+                if self._end(ticket, blamed, Outcome.FAILED):
                     self.stats.observe_compute(Outcome.FAILED, compute)
+            # a client's own fault must not fill the log with errors
+            level = logging.INFO if isinstance(blamed, InvalidInput) else logging.ERROR
+            log.log(level, "a batch of %s/%d failed: %s", self.model, self.version, error, extra={"rows": batch.rows})
         else:
             if len(self._known_shapes) >= _MAX_KNOWN_SHAPES:
                 self._known_shapes.clear()

@@ -14,7 +14,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from engines.passes.guard_ops import Checks
 
-__all__ = ["MAX_ELEMENTS", "MAX_TURNS", "SIZE_INPUT", "guard_size"]
+__all__ = ["MAX_ELEMENTS", "MAX_TURNS", "SIZE_INPUT", "guard_size", "range_forwards"]
 
 MAX_ELEMENTS = 2.0**28
 """Of one tensor: 1 GiB of FP32."""
@@ -33,6 +33,8 @@ def guard_size(checks: Checks, node: NodeProto, kind: int) -> tuple[list[NodePro
     """
     position = next(p for p in SIZE_INPUT[node.op_type] if p < len(node.input) and node.input[p])
     build = _Build(checks)
+    if node.op_type == "Range":
+        build.nodes += range_forwards(checks, node)
     elements = _ELEMENTS[node.op_type](build, node)
     limit = build.constant(MAX_TURNS if node.op_type == "Loop" else MAX_ELEMENTS)
     bad = build.op("Not", build.op("Less", elements, limit))  # NaN is bad too
@@ -99,6 +101,14 @@ def _padded(b: _Build, node: NodeProto) -> str:
 def _ranged(b: _Build, node: NodeProto) -> str:
     start, limit, delta = (b.number(name) for name in node.input)
     return b.op("Div", b.op("Sub", limit, start), delta)
+
+
+def range_forwards(checks: Checks, node: NodeProto) -> list[NodeProto]:
+    """ONNX: a range that leads away from its limit is empty. OpenVINO 2026.4 gives as many elements as it lacks."""
+    build = _Build(checks)
+    empty = build.op("Less", _ranged(build, node), build.constant(0))
+    node.input[1] = build.op("Where", empty, node.input[0], node.input[1])
+    return build.nodes
 
 
 def _resized(b: _Build, node: NodeProto) -> str:

@@ -21,7 +21,7 @@ from engines.errors import ModelRefused
 from engines.frontend.ranges import INDEX_INPUTS, checked_lookups, from_shapes
 from engines.manifest import GUARD_OUTPUT
 from engines.passes.guard_ops import Checks
-from engines.passes.guard_sizes import SIZE_INPUT, guard_size
+from engines.passes.guard_sizes import SIZE_INPUT, guard_size, range_forwards
 
 __all__ = ["with_guards"]
 
@@ -39,7 +39,7 @@ def with_guards(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...
     pass_ = _Pass(copy)
     counts, said = pass_.guard(copy.graph, {}), pass_.said
     if not counts:
-        return model, ()
+        return (copy if pass_.changed else model), ()
     pass_.checks.join(copy.graph, counts, GUARD_OUTPUT)
     copy.graph.output.append(helper.make_tensor_value_info(GUARD_OUTPUT, TensorProto.FLOAT, [len(counts)]))
     return copy, tuple(said)
@@ -67,6 +67,7 @@ class _Value:
 class _Pass:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.said: list[str] = []
+        self.changed = False
         self.checks = Checks()
         self._checked = checked_lookups(model)
         self._from_shapes = from_shapes(model)
@@ -81,6 +82,7 @@ class _Pass:
         for node in nodes:
             before, after, count, what = self._guards_of(node, known)
             graph.node.extend([*before, node, *after])
+            self.changed |= bool(before or after)
             if count:
                 counts.append(count)
                 if graph is self._top:
@@ -112,7 +114,7 @@ class _Pass:
             both = self.checks.name()
             after.append(helper.make_node("Add", [asked, count], [both]))
             return before, after, both, inside
-        return (before, [], asked, f"{what} asks for too large a size") if asked else ([], after, count, inside)
+        return (before, [], asked, f"{what} asks for too large a size") if asked else (before, after, count, inside)
 
     def _needs_check(self, node: NodeProto, known: Mapping[str, _Value]) -> bool:
         """Not where the index was checked on arrival, or is a constant that fits whatever the table is."""
@@ -135,7 +137,8 @@ class _Pass:
         given = [node.input[p] for p in SIZE_INPUT.get(node.op_type, ()) if p < len(node.input) and node.input[p]]
         loose = [n for n in given if n not in self._from_shapes and not (n in known and known[n].stored)]
         if not loose:
-            return [], ""
+            fixed = all(name in known and known[name].stored for name in given)
+            return (range_forwards(self.checks, node), "") if node.op_type == "Range" and not fixed else ([], "")
         kind = known.get(given[0], _Value(0, None)).kind
         if not kind:
             raise ModelRefused(f"{node.op_type} {node.name or node.output[0]!r}: the type of its size is unknown")

@@ -292,3 +292,19 @@ def test_the_turns_of_a_loop_are_bounded(built: Build) -> None:
     assert done.answer({"n": np.array(5), "x": one})[0]["y"] == 32
     with pytest.raises(ValuesRefused, match="Loop 'the_loop' asks for too large a size"):
         done.answer({"n": np.array(2**62), "x": one})
+
+
+@pytest.mark.parametrize("by_shape", [False, True])
+def test_a_range_that_leads_away_from_its_limit_is_empty(by_shape: bool, built: Build) -> None:
+    nodes = [node("Range", ["zero", "limit", "one"], ["y"])]
+    if by_shape:
+        nodes = [
+            helper.make_node("Size", ["n"], ["size"]), helper.make_node("Sub", ["size", "five"], ["limit"]), *nodes,
+        ]  # fmt: skip
+    name, shape = ("n", ["N"]) if by_shape else ("limit", [])
+    constants = {"zero": np.array(0), "one": np.array(1), "five": np.array(5)}
+    model = build(nodes, {name: (INT64, shape)}, {"y": (INT64, ["M"])}, constants)
+    done = built(model)
+    asks = [np.zeros(8, I64), np.zeros(2, I64)] if by_shape else [np.array(3), np.array(-3)]
+    for ask, want in zip(asks, ([0, 1, 2], []), strict=True):
+        assert done.answer({name: ask})[0]["y"].tolist() == want

@@ -16,8 +16,9 @@ import httpx
 import onnx
 import psutil
 import pytest
+from onnx import TensorProto, helper
 
-from tests.support.onnx_models import linear, place, slow, softmax_over_batch
+from tests.support.onnx_models import build, linear, place, slow, softmax_over_batch
 from tests.support.servers import Server, running, until
 
 WATCH = ("--watch-s", "0.1")
@@ -341,3 +342,16 @@ def test_a_second_start_compiles_nothing_and_is_quick(tmp_path: Path) -> None:
         assert spent.user + spent.system < 3
         assert compiles(server, "a", "b", "c") == 0
         assert first(server, "a") == pytest.approx(1.75)
+
+
+def test_the_index_says_what_is_not_proven_or_not_exact(server: Server, repository: Path) -> None:
+    double = (TensorProto.DOUBLE, ["N", 2])
+    model = build([helper.make_node("Add", ["x", "x"], ["y"])], {"x": double}, {"y": double})
+    place(repository, "wide", model, config="[batching]\nmax_batch_size = 1000\n")
+    server.wait_ready("wide")
+    assert reason(server, "wide") == "FP64 tensors are computed in FP32; batches of more than 256 rows are not proven"
+    answer = server.infer("wide", {"x": ("FP64", [[1e300, 0.0]])})
+    assert (answer.status_code, "expected at most 3.40282e+38" in answer.text) == (400, True)
+    assert server.infer("wide", {"x": ("FP64", [[1e38, 0.0]])}).status_code == 200
+    beyond = server.infer("wide", {"x": ("FP64", [[3e38, 0.0]])})
+    assert (beyond.status_code, "output 'y' is beyond FP32" in beyond.text) == (400, True)

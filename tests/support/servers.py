@@ -136,7 +136,8 @@ class Server:
         finally:
             self._reader.join(5)
             assert self.process.stderr is not None
-            self.process.stderr.close()
+            if not self._reader.is_alive():  # else something that the server left holds the pipe; closing would wait
+                self.process.stderr.close()
 
 
 @contextlib.contextmanager
