@@ -141,7 +141,13 @@ def _call(request: InferRequest, inputs: Mapping[str, InputTensor]) -> Call:
         tuple(output.name for output in request.outputs) if request.outputs else None,  # [] is all, as in Triton
         priority=_unsigned(parameters, "priority"),
         timeout_us=_unsigned(parameters, "timeout"),
+        sequence_id=_sequence_id(parameters),
     )
+
+
+def _sequence_id(parameters: Mapping[str, object]) -> int | str:
+    value = parameters.get("sequence_id", 0)
+    return value if isinstance(value, str) else _unsigned(parameters, "sequence_id")
 
 
 def _unsigned(parameters: Mapping[str, object], key: str) -> int:

@@ -43,6 +43,14 @@ def test_priority_and_timeout():
     assert (decoded.priority, decoded.timeout_us) == (0, 0)
 
 
+@pytest.mark.parametrize("value", [7, 2**62, "stream-1"])
+def test_a_sequence_id_is_a_number_or_a_string(value):
+    decoded, _ = call(request(tensor(), parameters={"sequence_id": value}))
+    assert decoded.sequence_id == value
+    with pytest.raises(BadRequest, match="sequence_id"):
+        call(request(tensor(), parameters={"sequence_id": -1}))
+
+
 @pytest.mark.parametrize("key", ["priority", "timeout"])
 @pytest.mark.parametrize("value", [-1, 1.5, "1", True, 2**63, 2**80, 1e300])
 def test_priority_and_timeout_are_unsigned_integers(key, value):
