@@ -27,6 +27,11 @@ __all__ = ["with_guards"]
 
 _LONG_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.BFLOAT16})  # FP16 ends at 65504
 _WIDE = frozenset({TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64})
+_ARITHMETIC: dict[str, tuple[int, ...]] = {
+    "Add": (), "CumSum": (0,), "MatMul": (), "Mul": (), "Pow": (), "ReduceProd": (0,), "ReduceSum": (0,),
+    "ReduceSumSquare": (0,), "Sub": (), "Sum": (),
+}  # fmt: skip
+"""Operators whose answers may be larger than their inputs, and the positions of these; none = all of them."""
 _SCAN_LISTS = {"scan_output_axes": 0, "scan_output_directions": 0}
 
 
@@ -107,6 +112,9 @@ class _Pass:
         if node.op_type == "Cast" and self._cuts(node, known):
             nodes, count = self.checks.beyond_31_bits(node.input[0], known[node.input[0]].kind)
             return nodes, [], count, f"{what} makes an integer of a number beyond 32 bits"
+        if node.op_type in _ARITHMETIC and self._may_overflow(node, known):
+            nodes, count = self._shadow(node, known)
+            return nodes, [], count, f"{what} gives an integer beyond 32 bits"
         before, asked = self._check_size(node, known)
         after, count = self._guard_bodies(node, known)
         inside = f"{what} looks up an index outside its table, makes an integer beyond 32 bits, or asks for too much"
@@ -149,6 +157,24 @@ class _Pass:
         source = known.get(node.input[0])
         is_float = source is not None and source.kind in _LONG_FLOATS
         return is_float and to in _WIDE and node.input[0] not in self._from_shapes
+
+    def _may_overflow(self, node: NodeProto, known: Mapping[str, _Value]) -> bool:
+        data = [node.input[p] for p in _ARITHMETIC[node.op_type] or range(len(node.input))]
+        is_wide = all(name in known and known[name].kind in _WIDE for name in data)
+        return is_wide and any(name not in self._from_shapes for name in data)
+
+    def _shadow(self, node: NodeProto, known: Mapping[str, _Value]) -> tuple[list[NodeProto], str]:
+        """The same operator over FP32, which has the range that the engine's integers lack."""
+        shadow, nodes = NodeProto(), []
+        shadow.CopyFrom(node)
+        shadow.name, shadow.output[0] = "", self.checks.name()
+        for position in _ARITHMETIC[node.op_type] or range(len(node.input)):
+            shadow.input[position] = self.checks.name()
+            nodes.append(
+                helper.make_node("Cast", [node.input[position]], [shadow.input[position]], to=TensorProto.FLOAT)
+            )
+        checking, count = self.checks.beyond_31_bits(shadow.output[0], TensorProto.FLOAT)
+        return [*nodes, shadow, *checking], count
 
     def _check_index(self, node: NodeProto, known: Mapping[str, _Value]) -> tuple[list[NodeProto], str]:
         position = INDEX_INPUTS[node.op_type]

@@ -50,7 +50,7 @@ def looked_up(op: str) -> tuple[onnx.ModelProto, Callable[[int], Arrays]]:
 def test_a_computed_index_outside_its_table_is_refused(op: str, built: Build) -> None:
     model, ask = looked_up(op)
     done = built(model)
-    assert (len(done.manifest.guards), done.manifest.fails_on_values) == (1, True)
+    assert (len(done.manifest.guards), done.manifest.fails_on_values) == (2, True)  # the sum is guarded too
     for inside in (-6, -1, 0, 3):
         want = Reference(model)(ask(inside))["y"]
         np.testing.assert_array_equal(done.answer(ask(inside))[0]["y"], want)
@@ -311,3 +311,22 @@ def test_a_range_that_leads_away_from_its_limit_is_empty(by_shape: bool, built: 
     asks = [np.zeros(8, I64), np.zeros(2, I64)] if by_shape else [np.array(3), np.array(-3)]
     for ask, want in zip(asks, ([0, 1, 2], []), strict=True):
         assert done.answer({name: ask})[0]["y"].tolist() == want
+
+
+@pytest.mark.parametrize(("op", "good", "bad"), [
+    ("ReduceSum", [[2**29] * 3], [[2**29] * 4]), ("Mul", [[2**15, -(2**14)]], [[2**16, 1]]),
+    ("CumSum", [[2**30, -(2**30)]], [[2**30, 2**30]]), ("Add", [[2**29]], [[2**30]]),
+])  # fmt: skip
+def test_integers_that_grow_beyond_what_the_engine_holds(
+    op: str, good: list[list[int]], bad: list[list[int]], built: Build
+) -> None:
+    """The probe at build time sees some lengths and magnitudes; a request may bring others."""
+    inputs = {"ReduceSum": ["x", "one"], "CumSum": ["x", "axis"]}.get(op, ["x", "x"])
+    constants = {"one": np.array([1]), "axis": np.array(1)}
+    out = ["N", 1] if op == "ReduceSum" else ["N", "T"]
+    model = build([node(op, inputs, ["y"])], {"x": (INT64, ["N", "T"])}, {"y": (INT64, out)}, constants)
+    done = built(model)
+    x = np.array(good)
+    np.testing.assert_array_equal(done.answer({"x": x})[0]["y"], Reference(model)({"x": x})["y"])
+    with pytest.raises(ValuesRefused, match=f"{op} 'the_{op.lower()}' gives an integer beyond 32 bits"):
+        done.answer({"x": np.array(bad)})
