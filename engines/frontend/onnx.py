@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -12,12 +10,10 @@ import onnx.inliner
 from onnx import TensorProto
 
 from engines.errors import ModelRefused
+from engines.frontend import guard
 from engines.tensor import DYNAMIC, TensorSpec
 
-__all__ = ["MAX_MODEL_BYTES", "read", "tensor_specs"]
-
-MAX_MODEL_BYTES = 2**31 - 1
-"""A protobuf message cannot be larger."""
+__all__ = ["read", "tensor_specs"]
 
 _DATATYPES: dict[int, str] = {
     TensorProto.BOOL: "BOOL",
@@ -41,12 +37,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, str, int]:
 
     ModelRefused says what was wrong with it.
     """
-    size = path.stat().st_size
-    if size == 0:
-        raise ModelRefused(f"{path.name} is empty; expected an ONNX model")
-    if size > MAX_MODEL_BYTES:
-        raise ModelRefused(f"{path.name} has {size} bytes; an ONNX file has at most {MAX_MODEL_BYTES}")
-    data = path.read_bytes()
+    data = guard.check_file(path)
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:
@@ -56,38 +47,17 @@ def read(path: Path) -> tuple[onnx.ModelProto, str, int]:
     _check(model, path.name)
     if model.functions:  # or every pass and analysis would have to look into them
         model = onnx.inliner.inline_local_functions(model)
+    guard.check_tensors(model)
     return model, hashlib.sha256(data).hexdigest(), len(data)
 
 
 def _check(model: onnx.ModelProto, name: str) -> None:
-    for tensor in itertools.chain(_tensors(model.graph), *(_node_tensors(f.node) for f in model.functions)):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            raise ModelRefused(f"tensor {tensor.name!r} keeps its data in another file; expected a single-file model")
+    guard.check_model(model)
     tensor_specs(model)  # says it better than the checker
     try:
         onnx.checker.check_model(model)
     except Exception as error:  # a ValidationError, or protobuf's own where a field cannot be written again
         raise ModelRefused(f"{name} breaks the ONNX rules: {str(error).splitlines()[0]}") from error
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    """Every tensor stored in a graph and its subgraphs."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            if attribute.HasField("sparse_tensor"):
-                yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
-            for subgraph in [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs:
-                yield from _tensors(subgraph)
 
 
 def tensor_specs(model: onnx.ModelProto) -> tuple[list[TensorSpec], list[TensorSpec]]:
