@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -25,7 +21,6 @@ def main(arguments: list[str] | None = None) -> int:
     build = commands.add_parser("build", help="compile a model file and store the plan in a cache folder")
     build.add_argument("source", type=Path)
     build.add_argument("--cache", type=Path, required=True)
-    build.add_argument("--parent", type=int, default=0, help="process id of the caller: end when it ends")
     build.add_argument("--threads", type=int, default=0, help="threads that the engine may use; 0 = all usable ones")
     inspect = commands.add_parser("inspect", help="print the manifest of a plan folder")
     inspect.add_argument("plan", type=Path)
@@ -40,21 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
-    if options.parent:
-        _die_with(options.parent)
     from engines.build import build  # heavy: the compiler is imported only where it runs
 
     manifest = build(options.source, PlanCache(options.cache), lambda stage: _say(stage=stage), options.threads)
     _say(key=manifest.key)
     return 0
-
-
-def _die_with(parent: int) -> None:
-    """A server that is killed leaves no compile behind (PR_SET_PDEATHSIG; where there is none, it just ends late)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the line above
-        sys.exit(REFUSED)
 
 
 def _inspect(options: argparse.Namespace) -> int:

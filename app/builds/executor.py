@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ import psutil
 
 from engines import repository
 from engines.errors import ModelRefused
+from engines.runtime import usable_threads
 
 __all__ = ["COMPILER", "BuildLimits", "run_build"]
 
@@ -25,18 +27,21 @@ _WATCH_S = 0.1
 _KEPT_STDERR_BYTES = 4096
 _KEPT_LINE_BYTES = 65536
 _KEPT_ERROR_CHARS = 1000
-_NICENESS = 10
-_FIRST_TO_DIE = "1000"  # oom_score_adj: where memory runs out, the kernel ends the compile and not the server
+_FILE_BYTES = 2**33
+_SANDBOX = (sys.executable, "-m", "engines.sandbox")
 _LAST_WORDS_S = 5.0
 COMPILER = (sys.executable, "-m", "engines", "build")
-"""What is run, with the source, `--cache DIR`, `--parent PID` and `--threads N` appended."""
+"""What is run, in the sandbox, with the source, `--cache DIR` and `--threads N` appended."""
 
 
 class BuildLimits:
-    """Wall time and resident memory (of the whole group) of one build; threads of the engine that it makes."""
+    """Wall time, resident memory (of all its processes), disk and processes of one build; threads of its engine."""
 
-    def __init__(self, timeout_s: float, memory_bytes: int, threads: int = 0) -> None:
+    def __init__(
+        self, timeout_s: float, memory_bytes: int, threads: int = 0, *, disk_bytes: int = 2**34, processes: int = 64
+    ) -> None:
         self.timeout_s, self.memory_bytes, self.threads = timeout_s, memory_bytes, threads
+        self.disk_bytes, self.processes = disk_bytes, processes
 
 
 async def run_build(source: Path, cache: Path, limits: BuildLimits, command: Sequence[str] = COMPILER) -> None:
@@ -46,8 +51,8 @@ async def run_build(source: Path, cache: Path, limits: BuildLimits, command: Seq
     """
     with tempfile.TemporaryDirectory(prefix="bitserve-build-", ignore_cleanup_errors=True) as empty:
         child = await asyncio.create_subprocess_exec(
-            *command, str(source.absolute()), "--cache", str(cache.absolute()), "--parent", str(os.getpid()),
-            "--threads", str(limits.threads),
+            *_sandboxed(command, source, (cache, Path(empty)), limits),
+            str(source.absolute()), "--cache", str(cache.absolute()), "--threads", str(limits.threads),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -59,8 +64,7 @@ async def run_build(source: Path, cache: Path, limits: BuildLimits, command: Seq
         complaint = bytearray()
         readers = asyncio.gather(_read_said(child, said), _read_tail(child, complaint))
         try:
-            _make_modest(child.pid)
-            stopped = await _watch(child, limits)
+            stopped = await _watch(child, limits, (cache, Path(empty)))
         finally:
             _kill_group(child.pid)  # also what the child started: it may hold the pipes open
             await child.wait()
@@ -70,20 +74,23 @@ async def run_build(source: Path, cache: Path, limits: BuildLimits, command: Seq
     _judge(child.returncode or 0, said, complaint.decode("utf-8", "replace"), stopped, hidden)
 
 
-def _make_modest(pid: int) -> None:
-    with contextlib.suppress(psutil.Error):
-        psutil.Process(pid).nice(_NICENESS)
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/oom_score_adj").write_text(_FIRST_TO_DIE)
+def _sandboxed(command: Sequence[str], source: Path, writable: Sequence[Path], limits: BuildLimits) -> list[str]:
+    """The command with no network, no sight of other processes, and no files but these, as far as the kernel allows."""
+    cpu_s = math.ceil(limits.timeout_s * (limits.threads or usable_threads())) + 1
+    options = [
+        f"--parent={os.getpid()}",
+        f"--cpu-s={cpu_s}",
+        f"--file-bytes={_FILE_BYTES}",
+        f"--read={source.absolute()}",
+    ]
+    return [*_SANDBOX, *options, *(f"--write={folder.absolute()}" for folder in writable), "--", *command]
 
 
 def _environment(home: str) -> dict[str, str]:
     """Only what a compiler needs; tokens and keys of the server stay with the server."""
-    kept = {
-        key: os.environ[key] for key in ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR") if key in os.environ
-    }
+    kept = {key: os.environ[key] for key in ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH") if key in os.environ}
     package_root = str(Path(repository.__file__).parent.parent)
-    return {**kept, "HOME": home, "PYTHONPATH": package_root, "NNCF_CI": "1", "PYTHONUNBUFFERED": "1"}
+    return {**kept, "HOME": home, "TMPDIR": home, "PYTHONPATH": package_root, "NNCF_CI": "1", "PYTHONUNBUFFERED": "1"}
 
 
 async def _read_said(child: asyncio.subprocess.Process, said: dict[str, str]) -> None:
@@ -114,8 +121,8 @@ async def _read_tail(child: asyncio.subprocess.Process, tail: bytearray) -> None
         del tail[:-_KEPT_STDERR_BYTES]
 
 
-async def _watch(child: asyncio.subprocess.Process, limits: BuildLimits) -> str:
-    """Wait for the end; end it for time or memory. Returns why it was ended, or nothing."""
+async def _watch(child: asyncio.subprocess.Process, limits: BuildLimits, written: Sequence[Path]) -> str:
+    """Wait for the end; end it for what it takes too much of. Returns why it was ended, or nothing."""
     deadline_s = asyncio.get_running_loop().time() + limits.timeout_s
     while True:
         with contextlib.suppress(TimeoutError):
@@ -124,19 +131,46 @@ async def _watch(child: asyncio.subprocess.Process, limits: BuildLimits) -> str:
         if asyncio.get_running_loop().time() > deadline_s:
             _kill_group(child.pid)
             return f"it did not end within {limits.timeout_s:g} s"
-        used = _group_memory_bytes(child.pid)
-        if used > limits.memory_bytes:
+        excess = _excess(child.pid, limits, written)
+        if excess:
             _kill_group(child.pid)
-            return f"it used {used >> 20} MiB of memory, {limits.memory_bytes >> 20} MiB are allowed"
+            return excess
 
 
-def _group_memory_bytes(pid: int) -> int:
-    total = 0
+def _excess(pid: int, limits: BuildLimits, written: Sequence[Path]) -> str:
+    """What the processes take too much of, in words, or nothing."""
+    used, count = 0, 0
     with contextlib.suppress(psutil.Error):
         parent = psutil.Process(pid)
         for process in [parent, *parent.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
-                total += process.memory_info().rss
+                used, count = used + process.memory_info().rss, count + 1
+    if used > limits.memory_bytes:
+        return f"it used {used >> 20} MiB of memory, {limits.memory_bytes >> 20} MiB are allowed"
+    if count > limits.processes:
+        return f"it ran {count} processes, {limits.processes} are allowed"
+    disk = sum(_unfinished_bytes(folder) for folder in written)
+    if disk > limits.disk_bytes:
+        return f"it wrote {disk >> 20} MiB to disk, {limits.disk_bytes >> 20} MiB are allowed"
+    return ""
+
+
+def _unfinished_bytes(folder: Path) -> int:
+    """Of everything in it but finished plans, which are folders with a manifest and lie there for long."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for entry in folder.iterdir():
+            if not (entry / repository.MANIFEST_FILE).is_file():
+                total += _size_bytes(entry)
+    return total
+
+
+def _size_bytes(path: Path) -> int:
+    total = 0
+    for folder, _, names in os.walk(path) if path.is_dir() else [(str(path.parent), [], [path.name])]:
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(folder, name)).st_size
     return total
 
 

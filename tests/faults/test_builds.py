@@ -59,16 +59,19 @@ def compile_with(script: str, cache: Path, timeout_s: float = 1.5) -> None:
 
 
 def group_is_gone(cache: Path) -> bool:
-    group = int((cache / "pid").read_text())
-    left = [p for p in psutil.process_iter() if _group_of(p.pid) == group and p.status() != psutil.STATUS_ZOMBIE]
-    return not left
+    """No process of the compile is left, whatever group it is in: all were started with this folder in their arguments
+    or stand in it.
+    """
+    return not [p for p in psutil.process_iter() if _belongs(p, cache)]
 
 
-def _group_of(pid: int) -> int:
+def _belongs(process: psutil.Process, cache: Path) -> bool:
     try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return 0
+        if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return str(cache) in " ".join(process.cmdline()) or "bitserve-build-" in process.cwd()
+    except psutil.Error:
+        return False
 
 
 @pytest.mark.parametrize("name", ENDINGS)
@@ -95,9 +98,7 @@ def test_a_compile_sees_no_secret_and_an_empty_folder(tmp_path: Path, monkeypatc
     monkeypatch.setenv("BITSERVE_ADMIN_TOKEN", "s3cret")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
     script = (
-        "while os.nice(0) < 10 or open('/proc/self/oom_score_adj').read().strip() != '1000': time.sleep(0.01)\n"
-        'json.dump({"env": dict(os.environ), "here": os.listdir(), "nice": os.nice(0), '
-        '"oom": open("/proc/self/oom_score_adj").read()}, open(cache + "/seen", "w"))'
+        'json.dump({"env": dict(os.environ), "here": os.listdir(), "nice": os.nice(0)}, open(cache + "/seen", "w"))'
     )
     with pytest.raises(ModelRefused):
         compile_with(script, tmp_path, 30)
@@ -105,8 +106,7 @@ def test_a_compile_sees_no_secret_and_an_empty_folder(tmp_path: Path, monkeypatc
     assert "s3cret" not in json.dumps(seen["env"])
     assert not [key for key in seen["env"] if key.startswith("BITSERVE")]
     assert seen["here"] == []
-    assert seen["nice"] >= 10
-    assert seen["oom"].strip() == "1000", "the kernel ends the compile before the server"
+    assert seen["nice"] == 19
 
 
 def test_a_compile_that_is_cancelled_is_ended(tmp_path: Path) -> None:
@@ -136,12 +136,21 @@ def test_a_compile_does_not_outlive_a_server_that_is_killed(tmp_path: Path) -> N
     try:
         # the compiler's libraries are mapped: it is past its start, and at work
         children = until(lambda: psutil.Process(server.pid).children(), "the compile runs")
-        until(lambda: any("openvino" in m.path for m in children[0].memory_maps()), "the compiler is loaded")
+        until(lambda: any("openvino" in path for path in mapped(children[0])), "the compiler is loaded")
     finally:
         server.kill()
         server.wait()
     until(lambda: not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE, "the orphan is gone")
     assert not list((tmp_path / "cache").glob("*/manifest.json"))
+
+
+def mapped(sandbox: psutil.Process) -> list[str]:
+    """Files mapped by the process at the end of the chain that the sandbox starts."""
+    try:
+        last = [sandbox, *sandbox.children(recursive=True)][-1]
+        return [found.path for found in last.memory_maps()]
+    except psutil.Error:
+        return []
 
 
 @pytest.fixture

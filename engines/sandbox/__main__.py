@@ -1,0 +1,148 @@
+"""`python -m engines.sandbox [limits] -- COMMAND...`: run a command that is not trusted.
+
+Where the kernel allows it: no network, no sight of other processes, no files but those named. What it does not allow
+is said (one JSON line {"log": ...}) and left out; limits on time, memory and disk hold anyway, since the caller
+watches them. Ends as the command ended: with its code, or by its signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+import sysconfig
+from pathlib import Path
+
+from engines.sandbox import landlock
+
+_NEW_USER, _NEW_PID, _NEW_NET = 0x10000000, 0x20000000, 0x40000000
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_SIGNALLED = 128
+_NICENESS = 19
+_FIRST_TO_DIE = "1000"  # oom_score_adj: where memory runs out, the kernel ends the compile and not the server
+_READABLE = (
+    "/usr", "/lib", "/lib64", "/bin", "/dev/null", "/dev/zero", "/dev/urandom", "/dev/random", "/etc/fonts",
+    "/etc/ld.so.cache", "/etc/localtime", "/etc/passwd", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys",
+    "/proc/filesystems", "/proc/version", "/sys/devices/system", "/sys/fs/cgroup",
+)  # fmt: skip
+"""What an interpreter and a compiler read. Not /proc/PID: command lines of others, a token among them, stand there."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m engines.sandbox", description=__doc__)
+    parser.add_argument("--parent", type=int, required=True, help="process id of the caller: end when it ends")
+    parser.add_argument("--cpu-s", type=int, default=0, help="seconds of CPU time of each process; 0 = no limit")
+    parser.add_argument("--file-bytes", type=int, default=0, help="largest file that may be written; 0 = no limit")
+    parser.add_argument("--read", type=Path, action="append", default=[], help="a file or folder that may be read")
+    parser.add_argument("--write", type=Path, action="append", default=[], help="a folder that may be written")
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args()
+    _set_limits(options.cpu_s, options.file_bytes)
+    _die_with(options.parent)
+    isolated = _isolate()
+    _restrict_files(options.read, options.write)
+    if not isolated:
+        return _execute(options.command)
+    return _supervise(options.command)
+
+
+def _set_limits(cpu_s: int, file_bytes: int) -> None:
+    os.nice(_NICENESS)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_DIE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if cpu_s:
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 5))
+    if file_bytes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
+
+def _die_with(parent: int) -> None:
+    """A server that is killed leaves no compile behind (PR_SET_PDEATHSIG; where there is none, it just ends late)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the line above
+        sys.exit(1)
+
+
+def _isolate() -> bool:
+    """A network without any interface, and process numbers of our own: ending the first ends all of them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for flags in (_NEW_NET | _NEW_PID, _NEW_USER | _NEW_NET | _NEW_PID):  # root needs no namespace of users
+        if libc.unshare(flags) == 0:
+            return True
+    _say(f"no isolation from network and processes: {os.strerror(ctypes.get_errno())}")
+    return False
+
+
+def _restrict_files(read: list[Path], write: list[Path]) -> None:
+    own = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).parent, Path(__file__).parent.parent.parent}
+    own.update(Path(place) for name in ("purelib", "platlib", "stdlib") if (place := sysconfig.get_path(name)))
+    if not landlock.version():
+        _say("no restriction of files: the kernel has no Landlock")
+        return
+    try:
+        landlock.restrict([*map(Path, _READABLE), *own, *read], [*write, Path("/dev/null")])
+    except OSError as error:
+        _say(f"no restriction of files: {error.strerror}")
+
+
+def _supervise(command: list[str]) -> int:
+    """Start the first process of the new namespace, and end as it ends."""
+    first = os.fork()
+    if first == 0:
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        os._exit(_reap(_start(command)))
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(first, signal.SIGKILL))
+    return _as_code(os.waitpid(first, 0)[1])
+
+
+def _start(command: list[str]) -> int:
+    child = os.fork()
+    if child == 0:
+        os._exit(_execute(command))
+    return child
+
+
+def _reap(child: int) -> int:
+    """The first process must collect every orphan. Returns when the command itself has ended; all else ends with it."""
+    while True:
+        ended, status = os.wait()
+        if ended == child:
+            return _as_code(status)
+
+
+def _as_code(status: int) -> int:
+    """128 + signal stands for a signal, since the first process of a namespace cannot die of its own."""
+    return _SIGNALLED + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def _execute(command: list[str]) -> int:
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        print(f"{command[0]}: {error.strerror}", file=sys.stderr)
+    return 127
+
+
+def _say(text: str) -> None:
+    print(json.dumps({"log": text}), flush=True)
+
+
+def _end_as(code: int) -> None:
+    if code > _SIGNALLED:
+        number = code - _SIGNALLED
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.kill(os.getpid(), number)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    _end_as(main())
