@@ -21,7 +21,11 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 
+from app.builds.jobs import Builds, Limits
+from app.builds.store import BuildStore
+from app.builds.work import ServerWork
 from app.http.asgi import InferAsgi
+from app.http.builds import build_routes
 from app.http.errors import (
     METHOD_NOT_ALLOWED,
     BadRequest,
@@ -65,6 +69,11 @@ def create_app(settings: Settings) -> FastAPI:
     device = Device(loop, settings.threads or usable_threads())
     gateway = Gateway(Registry(), device)
     manager = ModelManager(settings, gateway)
+    builds = Builds(
+        BuildStore(settings.repository / ".builds"),
+        ServerWork(settings.repository, manager.plans, manager),
+        Limits(settings.max_queued_builds, settings.keep_builds, settings.max_builds_bytes),
+    )
     handler = InferHandler(
         gateway, settings.max_body_bytes, max_held_bytes=settings.max_held_bytes, access_log=settings.access_log
     )
@@ -72,8 +81,10 @@ def create_app(settings: Settings) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await manager.start()
+        builds.start()
         yield
         gateway.stop()
+        await builds.stop()
         await manager.stop()
         handler.workers.close()
 
@@ -84,12 +95,13 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,  # a path that is not of the protocol is 404, as its clients expect
     )
-    app.state.gateway, app.state.manager, app.state.handler = gateway, manager, handler
+    app.state.gateway, app.state.manager, app.state.handler, app.state.builds = gateway, manager, handler, builds
     asgi = InferAsgi(handler)
     for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
         app.router.routes.append(Route(path, asgi, methods=["POST"], include_in_schema=False))
     plane = control_plane(settings, gateway, manager)
     app.include_router(plane)
+    app.include_router(build_routes(settings, builds))
     app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes)
     _answer_errors(app, [*plane.routes, *app.routes])
     describe_inference(app)
@@ -210,7 +222,12 @@ async def _serve(settings: Settings) -> None:
         date_header=False,
         backlog=2048,
     )
-    await _Server(config, app.state.handler, settings.drain_s, app.state.manager.begin_stop).serve()
+
+    def begin_stop() -> None:
+        app.state.builds.begin_stop()
+        app.state.manager.begin_stop()
+
+    await _Server(config, app.state.handler, settings.drain_s, begin_stop).serve()
 
 
 def serve(settings: Settings) -> None:

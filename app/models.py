@@ -39,6 +39,7 @@ class ModelManager:
     def __init__(self, settings: Settings, gateway: Gateway) -> None:
         self._settings, self._gateway, self._registry = settings, gateway, gateway.registry
         self._loader = Loader(settings, gateway)
+        self.plans = self._loader.plans
         self._seen: dict[str, dict[int, Seen]] = {}
         self._unloaded: set[str] = set()
         self._overrides, self._calls = Overrides(), Calls()
@@ -50,7 +51,7 @@ class ModelManager:
 
     async def start(self) -> None:
         """Look once before the server answers, so that its index is complete; then watch."""
-        await self._loader.plans.sweep()
+        await self.plans.sweep()
         await self.look()
         self._spawn(self._watch())
 
@@ -66,7 +67,7 @@ class ModelManager:
         self.begin_stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._overrides.close()
-        self._loader.plans.close()
+        self.plans.close()
 
     async def _watch(self) -> None:
         """The second look comes soon, so that a first start is quick; then one every `watch_s`."""
@@ -270,6 +271,36 @@ class ModelManager:
         if call.cancelled():
             raise Stopping(f"Server is stopping, '{model}' is not loaded")
         call.result()
+
+    async def take_in(self, model: str, number: int) -> None:
+        """Bring a version that was published just now into service; returns when it answers.
+
+        Raises BadRepository with the reason, or Stopping; then what was served before still is.
+        """
+        call = self._spawn(self._take_in_call(model, number))
+        if self._stopping:
+            call.cancel()
+        await asyncio.wait({call})
+        if call.cancelled():
+            raise Stopping(f"Server is stopping, '{model}' is not loaded")
+        call.result()
+
+    async def _take_in_call(self, model: str, number: int) -> None:
+        async with self._calls.turn(model):
+            override = self._overrides.get(model)
+            if override.folder is not None:
+                raise BadRepository(f"{model!r} serves files that a load call brought; unload it first")
+            found = (await asyncio.to_thread(repository.scan, self._settings.repository)).get(model, [])
+            files = next((f for f in found if f.version == number), None)
+            if files is None or number not in override.choose(self._config_file(model), {f.version for f in found}):
+                raise BadRepository(f"the configuration of {model!r} does not ask for version {number}")
+            sight = (files.stamp, stamp_of(self._config_file(model)))
+            outcome = (await self._prepare_all([files], override))[0][1]
+            if isinstance(outcome, str):
+                raise BadRepository(f"version {number} cannot be loaded: {outcome}")
+            self._unloaded.discard(model)
+            self._seen.setdefault(model, {})[number] = Seen(sight)
+            self._swap_in(outcome, sight)
 
     async def _load_call(self, model: str, override: Override) -> None:
         async with self._calls.turn(model):

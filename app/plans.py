@@ -48,8 +48,11 @@ class Plans:
         """The manifest of a plan that was compiled from exactly these bytes, if there is one."""
         return await self._trusted(await self._key(source))
 
-    async def make(self, source: Path, say: Say) -> Manifest:
-        """The same, compiled now if need be. Raises ModelRefused or PlanInvalid with the reason."""
+    async def make(self, source: Path, say: Say, stage: Say = lambda name: None) -> Manifest:
+        """The same, compiled now if need be; `stage` is told each that begins.
+
+        Raises ModelRefused or PlanInvalid with the reason.
+        """
         key = await self._key(source)
         async with self._turn:
             manifest = await self._trusted(key)
@@ -57,7 +60,7 @@ class Plans:
                 return manifest
             say("compiling")
             log.info("compiling %s", source.parent.parent.name, extra={"plan": key})
-            await run_build(source, self._cache.folder, self._limits)
+            await run_build(source, self._cache.folder, self._limits, stage=stage)
             manifest = await asyncio.to_thread(self._cache.manifest, key)
         if manifest is None:
             raise PlanInvalid("the model file changed while it was compiled")

@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     admin_token: SecretStr | None = Field(
-        None, description="If set, load and unload need `Authorization: Bearer <token>`."
+        None, description="If set, load, unload, compile and builds need `Authorization: Bearer <token>`."
     )
     max_batch_size: int = Field(32, ge=0, le=65536, description="Rows of a batch unless the model says otherwise.")
     max_queue_rows: int = Field(1024, ge=0, description="Rows that may wait per model; beyond it 503. 0 = unbounded.")
@@ -43,6 +43,12 @@ class Settings(BaseSettings):
     metrics: bool = Field(True, description="Serve /metrics.")
     drain_s: float = Field(30, ge=0, description="Time after SIGTERM to answer what was accepted.")
     watch_s: float = Field(1.0, ge=0, description="Period of looking for new and removed models; 0 = only at start.")
+    max_upload_bytes: int = Field(4_294_967_296, ge=1024, description="Largest upload of a model; beyond it 413.")
+    max_queued_builds: int = Field(16, ge=0, description="Uploaded models that may wait for a build; beyond it 503.")
+    max_builds_bytes: int = Field(
+        68_719_476_736, ge=1024, description="Disk that uploads and finished builds may take; the oldest go first."
+    )
+    keep_builds: int = Field(100, ge=0, description="Finished builds whose state is kept.")
     build_timeout_s: float = Field(600, gt=0, description="Wall time of one compile, then it is ended.")
     build_memory_bytes: int = Field(
         8_589_934_592, ge=1, description="Resident memory of one compile, then it is ended."

@@ -30,7 +30,8 @@ from engines.manifest import Manifest, decode, encode
 
 __all__ = [
     "CONFIG_FILE", "MANIFEST_FILE", "MODEL_FILE", "Manifest", "PlanCache", "VersionFiles", "check_model_name",
-    "file_sha256", "is_model_name", "plan_key", "publish_version", "scan", "staged_folder", "tool_versions",
+    "encode", "file_sha256", "is_model_name", "next_version", "plan_key", "publish_version", "scan", "staged_folder",
+    "tool_versions", "withdraw_version",
 ]  # fmt: skip
 
 MODEL_FILE = "model.onnx"
@@ -187,6 +188,22 @@ def publish_version(repository: Path, model: str, version: int, source: Path, ma
     except FileExistsError as error:
         raise BadRepository(f"model {model!r} has a version {version} already; versions are immutable") from error
     return final
+
+
+def next_version(repository: Path, model: str) -> int:
+    """One more than the highest version that there is, whatever its state."""
+    check_model_name(model)
+    names = [entry.name for entry in _entries(repository / model)]
+    return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0) + 1
+
+
+def withdraw_version(repository: Path, model: str, version: int) -> None:
+    """Take back a version that could not be brought into service; renamed first, so that nobody finds half of it."""
+    folder = repository / model / str(version)
+    grave = folder.with_name(f".{version}.{os.getpid()}{_STAGING}")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(grave)
+    shutil.rmtree(grave, ignore_errors=True)
 
 
 class PlanCache:

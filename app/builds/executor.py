@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -44,8 +44,13 @@ class BuildLimits:
         self.disk_bytes, self.processes = disk_bytes, processes
 
 
-async def run_build(source: Path, cache: Path, limits: BuildLimits, command: Sequence[str] = COMPILER) -> None:
-    """Compile `source` into `cache`. Raises ModelRefused with the reason, however the child ended.
+async def run_build(
+    source: Path, cache: Path, limits: BuildLimits, command: Sequence[str] = COMPILER,
+    stage: Callable[[str], None] = lambda name: None,
+) -> None:  # fmt: skip
+    """Compile `source` into `cache`; `stage` is called with each that begins.
+
+    Raises ModelRefused with the reason, however the child ended.
 
     Nothing of the child's process group outlives this call.
     """
@@ -62,7 +67,7 @@ async def run_build(source: Path, cache: Path, limits: BuildLimits, command: Seq
         )  # fmt: skip
         said: dict[str, str] = {}
         complaint = bytearray()
-        readers = asyncio.gather(_read_said(child, said), _read_tail(child, complaint))
+        readers = asyncio.gather(_read_said(child, said, stage), _read_tail(child, complaint))
         try:
             stopped = await _watch(child, limits, (cache, Path(empty)))
         finally:
@@ -93,14 +98,17 @@ def _environment(home: str) -> dict[str, str]:
     return {**kept, "HOME": home, "TMPDIR": home, "PYTHONPATH": package_root, "NNCF_CI": "1", "PYTHONUNBUFFERED": "1"}
 
 
-async def _read_said(child: asyncio.subprocess.Process, said: dict[str, str]) -> None:
+async def _read_said(child: asyncio.subprocess.Process, said: dict[str, str], stage: Callable[[str], None]) -> None:
     """Merge the child's JSON lines into `said`: the last stage, the error if it gave one. All else is ignored."""
     assert child.stdout is not None
     line = b""
     while chunk := await child.stdout.read(_KEPT_LINE_BYTES):
         *whole, line = (line + chunk).split(b"\n")
         for text in whole:
-            said.update(_fields(text))
+            found = _fields(text)
+            said.update(found)
+            if "stage" in found:
+                stage(found["stage"])
         line = line[:_KEPT_LINE_BYTES]
 
 

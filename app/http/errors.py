@@ -33,6 +33,7 @@ __all__ = [
 
 CONTINUE = int(HTTPStatus.CONTINUE)
 OK = int(HTTPStatus.OK)
+ACCEPTED = int(HTTPStatus.ACCEPTED)
 METHOD_NOT_ALLOWED = int(HTTPStatus.METHOD_NOT_ALLOWED)
 UNPROCESSABLE = int(HTTPStatus.UNPROCESSABLE_ENTITY)
 """FastAPI's own for what it cannot validate; never sent here."""

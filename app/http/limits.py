@@ -13,13 +13,13 @@ Message = MutableMapping[str, Any]
 
 
 class BodyLimit:
-    """Raises BodyTooLarge inside the route that reads too much; inference calls count for themselves."""
+    """Raises BodyTooLarge inside the route that reads too much; inference calls and uploads count for themselves."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], limit_bytes: int) -> None:
         self._app, self._limit_bytes = app, limit_bytes
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Any) -> None:
-        if scope["type"] != "http" or scope["path"].endswith("/infer"):
+        if scope["type"] != "http" or scope["path"].endswith(("/infer", "/compile")):
             await self._app(scope, receive, send)
             return
         size = 0

@@ -14,10 +14,9 @@ from pydantic import BaseModel, ValidationError
 from app.auth import check_admin
 from app.config import ModelConfig, config_of
 from app.http import compression
-from app.http.errors import OK, BadRequest, BodyTooLarge, Forbidden, NotAuthorized, NotSupported, status_of
+from app.http.errors import OK, BadRequest, BodyTooLarge, Forbidden, NotAuthorized, NotSupported
 from app.http.files import brought_files
 from app.http.schemas import (
-    ErrorBody,
     IndexEntry,
     IndexRequest,
     LoadRequest,
@@ -28,6 +27,7 @@ from app.http.schemas import (
     ServerLive,
     ServerMetadata,
     ServerReady,
+    described,
     model_config,
     model_metadata,
     model_statistics,
@@ -53,16 +53,10 @@ EXTENSIONS = [
 Model = Annotated[str, Path(description="Model name.")]
 Number = Annotated[str, Path(pattern="^[0-9]{1,18}$", description="Version number.")]
 Authorization = Annotated[str | None, Header(description="Bearer <admin token>, if one is set.")]
-Responses = dict[int | str, dict[str, Any]]
 
 
-def _described(*kinds: type[Exception]) -> Responses:
-    """What the OpenAPI page says of answers that such errors become."""
-    return {status_of(kind): {"model": ErrorBody} for kind in kinds}
-
-
-_ERRORS = _described(BadRequest, UnknownModel, BodyTooLarge, ModelNotReady)
-_GUARDED = {**_ERRORS, **_described(NotAuthorized, Forbidden)}
+_ERRORS = described(BadRequest, UnknownModel, BodyTooLarge, ModelNotReady)
+_GUARDED = {**_ERRORS, **described(NotAuthorized, Forbidden)}
 
 
 def control_plane(settings: Settings, gateway: Gateway, manager: ModelManager) -> APIRouter:

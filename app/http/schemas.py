@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.http.errors import status_of
 from app.http.triton_config import MAX_BATCH_ROWS, MAX_QUEUE_ROWS
 from app.serving.endpoint import Endpoint
 from app.serving.limits import ModelOptions, QueuePolicy
@@ -15,8 +16,20 @@ from app.serving.ticket import Outcome
 from engines.tensor import TensorSpec, datatype
 
 __all__ = [
-    "ErrorBody", "IndexEntry", "IndexRequest", "LoadRequest", "LogSettings", "ModelMetadata", "ModelReady",
-    "ModelStatistics", "ServerLive", "ServerMetadata", "ServerReady", "model_config", "model_metadata",
+    "ErrorBody",
+    "IndexEntry",
+    "IndexRequest",
+    "LoadRequest",
+    "LogSettings",
+    "ModelMetadata",
+    "ModelReady",
+    "ModelStatistics",
+    "ServerLive",
+    "ServerMetadata",
+    "ServerReady",
+    "described",
+    "model_config",
+    "model_metadata",
     "model_statistics",
 ]  # fmt: skip
 
@@ -25,6 +38,11 @@ class ErrorBody(BaseModel):
     """Every answer that is not a success."""
 
     error: str
+
+
+def described(*kinds: type[Exception]) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI page says of answers that such errors become."""
+    return {status_of(kind): {"model": ErrorBody} for kind in kinds}
 
 
 class ServerLive(BaseModel):

@@ -1,0 +1,229 @@
+"""The queue of builds: one at a time, the oldest first. Everything that must survive the process is in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Protocol
+
+from app.builds.state import Asked, BuildState, Event, Progress, percent_of
+from app.builds.store import BuildStore, now
+from app.serving.errors import QueueFull, Stopping
+from engines.errors import EngineError
+
+__all__ = ["Builds", "Limits", "Tell", "Work"]
+
+log = logging.getLogger(__name__)
+_ATTEMPTS = 2
+"""A build whose server was killed runs once more; one that takes the server with it must not do so for ever."""
+
+Tell = Callable[[str, str], None]
+"""Called with a stage that begins (or nothing) and a line for the log (or nothing), on the event loop."""
+
+
+class Work(Protocol):
+    """What the queue does with a build; all raise EngineError with a reason for the sender."""
+
+    async def compile(self, asked: Asked, folder: Path, tell: Tell) -> None:
+        """Build the engine and write the reports into `folder`. May be cancelled at any moment."""
+        ...
+
+    async def next_version(self, asked: Asked) -> int:
+        """The number that the new version will have."""
+        ...
+
+    async def publish(self, asked: Asked, folder: Path, version: int, tell: Tell) -> None:
+        """Make that version, unless an earlier try has, and bring it into service. Stopping: to be tried later."""
+        ...
+
+
+class Limits:
+    """How many builds may wait, how many finished ones are kept, and how much disk all may take."""
+
+    def __init__(self, max_queued: int, keep: int, max_bytes: int) -> None:
+        self.max_queued, self.keep, self.max_bytes = max_queued, keep, max_bytes
+
+
+class Builds:
+    """Runs on the event loop; calls of the store are short enough for it."""
+
+    def __init__(self, store: BuildStore, work: Work, limits: Limits) -> None:
+        self.store, self._work, self._limits = store, work, limits
+        self._queue: asyncio.Queue[str] = asyncio.Queue()
+        self._waiting: set[str] = set()
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._publishing: set[str] = set()
+        self._changed: dict[str, asyncio.Event] = {}
+        self._worker: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take up what an earlier process left: what waited waits again, what ran runs again, once."""
+        self.store.sweep()
+        for build in self.store.ids():
+            progress = self.store.progress(build)
+            if progress.state is BuildState.RUNNING and progress.attempts >= _ATTEMPTS:
+                self._end(build, BuildState.FAILED, f"the server ended {_ATTEMPTS} times while this build ran")
+            elif not progress.state.is_final:
+                if progress.state is BuildState.RUNNING:
+                    self._note(build, progress, "the server ended while this build ran; it runs once more")
+                self._enqueue(build)
+        self._worker = asyncio.get_running_loop().create_task(self._run())
+
+    def begin_stop(self) -> None:
+        """Start no more builds and end the one under way: it goes back into the queue. Streams of events end."""
+        self._stopping = True
+        ending = [task for build, task in self._running.items() if build not in self._publishing]
+        for task in [*ending, self._worker]:  # a version that is being published is brought to its end
+            if task is not None and not task.cancelling():
+                task.cancel()
+        for changed in self._changed.values():
+            changed.set()
+
+    async def stop(self) -> None:
+        self.begin_stop()
+        await asyncio.gather(*self._running.values(), *([self._worker] if self._worker else []), return_exceptions=True)
+
+    # -- what clients do -----------------------------------------------------------------------------------------
+
+    def require_room(self) -> None:
+        """Raise QueueFull or Stopping where no upload may begin."""
+        if self._stopping:
+            raise Stopping("Server is stopping; it accepts no more builds")
+        if len(self._waiting) >= self._limits.max_queued:
+            raise QueueFull(f"{len(self._waiting)} builds wait already; see setting max_queued_builds")
+
+    async def require_disk(self, size_bytes: int) -> None:
+        """Raise QueueFull where so many more bytes do not fit; finished builds go first, the oldest first."""
+        while await asyncio.to_thread(self.store.size_bytes) + size_bytes > self._limits.max_bytes:
+            final = [build for build in self.store.ids() if self.store.progress(build).state.is_final]
+            if not final:
+                raise QueueFull(f"builds take {self._limits.max_bytes} bytes already; see setting max_builds_bytes")
+            await asyncio.to_thread(self.store.remove, final[0])
+
+    def find_same(self, key: str) -> str | None:
+        """The build of the same upload that waits, runs, or has succeeded."""
+        for build in reversed(self.store.ids()):
+            if self.store.asked(build).key == key and self.store.progress(build).state not in (
+                BuildState.FAILED,
+                BuildState.CANCELLED,
+            ):
+                return build
+        return None
+
+    def add(self, build: str) -> None:
+        """Queue a build that was stored just now."""
+        self._note(build, self.store.progress(build), "accepted")
+        self._enqueue(build)
+        self.store.retain(self._limits.keep)
+
+    def cancel(self, build: str) -> bool:
+        """End a build that waits or runs; False where it is too late. KeyError where there is none."""
+        state = self.store.progress(build).state
+        if state.is_final or build in self._publishing:
+            return False
+        self._waiting.discard(build)
+        self._end(build, BuildState.CANCELLED, None)
+        task = self._running.get(build)
+        if task is not None:
+            task.cancel()
+        return True
+
+    async def follow(self, build: str, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
+        """All events from number `after` on, those to come included, until the build has ended or the server ends."""
+        changed = self._changed.setdefault(build, asyncio.Event())
+        while True:
+            changed.clear()
+            events = self.store.events(build)
+            for number, event in enumerate(events[after:], start=after + 1):
+                yield number, event
+            after = max(after, len(events))
+            if self._stopping or self.store.progress(build).state.is_final:
+                return
+            await changed.wait()
+
+    # -- the worker ----------------------------------------------------------------------------------------------
+
+    def _enqueue(self, build: str) -> None:
+        self._waiting.add(build)
+        self._queue.put_nowait(build)
+
+    async def _run(self) -> None:
+        while True:
+            build = await self._queue.get()
+            if build not in self._waiting:
+                continue  # cancelled meanwhile
+            self._waiting.discard(build)
+            task = self._running[build] = asyncio.get_running_loop().create_task(self._build(build))
+            await asyncio.wait({task})
+            del self._running[build]
+
+    async def _build(self, build: str) -> None:
+        try:
+            await self._steps(build)
+        except (asyncio.CancelledError, Stopping):
+            progress = self.store.progress(build)
+            if self._stopping and not progress.state.is_final:
+                self._update(build, state=BuildState.QUEUED, attempts=progress.attempts - 1)
+        except EngineError as error:
+            self._end(build, BuildState.FAILED, str(error))
+        except Exception as error:
+            log.exception("build %s", build)
+            self._end(build, BuildState.FAILED, f"an unexpected error of type {type(error).__name__}; see the log")
+
+    async def _steps(self, build: str) -> None:
+        asked, folder, before = self.store.asked(build), self.store.path(build), self.store.progress(build)
+        running = before.model_copy(
+            update={"state": BuildState.RUNNING, "attempts": before.attempts + 1, "started": before.started or now()}
+        )
+        self.store.write_progress(build, running)
+
+        def tell(stage: str, message: str) -> None:
+            self._tell(build, stage, message)
+
+        version = before.version
+        if version is None:
+            await self._work.compile(asked, folder, tell)
+            version = await self._work.next_version(asked)
+        self._publishing.add(build)
+        try:
+            self._update(build, version=version)  # first: should the server end now, the next try takes the same number
+            await self._work.publish(asked, folder, version, tell)
+            self._end(build, BuildState.SUCCEEDED, None)
+        finally:
+            self._publishing.discard(build)
+
+    # -- notes ---------------------------------------------------------------------------------------------------
+
+    def _tell(self, build: str, stage: str, message: str) -> None:
+        progress = self.store.progress(build)
+        if progress.state.is_final:
+            return
+        if stage:
+            progress = self._update(build, stage=stage, percent=percent_of(stage, progress.percent))
+        self._note(build, progress, message)
+
+    def _update(self, build: str, **changes: object) -> Progress:
+        progress = self.store.progress(build).model_copy(update=changes)
+        self.store.write_progress(build, progress)
+        return progress
+
+    def _note(self, build: str, progress: Progress, message: str) -> None:
+        event = Event(time=now(), message=message, **progress.model_dump(include={"state", "stage", "percent"}))
+        self.store.append(build, event)
+        if build in self._changed:
+            self._changed[build].set()
+
+    def _end(self, build: str, state: BuildState, error: str | None) -> None:
+        done = {"stage": "done", "percent": 100} if state is BuildState.SUCCEEDED else {}
+        progress = self._update(build, state=state, error=error, ended=now(), **done)
+        with contextlib.suppress(KeyError):
+            self.store.drop_input(build)
+        self._note(build, progress, error or state.value)
+        log.info("build %s of %s %s", build, self.store.asked(build).model, state.value, extra={"error": error})
+        self._changed.pop(build, None)

@@ -1,0 +1,74 @@
+"""What is known of a build: what was asked (written once), and how far it is (replaced as a whole)."""
+
+from __future__ import annotations
+
+import enum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["STAGES", "Asked", "BuildState", "Event", "Progress", "percent_of"]
+
+STAGES = {
+    "queued": 0, "read": 5, "prove": 15, "measure": 60, "compile": 75, "publish": 90, "load": 95, "done": 100,
+}  # fmt: skip
+"""In the order in which a build passes them, with the share of it that is done when one begins."""
+
+
+class BuildState(enum.StrEnum):
+    """Where a build is; the last three are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self not in (BuildState.QUEUED, BuildState.RUNNING)
+
+
+class Asked(BaseModel):
+    """A build as it was accepted. `key` is the same for the same upload with the same tools on the same hardware."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    model: str
+    key: str
+    file_name: str
+    sha256: str
+    size_bytes: int
+    created: str = Field(description="ISO 8601, UTC.")
+
+
+class Progress(BaseModel):
+    """How far a build is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    state: BuildState = BuildState.QUEUED
+    stage: str = "queued"
+    percent: int = 0
+    version: int | None = None
+    error: str | None = None
+    attempts: int = 0
+    started: str | None = None
+    ended: str | None = None
+
+
+class Event(BaseModel):
+    """Something that happened: a stage began, a line was logged, or the build ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    time: str
+    state: BuildState
+    stage: str
+    percent: int
+    message: str = ""
+
+
+def percent_of(stage: str, before: int) -> int:
+    """The percent shown when a stage begins; it never falls, whatever order the stages come in."""
+    return max(before, STAGES.get(stage, before))

@@ -1,0 +1,143 @@
+"""Builds on disk: `<repository>/.builds/<id>/`. Whatever is not here does not survive the process, so all is here.
+
+request.json   what was asked; a build exists when its folder does, and the folder appears whole, in one rename
+state.json     how far it is; replaced in one rename
+events.jsonl   what happened, a line each, only ever appended
+input/         model.onnx; dropped when the build ends
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from app.builds.state import Asked, BuildState, Event, Progress
+from engines.repository import staged_folder
+
+__all__ = ["MODEL", "BuildStore", "new_id", "now"]
+
+_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
+_REQUEST, _STATE, _EVENTS, INPUT = "request.json", "state.json", "events.jsonl", "input"
+MODEL = f"{INPUT}/model.onnx"
+"""Where the uploaded model lies in a build's folder."""
+_MAX_EVENTS_BYTES = 2**20
+
+
+def now() -> str:
+    """The time in ISO 8601, UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def new_id() -> str:
+    """Sorts by time, and cannot be guessed."""
+    return f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
+
+
+class BuildStore:
+    """All calls touch the disk and are short, except `open`, `sweep` and `size_bytes`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, build: str) -> Path:
+        """The folder of a build. KeyError where there is none: ids come from clients."""
+        path = self.folder / build
+        if not _ID.fullmatch(build) or not (path / _REQUEST).is_file():
+            raise KeyError(build)
+        return path
+
+    @contextlib.contextmanager
+    def open(self, build: str) -> Iterator[Path]:
+        """A folder to receive an upload into; it becomes the build's on a clean exit, else nothing is left."""
+        with staged_folder(self.folder / build) as staging:
+            (staging / INPUT).mkdir()
+            yield staging
+
+    def write_request(self, staging: Path, asked: Asked) -> None:
+        (staging / _REQUEST).write_text(asked.model_dump_json(indent=2))
+
+    def ids(self) -> list[str]:
+        """All builds, the oldest first."""
+        with contextlib.suppress(OSError):
+            return sorted(p.name for p in self.folder.iterdir() if _ID.fullmatch(p.name) and (p / _REQUEST).is_file())
+        return []
+
+    def asked(self, build: str) -> Asked:
+        return Asked.model_validate_json((self.path(build) / _REQUEST).read_bytes())
+
+    def progress(self, build: str) -> Progress:
+        try:
+            return Progress.model_validate_json((self.path(build) / _STATE).read_bytes())
+        except FileNotFoundError:
+            return Progress()
+        except ValidationError:  # not written by us, or by a later version: it cannot be continued
+            return Progress(state=BuildState.FAILED, error="its state cannot be read")
+
+    def write_progress(self, build: str, progress: Progress) -> None:
+        path = self.path(build) / _STATE
+        written = path.with_suffix(".new")
+        with written.open("w") as file:
+            file.write(progress.model_dump_json(indent=2))
+            file.flush()
+            os.fsync(file.fileno())
+        written.replace(path)
+
+    def append(self, build: str, event: Event) -> None:
+        """Add an event; past 1 MiB of them, lines that only log are dropped."""
+        path = self.path(build) / _EVENTS
+        if event.message and path.exists() and path.stat().st_size > _MAX_EVENTS_BYTES and not event.state.is_final:
+            return
+        with path.open("a") as file:
+            file.write(event.model_dump_json() + "\n")
+
+    def events(self, build: str) -> list[Event]:
+        """All events; a line that was cut short by a crash is passed over."""
+        try:
+            lines = (self.path(build) / _EVENTS).read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValidationError):
+                found.append(Event.model_validate_json(line))
+        return found
+
+    def drop_input(self, build: str) -> None:
+        shutil.rmtree(self.path(build) / INPUT, ignore_errors=True)
+
+    def remove(self, build: str) -> None:
+        """Forget a build. Its request goes first, so that half a build is none."""
+        with contextlib.suppress(KeyError, OSError):
+            path = self.path(build)
+            (path / _REQUEST).unlink()
+            shutil.rmtree(path, ignore_errors=True)
+
+    def size_bytes(self) -> int:
+        """Of everything that is kept."""
+        total = 0
+        for folder, _, files in os.walk(self.folder):
+            for name in files:
+                with contextlib.suppress(OSError):
+                    total += (Path(folder) / name).stat().st_size
+        return total
+
+    def retain(self, keep: int) -> None:
+        """Remove the oldest finished builds beyond `keep`."""
+        final = [build for build in self.ids() if self.progress(build).state.is_final]
+        for build in final[: max(0, len(final) - keep)]:
+            self.remove(build)
+
+    def sweep(self) -> None:
+        """Remove what broken uploads left. Before the first upload only: one under way looks the same."""
+        with contextlib.suppress(OSError):
+            for entry in self.folder.iterdir():
+                if entry.is_dir() and not (entry / _REQUEST).is_file():
+                    shutil.rmtree(entry, ignore_errors=True)

@@ -1,0 +1,171 @@
+"""A model is sent, built in a child process, and swapped in as a new version. A real server, real uploads."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.onnx_models import linear, place, slow
+from tests.support.servers import Server, running, until
+
+TOKEN = "open-sesame"
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+X: dict[str, Any] = {"x": ("FP32", [[1.0] * 16])}
+
+
+def scaled(scale: float) -> bytes:
+    return linear(scale=scale).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    repository = tmp_path_factory.mktemp("repository")
+    place(repository, "swapped", linear(scale=1))
+    with running(repository, "--admin-token", TOKEN, "--max-upload-bytes", "4000000") as live:
+        live.wait_ready("swapped")
+        yield live
+
+
+def send(server: Server, model: str, data: bytes, **parts: Any) -> httpx.Response:
+    files = {"model": ("my model.onnx", data), **parts}
+    return httpx.post(f"{server.url}/v2/repository/models/{model}/compile", files=files, headers=HEADERS, timeout=60)
+
+
+def build_of(server: Server, answer: httpx.Response) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{server.url}{answer.headers['location']}", headers=HEADERS).json()
+    return found
+
+
+def ended(server: Server, answer: httpx.Response) -> dict[str, Any]:
+    assert answer.status_code == 202, answer.text
+    states = ("succeeded", "failed", "cancelled")
+    until(lambda: build_of(server, answer)["state"] in states, "the build has ended", timeout_s=120)
+    return build_of(server, answer)
+
+
+def scale_of(server: Server, model: str) -> float:
+    answer = server.infer(model, X)
+    assert answer.status_code == 200, answer.text
+    return round(float(answer.json()["outputs"][0]["data"][0]) / 1.75, 3)
+
+
+def test_a_new_model_is_built_and_serves(server: Server) -> None:
+    answer = send(server, "fresh", scaled(3))
+    assert answer.json()["state"] in ("queued", "running")
+    done = ended(server, answer)
+    assert (done["state"], done["version"], done["percent"], done["error"]) == ("succeeded", 1, 100, None)
+    assert scale_of(server, "fresh") == 3
+    assert server.index()["fresh", "1"]["state"] == "READY"
+    listed = httpx.get(f"{server.url}/v2/builds", headers=HEADERS).json()
+    assert done["id"] in [build["id"] for build in listed]
+
+
+def test_every_stage_is_an_event_and_the_percent_never_falls(server: Server) -> None:
+    answer = send(server, "watched", scaled(5))
+    events = []
+    url = f"{server.url}{answer.headers['location']}/events"
+    with httpx.stream("GET", url, headers=HEADERS, timeout=120) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        events = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data: ")]
+    stages = [event["stage"] for event in events]
+    wanted = ["queued", "read", "prove", "measure", "compile", "publish", "load", "done"]
+    assert sorted(wanted, key=stages.index) == wanted
+    percents = [event["percent"] for event in events]
+    assert percents == sorted(percents)
+    assert (percents[-1], events[-1]["state"]) == (100, "succeeded")
+    late = httpx.get(url, headers={**HEADERS, "Last-Event-ID": str(len(events) - 1)}, timeout=30)
+    assert late.text.count("data: ") == 1
+
+
+def test_versions_are_swapped_with_no_failed_request(server: Server) -> None:
+    seen: list[float] = []
+    failed: list[str] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client() as client:
+            body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}]}
+            while not stop.is_set():
+                answer = client.post(f"{server.url}/v2/models/swapped/infer", json=body)
+                if answer.status_code == 200:
+                    seen.append(round(answer.json()["outputs"][0]["data"][0] / 1.75, 3))
+                else:
+                    failed.append(answer.text)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for version, scale in ((2, 7), (3, 9)):
+            done = ended(server, send(server, "swapped", scaled(scale)))
+            assert (done["state"], done["version"]) == ("succeeded", version)
+            until(lambda scale=scale: seen[-1] == scale, "the new version answers")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failed, failed[:3]
+    assert set(seen) == {1.0, 7.0, 9.0}, "every answer is that of one version"
+
+
+def test_a_build_that_fails_leaves_what_is_served(server: Server, tmp_path: Path) -> None:
+    before = scale_of(server, "swapped")
+    done = ended(server, send(server, "swapped", b"\x80\x04no model."))
+    assert (done["state"], done["version"]) == ("failed", None)
+    assert "a Python pickle, which runs code when it is read" in done["error"]
+    assert scale_of(server, "swapped") == before
+    assert ("swapped", "4") not in server.index()
+
+
+def test_the_same_upload_is_built_once(server: Server) -> None:
+    first = send(server, "twice", scaled(11))
+    ended(server, first)
+    again = send(server, "twice", scaled(11))
+    assert (again.status_code, again.headers["location"]) == (202, first.headers["location"])
+
+
+def test_a_build_is_cancelled(server: Server) -> None:
+    answer = send(server, "large", slow(width=256, layers=12).SerializeToString())
+    url = f"{server.url}{answer.headers['location']}"
+    until(lambda: build_of(server, answer)["state"] == "running", "it runs")
+    assert httpx.delete(url, headers=HEADERS).json()["state"] == "cancelled"
+    again = httpx.delete(url, headers=HEADERS)
+    assert (again.status_code, "it is cancelled" in again.text) == (400, True)
+    assert not [key for key in server.index() if key[0] == "large"]
+
+
+def test_what_is_refused_at_the_door(server: Server) -> None:
+    assert httpx.post(f"{server.url}/v2/repository/models/m/compile", files={"model": b"x"}).status_code == 401
+    assert httpx.get(f"{server.url}/v2/builds").status_code == 401
+    too_large = send(server, "m", bytes(5_000_000))
+    assert (too_large.status_code, "max_upload_bytes" in too_large.text) == (413, True)
+    assert send(server, "..", b"x").status_code in (400, 404)
+    assert send(server, "-m", b"x").status_code == 400
+    other = send(server, "m", b"x", plan=("plan", b"x"))
+    assert (other.status_code, "part 'plan' is not known; expected model" in other.text) == (400, True)
+    empty = send(server, "m", b"")
+    assert (empty.status_code, "no part 'model'" in empty.text) == (400, True)
+    text = httpx.post(f"{server.url}/v2/repository/models/m/compile", content=b"x", headers=HEADERS)
+    assert (text.status_code, "multipart/form-data" in text.text) == (400, True)
+    missing = httpx.get(f"{server.url}/v2/builds/20260101-000000-00000000", headers=HEADERS)
+    assert (missing.status_code, "there is no build" in missing.text) == (404, True)
+
+
+def test_a_build_survives_a_server_that_is_killed(tmp_path: Path) -> None:
+    """What ran when the server was killed runs once more, and serves."""
+    with running(tmp_path, "--admin-token", TOKEN) as server:
+        answer = send(server, "large", slow(width=256, layers=12).SerializeToString())
+        until(lambda: build_of(server, answer)["state"] == "running", "it runs")
+        server.process.kill()
+        server.process.wait()
+    with running(tmp_path, "--admin-token", TOKEN) as server:
+        done = ended(server, answer)
+        assert (done["state"], done["version"], done["attempts"]) == ("succeeded", 1, 2)
+        assert any("it runs once more" in line for line in done["log"])
+        assert server.state("large") == "READY"
