@@ -155,7 +155,7 @@ def test_a_model_removed_while_it_loads_is_gone(repository: Path, server: Server
     until(lambda: reason(server, "removed") == "compiling", "the compile runs")
     shutil.rmtree(repository / "removed")
     server.wait_ready("after-removed")  # compiles wait for each other: the other one has ended
-    assert not states(server, "removed")
+    until(lambda: not states(server, "removed"), "the next look has seen that it is gone", timeout_s=10)
 
 
 WRONG = '[batching]\nmax_batch_size = "8"\n'
