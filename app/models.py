@@ -263,21 +263,19 @@ class ModelManager:
         if brought:
             self._overrides.open()
         override = await asyncio.to_thread(self._overrides.stage, model, config, brought)
-        call = self._spawn(self._load_call(model, override))  # a task of its own: `begin_stop` ends it, not the caller
+        call = self._spawn(self._load_call(model, override))
         call.add_done_callback(lambda _: self._discard(override))
-        if self._stopping:
-            call.cancel()
-        await asyncio.wait({call})
-        if call.cancelled():
-            raise Stopping(f"Server is stopping, '{model}' is not loaded")
-        call.result()
+        await self._outcome(call, model)
 
     async def take_in(self, model: str, number: int) -> None:
         """Bring a version that was published just now into service; returns when it answers.
 
         Raises BadRepository with the reason, or Stopping; then what was served before still is.
         """
-        call = self._spawn(self._take_in_call(model, number))
+        await self._outcome(self._spawn(self._take_in_call(model, number)), model)
+
+    async def _outcome(self, call: asyncio.Task[None], model: str) -> None:
+        """Wait for a call in a task of its own, which `begin_stop` ends and not the caller; raise what it raised."""
         if self._stopping:
             call.cancel()
         await asyncio.wait({call})

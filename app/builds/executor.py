@@ -50,9 +50,7 @@ async def run_build(
 ) -> None:  # fmt: skip
     """Compile `source` into `cache`; `stage` is called with each that begins.
 
-    Raises ModelRefused with the reason, however the child ended.
-
-    Nothing of the child's process group outlives this call.
+    Raises ModelRefused with the reason, however the child ended. Nothing of its process group outlives this call.
     """
     with tempfile.TemporaryDirectory(prefix="bitserve-build-", ignore_cleanup_errors=True) as empty:
         child = await asyncio.create_subprocess_exec(
@@ -107,6 +105,8 @@ async def _read_said(child: asyncio.subprocess.Process, said: dict[str, str], st
         for text in whole:
             found = _fields(text)
             said.update(found)
+            if "log" in found:  # what of the sandbox this kernel does not have
+                log.warning("a compile says: %s", found["log"])
             if "stage" in found:
                 stage(found["stage"])
         line = line[:_KEPT_LINE_BYTES]

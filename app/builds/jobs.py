@@ -28,7 +28,7 @@ class Work(Protocol):
     """What the queue does with a build; all raise EngineError with a reason for the sender."""
 
     async def compile(self, asked: Asked, folder: Path, tell: Tell) -> None:
-        """Build the engine and write the reports into `folder`. May be cancelled at any moment."""
+        """Compile the model in `folder`. May be cancelled at any moment."""
         ...
 
     async def next_version(self, asked: Asked) -> int:

@@ -29,7 +29,7 @@ class BuildState(enum.StrEnum):
 
 
 class Asked(BaseModel):
-    """A build as it was accepted. `key` is the same for the same upload with the same tools on the same hardware."""
+    """A build as it was accepted. `key` is the same for the same file sent for the same model."""
 
     model_config = ConfigDict(frozen=True)
 

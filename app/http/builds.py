@@ -29,9 +29,9 @@ from app.serving.errors import QueueFull
 from app.settings import Settings
 from engines.repository import check_model_name
 
-__all__ = ["COMPILE_PATH", "BuildStatus", "build_routes"]
+__all__ = ["BuildStatus", "build_routes"]
 
-COMPILE_PATH = "/v2/repository/models/{model}/compile"
+_COMPILE_PATH = "/v2/repository/models/{model}/compile"
 Model = Annotated[str, Path(description="Model name.")]
 BuildId = Annotated[str, Path(description="Build id.")]
 Authorization = Annotated[str | None, Header(description="Bearer <admin token>, if one is set.")]
@@ -59,7 +59,7 @@ def build_routes(settings: Settings, builds: Builds) -> APIRouter:
         check_admin(settings, authorization, request.headers)
 
     @router.post(
-        COMPILE_PATH, status_code=ACCEPTED,
+        _COMPILE_PATH, status_code=ACCEPTED,
         openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": _FORM}}},
     )  # fmt: skip
     async def send(
@@ -152,7 +152,7 @@ async def _accept(settings: Settings, builds: Builds, model: str, request: Reque
 async def _receive(settings: Settings, request: Request, staging: FilePath) -> Received:
     content_type = request.headers.get("content-type", "")
     files = {"model": staging / MODEL}
-    parts = await receive(content_type, request.stream(), files, frozenset(), settings.max_upload_bytes)
+    parts = await receive(content_type, request.stream(), files, settings.max_upload_bytes)
     if "model" not in parts or not parts["model"].size_bytes:
         raise BadRequest("the upload has no part 'model' with the bytes of a model file")
     return parts["model"]

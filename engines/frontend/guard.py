@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,9 +155,9 @@ def _bodies(node: NodeProto) -> Iterator[GraphProto]:
         yield from attribute.graphs
 
 
-def _depth(nodes: object) -> int:
+def _depth(nodes: Iterable[NodeProto]) -> int:
     """Levels of graphs below these nodes, plus their own."""
-    level, depth = list(nodes), 0  # type: ignore[call-overload]
+    level, depth = list(nodes), 0
     while level:
         depth += 1
         level = [inner for node in level for body in _bodies(node) for inner in body.node]
