@@ -38,6 +38,8 @@ def guard_size(checks: Checks, node: NodeProto, kind: int) -> tuple[list[NodePro
     elements = _ELEMENTS[node.op_type](build, node)
     limit = build.constant(MAX_TURNS if node.op_type == "Loop" else MAX_ELEMENTS)
     bad = build.op("Not", build.op("Less", elements, limit))  # NaN is bad too
+    if node.op_type in _NEGATIVE:
+        bad = build.op("Or", bad, _NEGATIVE[node.op_type](build, node))
     counting, count = checks.count(bad)
     harmless = node.input[0] if node.op_type == "Range" else _harmless(build, node.op_type, kind)
     node.input[position] = build.op("Where", bad, harmless, node.input[position])
@@ -98,6 +100,24 @@ def _padded(b: _Build, node: NodeProto) -> str:
     return b.op("ReduceProd", b.op("Add", b.number(b.op("Shape", node.input[0])), grown), keepdims=0)
 
 
+def _tiles_backwards(b: _Build, node: NodeProto) -> str:
+    """OpenVINO 2026.4 takes a negative number of repeats, and writes where it should not."""
+    return b.op("Less", b.op("ReduceMin", b.number(node.input[1]), keepdims=0), b.constant(0))
+
+
+def _crops_too_much(b: _Build, node: NodeProto) -> str:
+    """Negative paddings cut off; OpenVINO 2026.4 also cuts off more than there is, and writes where it should not."""
+    dims = b.op("Shape", node.input[0])
+    if len(node.input) > 3 and node.input[3]:  # paddings of these axes only
+        dims = b.op("Gather", dims, node.input[3])
+    pairs = b.op("Reshape", b.number(node.input[1]), b.constant([2, -1], np.int64))
+    begin, end = (b.op("Gather", pairs, b.constant(row, np.int64)) for row in (0, 1))
+    size = b.number(dims)
+    ends = [b.op("Add", size, begin), b.op("Add", size, end), b.op("Add", b.op("Add", size, begin), end)]
+    least = b.op("ReduceMin", b.op("Concat", *ends, axis=0), keepdims=0)
+    return b.op("Less", least, b.constant(0))
+
+
 def _ranged(b: _Build, node: NodeProto) -> str:
     start, limit, delta = (b.number(name) for name in node.input)
     return b.op("Div", b.op("Sub", limit, start), delta)
@@ -128,3 +148,5 @@ _ELEMENTS: dict[str, Callable[[_Build, NodeProto], str]] = {
     "Tile": _scaled(1),
     "Upsample": _scaled(1),
 }
+_NEGATIVE: dict[str, Callable[[_Build, NodeProto], str]] = {"Pad": _crops_too_much, "Tile": _tiles_backwards}
+"""Whether a size is below what there is; for the other operators OpenVINO looks itself."""

@@ -123,7 +123,11 @@ class _Pass:
             both = self.checks.name()
             after.append(helper.make_node("Add", [asked, count], [both]))
             return before, after, both, inside
-        return (before, [], asked, f"{what} asks for too large a size") if asked else (before, after, count, inside)
+        return (
+            (before, [], asked, f"{what} asks for too large a size, or less than nothing")
+            if asked
+            else (before, after, count, inside)
+        )
 
     def _needs_check(self, node: NodeProto, known: Mapping[str, _Value]) -> bool:
         """Not where the index was checked on arrival, or is a constant that fits whatever the table is."""

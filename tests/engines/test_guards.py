@@ -330,3 +330,22 @@ def test_integers_that_grow_beyond_what_the_engine_holds(
     np.testing.assert_array_equal(done.answer({"x": x})[0]["y"], Reference(model)({"x": x})["y"])
     with pytest.raises(ValuesRefused, match=f"{op} 'the_{op.lower()}' gives an integer beyond 32 bits"):
         done.answer({"x": np.array(bad)})
+
+
+@pytest.mark.parametrize(("op", "good", "bad"), [
+    ("Tile", [2, 0], [[-2, -3], [-1, 3], [-2000, -3000]]),
+    ("Pad", [-1, 0, 0, -3], [[-10, 0, 10, 0], [0, 0, -3, 0], [-1, 0, -2, 0], [0, -7, 0, 9]]),
+])  # fmt: skip
+def test_sizes_below_nothing_touch_no_memory(op: str, good: list[int], bad: list[list[int]], built: Build) -> None:
+    """The engine takes them, and its heap is damaged some requests later; so all are sent to one session, twice."""
+    nodes = [node(op, ["x", "n"], ["y"])]
+    done = built(build(nodes, {"x": (FLOAT, [2, 6]), "n": (INT64, [len(good)])}, {"y": (FLOAT, ["A", "B"])}))
+    x = np.ones((2, 6), np.float32)
+    for sizes in [*bad, *bad]:
+        with pytest.raises(
+            ValuesRefused, match=f"{op} 'the_{op.lower()}' asks for too large a size, or less than nothing"
+        ):
+            done.answer({"x": x, "n": np.array(good)}, {"x": x, "n": np.array(sizes)})
+    want = Reference(build(nodes, {"x": (FLOAT, [2, 6]), "n": (INT64, [len(good)])}, {"y": (FLOAT, ["A", "B"])}))
+    ask = {"x": x, "n": np.array(good)}
+    np.testing.assert_array_equal(done.answer(ask)[0]["y"], want(ask)["y"])
