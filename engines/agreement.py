@@ -11,20 +11,16 @@ import onnx
 from engines import batchproof
 from engines.batchproof import Blind, Proven, Refuted
 from engines.errors import EngineError
+from engines.guarded import Guards, fired, first_difference, is_integer
 from engines.passes.calm_softmax import saturating_inputs, with_outputs, with_scaled_values
 from engines.passes.random_weights import with_moved_weights, with_random_weights
 from engines.reference import Arrays, Reference
 from engines.samples import OTHER_ROWS, Sampler
 from engines.tensor import TensorSpec, datatype
 
-__all__ = [
-    "WrongEngine", "agree_at", "check_agreement", "first_difference", "integer_bits", "is_integer", "prove_at",
-    "twin_of",
-]  # fmt: skip
+__all__ = ["WrongEngine", "agree_at", "check_agreement", "integer_bits", "prove_at", "twin_of"]
 
 Run = Callable[[Arrays], Arrays]
-_SLACK = 16.0
-"""Fused kernels get this many times the rounding of a reordered sum."""
 _CALM = 4.0
 _BITS = (63, 31, 30, 24, 15)
 _NARROW_BITS = 31
@@ -39,14 +35,14 @@ class WrongEngine(EngineError):
 
 def check_agreement(
     run: Run, reference: Reference, rows: Sequence[Arrays], rounding: float, model: onnx.ModelProto,
-    run_of: Callable[[onnx.ModelProto], Run],
+    run_of: Callable[[onnx.ModelProto], Run], guards: Guards,
 ) -> bool:  # fmt: skip
     """Raise WrongEngine unless the engine answers as the reference. False: the model's own answers are only rounding.
 
     Such a model (its answers change when its weights move by one unit in the last place) is judged by a twin with
     random weights, which has to agree.
     """
-    found = first_difference(run, reference, rows, rounding)
+    found = guards.first_difference(run, reference, rows, rounding)
     if not found:
         return True
     moved = Reference(with_moved_weights(model))
@@ -60,12 +56,12 @@ def check_agreement(
 
 def agree_at(
     others: Sequence[Sampler], run: Run, reference: Reference, rounding: float, model: onnx.ModelProto,
-    run_of: Callable[[onnx.ModelProto], Run],
+    run_of: Callable[[onnx.ModelProto], Run], guards: Guards,
 ) -> None:  # fmt: skip
     """Raise WrongEngine unless the engine answers as the reference at these sizes of the variable dimensions too."""
     for sampler in others:
         try:
-            check_agreement(run, reference, sampler.rows(OTHER_ROWS), rounding, model, run_of)
+            check_agreement(run, reference, sampler.rows(OTHER_ROWS), rounding, model, run_of, guards)
         except WrongEngine as wrong:
             raise WrongEngine(f"{_at(sampler)}: {wrong}") from wrong
 
@@ -90,22 +86,6 @@ def prove_at(
 
 def _at(sampler: Sampler) -> str:
     return f"variable dimensions of {sampler.size}"
-
-
-def first_difference(run: Run, reference: Run, rows: Sequence[Arrays], rounding: float) -> str:
-    """What differs first, in words; nothing where the engine answers every row as the reference."""
-    for row in rows:
-        expected, got = reference(row), run(row)
-        for name, want in expected.items():
-            found = batchproof.differs(want, got[name], rounding * _SLACK)
-            # whole numbers behind a rounding or an argmax may flip on a tie: one in a hundred, not more
-            tie = want.dtype.kind in "iub" and found.difference <= 0.01 * want.size
-            if found.differs and not tie:
-                return (
-                    f"OpenVINO answers differently from ONNX Runtime: output {name!r} is off by "
-                    f"{found.difference:.3g}, bound {found.bound:.3g}"
-                )
-    return ""
 
 
 def twin_of(model: onnx.ModelProto, rows: Sequence[Arrays]) -> onnx.ModelProto:
@@ -156,7 +136,7 @@ def integer_bits(
 def _integers_agree(
     run: Run, reference: Reference, inputs: Sequence[TensorSpec], sampler: Sampler, bits: int
 ) -> str | None:
-    """Nothing where they agree, what differs, or None where the reference raises."""
+    """Nothing where they agree, what differs, or None where the reference raises or a guard refuses."""
     rng = np.random.default_rng(bits)
     for seed in range(3):
         row = sampler.draw(seed)
@@ -171,13 +151,10 @@ def _integers_agree(
         except Exception:
             return None
         got = run(row)
+        if fired(got):
+            return None
         for name, want in expected.items():
             found = batchproof.differs(want, got[name], 1e-4)
             if found.differs:
                 return f"OpenVINO answers differently from ONNX Runtime: output {name!r} is off by {found.difference:g}"
     return ""
-
-
-def is_integer(spec: TensorSpec) -> bool:
-    """True for signed and unsigned integers of any size."""
-    return spec.datatype.startswith(("INT", "UINT"))

@@ -19,9 +19,7 @@ from engines.agreement import (
     WrongEngine,
     agree_at,
     check_agreement,
-    first_difference,
     integer_bits,
-    is_integer,
     prove_at,
     twin_of,
 )
@@ -29,11 +27,12 @@ from engines.batchproof import Blind, Proven, Refuted
 from engines.errors import ModelRefused
 from engines.frontend import onnx as frontend
 from engines.frontend.ranges import index_ranges, takes_sizes_from_values
+from engines.guarded import Guards, first_difference, is_integer
 from engines.hardware import cpu_fingerprint, usable_threads
 from engines.manifest import BatchProof, EngineFile, Manifest, Source, StreamTiming
 from engines.passes.dynamic_batch import with_batch_axes
 from engines.reference import Arrays, Reference
-from engines.samples import Sampler, find_sampler, other_samplers
+from engines.samples import Sampler, find_sampler, integer_limits, other_samplers
 from engines.targets import openvino as target
 from engines.tensor import DYNAMIC, TensorSpec, datatype
 from engines.verify import rounding_bound
@@ -67,14 +66,14 @@ def build(
     progress("compile")
     compiled = target.compile_model(choice.graph, timings[0].streams, timings[0].threads)
     blob = target.export(compiled)
-    guards = target.guards_of(choice.graph)
+    guards = choice.guards.judged
     manifest = Manifest(
         key=repository.plan_key(digest, threads=threads),
         source=Source(source.name, digest, size_bytes),
         engine=EngineFile(ENGINE_FILE, hashlib.sha256(blob).hexdigest(), len(blob)),
         target="openvino",
         precision="fp32",
-        inputs=tuple(_bounded(spec, choice.integer_bits, ranges.get(spec.name)) for spec in choice.inputs),
+        inputs=tuple(_bounded(spec, choice, ranges.get(spec.name)) for spec in choice.inputs),
         outputs=tuple(_output_specs(choice, outputs)),
         proof=choice.proof,
         streams=timings[0].streams,
@@ -85,9 +84,9 @@ def build(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         build_s=round(time.monotonic() - started, 2),
         sample_shapes={spec.name: choice.sampler.shape(spec) for spec in inputs},
-        fails_on_values=bool(guards) or takes_sizes_from_values(model),
+        fails_on_values=any(guards) or takes_sizes_from_values(model),
         guards=guards,
-        notes=(*choice.notes, *_narrowing(inputs, outputs, choice.integer_bits)),
+        notes=(*choice.notes, *choice.guards.notes, *_narrowing(inputs, outputs, choice.integer_bits)),
     )
     progress("publish")
     cache.store(manifest, blob)
@@ -105,6 +104,9 @@ class _Choice(msgspec.Struct):
     sampler: Sampler
     notes: list[str]
     integer_bits: int
+    guards: Guards
+    bounds: dict[str, int]
+    """Of integer inputs that the engine computes rightly below this number only."""
 
 
 def _choose(
@@ -139,16 +141,18 @@ def _try_axes(
     axes: dict[str, int],
 ) -> _Choice | Refuted | Blind:  # fmt: skip
     notes: list[str] = []
-    sampler = find_sampler(inputs, axes, reference)
-    rows = sampler.rows()
+    drawn_below = integer_limits(takes_sizes_from_values(model))
+    sampler = find_sampler(inputs, axes, reference, drawn_below)
     freed = with_batch_axes(model, axes)
     names = [spec.name for spec in outputs]
     graph = target.read_model(freed)
-    run = _runner(graph, names)
+    run, guards = _runner(graph, names), Guards(target.guards_of(graph))
     rounding = rounding_bound(model)
+    sampler, bounds = guards.narrowed(sampler, inputs, axes, run.watched, reference, rounding, drawn_below)
+    rows = sampler.rows()
     verdict: Proven | Refuted | Blind = Blind(_ROUNDING)
     run_of = functools.partial(_runner, outputs=names)
-    steady = check_agreement(run, reference, rows, rounding, model, run_of)
+    steady = check_agreement(run.watched, reference, rows, rounding, model, run_of, guards)
     prove_run = run
     if steady:
         verdict = batchproof.prove(run, rows, axes, rounding)
@@ -165,15 +169,17 @@ def _try_axes(
         if meaning:
             return Refuted(meaning)
     others = other_samplers(sampler, reference)
-    agree_at(others, run, reference, rounding, model, run_of)
+    agree_at(others, run.watched, reference, rounding, model, run_of, guards)
     verdict = prove_at(others, prove_run, axes, rounding, verdict)
     if isinstance(verdict, Refuted):
         return verdict
     if sampler.is_variable and not others:
         notes.append(f"proven with variable dimensions of {sampler.size} alone: ONNX Runtime took no other size")
     batched = [_with_axis(spec, axes[spec.name]) for spec in inputs]
-    bits = integer_bits(run, reference, model, inputs, sampler)
-    return _Choice(graph, batched, axes, verdict.output_axes, verdict.proof, sampler, notes, bits)
+    bits = integer_bits(run.watched, reference, model, inputs, sampler)
+    return _Choice(
+        graph, batched, axes, verdict.output_axes, verdict.proof, sampler, notes, bits, guards, bounds
+    )  # fmt: skip
 
 
 def _meaning_of_rows(run: target.runner, reference: Reference, company: Arrays, rounding: float) -> str:
@@ -192,16 +198,18 @@ def _unbatched(
 ) -> _Choice:  # fmt: skip
     notes: list[str] = []
     graph = target.read_model(model)
-    sampler = find_sampler(inputs, {}, reference)
+    drawn_below = integer_limits(takes_sizes_from_values(model))
+    sampler = find_sampler(inputs, {}, reference, drawn_below)
     names = [spec.name for spec in outputs]
-    run = _runner(graph, names)
+    run, guards = _runner(graph, names), Guards(target.guards_of(graph))
     rounding = rounding_bound(model)
+    sampler, bounds = guards.narrowed(sampler, inputs, {}, run.watched, reference, rounding, drawn_below)
     run_of = functools.partial(_runner, outputs=names)
-    if not check_agreement(run, reference, sampler.rows(), rounding, model, run_of):
+    if not check_agreement(run.watched, reference, sampler.rows(), rounding, model, run_of, guards):
         notes.append(f"{_ROUNDING}; the engine was checked on a twin with random weights instead")
-    agree_at(other_samplers(sampler, reference), run, reference, rounding, model, run_of)
-    bits = integer_bits(run, reference, model, inputs, sampler)
-    return _Choice(graph, inputs, {}, {}, BatchProof(False, reason), sampler, notes, bits)
+    agree_at(other_samplers(sampler, reference), run.watched, reference, rounding, model, run_of, guards)
+    bits = integer_bits(run.watched, reference, model, inputs, sampler)
+    return _Choice(graph, inputs, {}, {}, BatchProof(False, reason), sampler, notes, bits, guards, bounds)
 
 
 def _runner(graph: ov.Model | onnx.ModelProto, outputs: list[str]) -> target.runner:
@@ -225,13 +233,15 @@ def _with_axis(spec: TensorSpec, axis: int) -> TensorSpec:
     return msgspec.structs.replace(spec, shape=shape, batch_axis=axis)
 
 
-def _bounded(spec: TensorSpec, bits: int, value_range: tuple[int, int] | None) -> TensorSpec:
+def _bounded(spec: TensorSpec, choice: _Choice, value_range: tuple[int, int] | None) -> TensorSpec:
     """Bounds go onto FP64 inputs and integer ones; that of bits onto those whose datatype can exceed it."""
     if spec.datatype == "FP64":
         return msgspec.structs.replace(spec, largest=float(np.finfo(np.float32).max))
     if not is_integer(spec):
         return spec
-    largest = int(np.iinfo(datatype(spec.datatype).numpy).max)
+    bits, largest = choice.integer_bits, int(np.iinfo(datatype(spec.datatype).numpy).max)
+    if spec.name in choice.bounds:
+        value_range = (0, choice.bounds[spec.name] - 1)
     return msgspec.structs.replace(spec, integer_bits=bits if largest >= 2**bits else 63, value_range=value_range)
 
 

@@ -80,7 +80,9 @@ class Manifest(msgspec.Struct, frozen=True):
     fails_on_values: bool = False
     """Sizes are computed from the inputs' values: a run that fails may be the request's fault."""
     guards: tuple[str, ...] = ()
-    """What the elements of the engine's guard output count; a run in which one is not 0 has failed."""
+    """What the elements of the engine's guard output count; a run in which one is not 0 has failed. Empty texts are
+    guards that fire where the answers are right, and count for nothing.
+    """
     notes: tuple[str, ...] = ()
     format: int = FORMAT
     seal: str = ""

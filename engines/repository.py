@@ -42,7 +42,7 @@ _RESERVED = frozenset({"stats"})  # GET /v2/models/stats is the statistics of al
 _PASSING_ERRORS = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE})
 _STAGING, _DISCARDED = ".staging", ".discarded."
 _TOOLS = ("bitserve", "onnx", "onnxruntime", "openvino")
-PLAN_FORMAT = "12"
+PLAN_FORMAT = "13"
 """Part of every plan key: raise it when the build itself changes what it makes."""
 
 

@@ -11,7 +11,7 @@ from engines.errors import ModelRefused
 from engines.reference import Arrays
 from engines.tensor import DYNAMIC, TensorSpec, datatype
 
-__all__ = ["OTHER_ROWS", "SCALES", "Sampler", "find_sampler", "other_samplers"]
+__all__ = ["OTHER_ROWS", "SCALES", "Sampler", "find_sampler", "integer_limits", "other_samplers"]
 
 SCALES = (1.0, 1.0, 0.25, 4.0, 1.0, 16.0)
 """Standard deviations of the float samples: a scale taken over the whole batch changes when they meet."""
@@ -25,6 +25,7 @@ _SMALLER = (13, 16, 8, 7, 4, 3, 2, 192)
 """Sizes to compare with the first: odd ones before those that networks with strides or pieces ask for."""
 
 _INT_LIMITS = (256, 100, 32, 8, 2, 1)
+_SIZE_LIMITS = (8, 2, 1, 32, 100)
 _MAX_SAMPLE_BYTES = 2**28
 _MAX_OTHER_BYTES = 2**24
 _MAX_OTHER_S = 1.0
@@ -34,16 +35,16 @@ class Sampler:
     """Draws single rows: every dynamic dimension has `size`, integers lie in [0, int_limit)."""
 
     def __init__(self, inputs: Sequence[TensorSpec], axes: Mapping[str, int], size: int, int_limit: int) -> None:
-        self._inputs, self._axes, self.size, self.int_limit = inputs, dict(axes), size, int_limit
+        self.inputs, self.axes, self.size, self.int_limit = inputs, dict(axes), size, int_limit
 
     def shape(self, spec: TensorSpec) -> tuple[int, ...]:
-        axis = self._axes.get(spec.name)
+        axis = self.axes.get(spec.name)
         return tuple(1 if i == axis else self.size if d == DYNAMIC else d for i, d in enumerate(spec.shape))
 
     def draw(self, seed: int, scale: float = 1.0) -> Arrays:
         """One row of each input, of standard deviation `scale` where it is floating point."""
         rng = np.random.default_rng(seed)
-        return {spec.name: np.asarray(self._tensor(rng, spec, scale)) for spec in self._inputs}
+        return {spec.name: np.asarray(self._tensor(rng, spec, scale)) for spec in self.inputs}
 
     def _tensor(self, rng: np.random.Generator, spec: TensorSpec, scale: float) -> np.ndarray:
         kind, shape = datatype(spec.datatype), self.shape(spec)
@@ -61,26 +62,34 @@ class Sampler:
     @property
     def is_variable(self) -> bool:
         """Whether there are variable dimensions beside the batch."""
-        return any(d == DYNAMIC for s in self._inputs for i, d in enumerate(s.shape) if i != self._axes.get(s.name))
+        return any(d == DYNAMIC for s in self.inputs for i, d in enumerate(s.shape) if i != self.axes.get(s.name))
 
     def resized(self, size: int) -> Sampler:
         """The same inputs at another size of the variable dimensions."""
-        return Sampler(self._inputs, self._axes, size, self.int_limit)
+        return Sampler(self.inputs, self.axes, size, self.int_limit)
 
     def bytes_per_row(self) -> int:
-        return sum(int(np.prod(self.shape(s), dtype=np.int64)) * datatype(s.datatype).item_bytes for s in self._inputs)
+        return sum(int(np.prod(self.shape(s), dtype=np.int64)) * datatype(s.datatype).item_bytes for s in self.inputs)
+
+
+def integer_limits(sized_by_values: bool) -> tuple[int, ...]:
+    """Below what whole numbers are drawn, in the order of trying; small ones first where they may be sizes: a padding
+    of 256 on every side of an image batch would take all memory there is.
+    """
+    return _SIZE_LIMITS if sized_by_values else _INT_LIMITS
 
 
 def find_sampler(
-    inputs: Sequence[TensorSpec], axes: Mapping[str, int], reference: Callable[[Arrays], Arrays]
-) -> Sampler:
+    inputs: Sequence[TensorSpec], axes: Mapping[str, int], reference: Callable[[Arrays], Arrays],
+    limits: Sequence[int] = _INT_LIMITS,
+) -> Sampler:  # fmt: skip
     """The first combination of sizes and integer range that the reference runs without an error.
 
     A table look-up with an index out of range is undefined in an engine but an error in the reference, so the
     reference decides. Raises ModelRefused with its last words where none runs.
     """
     last = "every combination of sizes needs more than 256 MiB a row"
-    for sampler in _combinations(inputs, axes):
+    for sampler in _combinations(inputs, axes, limits):
         if sampler.bytes_per_row() > _MAX_SAMPLE_BYTES:
             continue
         try:
@@ -120,9 +129,9 @@ def _is_taken(sampler: Sampler, reference: Callable[[Arrays], Arrays]) -> bool:
     return True
 
 
-def _combinations(inputs: Sequence[TensorSpec], axes: Mapping[str, int]) -> Iterator[Sampler]:
+def _combinations(inputs: Sequence[TensorSpec], axes: Mapping[str, int], limits: Sequence[int]) -> Iterator[Sampler]:
     dynamic = Sampler(inputs, axes, 1, 1).is_variable
     integers = any(not datatype(s.datatype).is_float and s.datatype != "BOOL" for s in inputs)
-    for int_limit in _INT_LIMITS if integers else _INT_LIMITS[:1]:
+    for int_limit in limits if integers else limits[:1]:
         for size in _SIZES if dynamic else _SIZES[:1]:
             yield Sampler(inputs, axes, size, int_limit)

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 import onnx
 from onnx import TensorProto
 
-__all__ = ["INDEX_INPUTS", "checked_lookups", "from_shapes", "index_ranges", "takes_sizes_from_values"]
+__all__ = [
+    "INDEX_INPUTS", "checked_lookups", "from_shapes", "index_ranges", "never_empty", "takes_sizes_from_values",
+]  # fmt: skip
 
 _SAME_VALUES = frozenset(
     {"Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
@@ -27,6 +29,12 @@ INDEX_INPUTS = {
     "Gather": 1, "GatherElements": 1, "GatherND": 1, "Scatter": 1, "ScatterElements": 1, "ScatterND": 1,
 }  # fmt: skip
 """Position of the indices, by operator."""
+_MAY_EMPTY = frozenset({
+    "Compress", "ConstantOfShape", "Expand", "GatherND", "If", "Loop", "NonMaxSuppression", "NonZero", "Pad", "Range",
+    "Resize", "Scan", "SequenceAt", "Slice", "Split", "SplitToSequence", "StringSplit", "Tile", "TopK",
+    "Unique", "Upsample",
+})  # fmt: skip
+"""Operators that may give nothing where they are given something."""
 _INTEGERS = frozenset({TensorProto.INT32, TensorProto.INT64})
 
 
@@ -100,3 +108,23 @@ def from_shapes(model: onnx.ModelProto) -> set[str]:
         if node.op_type in ("Shape", "Size") or (reads_all and not bodies):
             fixed.update(node.output)
     return fixed
+
+
+def never_empty(model: onnx.ModelProto) -> set[str]:
+    """Names of the tensors that have elements whatever is asked: inputs have at least one in every dimension."""
+    full = {value.name for value in model.graph.input} | {""}
+    full |= {tensor.name for tensor in model.graph.initializer if all(tensor.dims)}
+    for info in [*model.graph.value_info, *model.graph.output]:
+        kind = info.type.tensor_type
+        if kind.HasField("shape") and all(d.dim_value > 0 for d in kind.shape.dim):
+            full.add(info.name)
+    for node in model.graph.node:
+        if _keeps_elements(node) and all(name in full for name in node.input):
+            full.update(node.output)
+    return full
+
+
+def _keeps_elements(node: onnx.NodeProto) -> bool:
+    if node.op_type == "Constant":
+        return all(all(attribute.t.dims) for attribute in node.attribute if attribute.name == "value")
+    return node.op_type not in _MAY_EMPTY

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-__all__ = ["Checks"]
+__all__ = ["Checks", "Nodes"]
 
 _PREFIX = "bitserve.guard"
 
@@ -70,19 +71,6 @@ class Checks:
             high,
         )
 
-    def beyond_31_bits(self, value: str, kind: int) -> tuple[list[NodeProto], str]:
-        """How many numbers have a magnitude of 2**31 or more, or are NaN: the engine's integers do not hold them."""
-        bound, constant = self.constant(np.array(2.0**31).astype(helper.tensor_dtype_to_np_dtype(kind)))
-        magnitude, fits, bad = (self.name() for _ in range(3))
-        counting, count = self.count(bad)
-        return [
-            constant,
-            helper.make_node("Abs", [value], [magnitude]),
-            helper.make_node("Less", [magnitude, bound], [fits]),
-            helper.make_node("Not", [fits], [bad]),
-            *counting,
-        ], count
-
     def beyond_fp32(self, value: str) -> tuple[list[NodeProto], str]:
         """How many FP64 numbers are infinite or have become the largest one of FP32. NaN speaks for itself."""
         largest = np.finfo(np.float32).max
@@ -126,3 +114,41 @@ class Checks:
         graph.node.append(node)
         graph.node.extend(helper.make_node("Reshape", [c, one], [p]) for c, p in zip(counts, parts, strict=True))
         graph.node.append(helper.make_node("Concat", parts, [name], axis=0))
+
+
+class Nodes:
+    """Collects nodes; every call returns the name of what it computes."""
+
+    def __init__(self, checks: Checks) -> None:
+        self.checks, self.nodes = checks, list[NodeProto]()
+
+    def op(self, name: str, *inputs: str, **attributes: Any) -> str:
+        out = self.checks.name()
+        self.nodes.append(helper.make_node(name, inputs, [out], **attributes))
+        return out
+
+    def constant(self, value: float | list[int], dtype: np.dtype | type = np.float32) -> str:
+        name, node = self.checks.constant(np.array(value, dtype))
+        self.nodes.append(node)
+        return name
+
+    def number(self, name: str) -> str:
+        """In FP32."""
+        return self.op("Cast", name, to=TensorProto.FLOAT)
+
+    def sizes(self, name: str, axes: Sequence[int]) -> str:
+        """Of these axes, in FP32."""
+        shape = self.op("Shape", name)
+        return self.number(self.op("Gather", shape, self.constant(list(axes), np.int64)))
+
+    def product(self, name: str) -> str:
+        return self.op("ReduceProd", self.number(name), keepdims=0)
+
+    def size(self, name: str) -> str:
+        return self.number(self.op("Size", name))
+
+    def count(self, bad: str) -> str:
+        """How many elements of a mask are true."""
+        nodes, count = self.checks.count(bad)
+        self.nodes += nodes
+        return count

@@ -7,12 +7,11 @@ computed first, in FP32. Over the limit, the run counts as failed and the size i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from engines.passes.guard_ops import Checks
+from engines.passes.guard_ops import Checks, Nodes
 
 __all__ = ["MAX_ELEMENTS", "MAX_TURNS", "SIZE_INPUT", "guard_size", "range_forwards"]
 
@@ -21,7 +20,7 @@ MAX_ELEMENTS = 2.0**28
 MAX_TURNS = 2.0**20
 SIZE_INPUT = {
     "ConstantOfShape": (0,), "Expand": (1,), "Loop": (0,), "OneHot": (1,), "Pad": (1,), "Range": (1, 0, 2),
-    "Resize": (3, 2), "Tile": (1,), "Upsample": (1,),
+    "Resize": (3, 2), "Split": (1,), "Tile": (1,), "Upsample": (1,),
 }  # fmt: skip
 """Positions of the inputs that say how large an output becomes; the first that is given is the one replaced."""
 
@@ -32,7 +31,7 @@ def guard_size(checks: Checks, node: NodeProto, kind: int) -> tuple[list[NodePro
     `kind` is the element type of the size input.
     """
     position = next(p for p in SIZE_INPUT[node.op_type] if p < len(node.input) and node.input[p])
-    build = _Build(checks)
+    build = Nodes(checks)
     if node.op_type == "Range":
         build.nodes += range_forwards(checks, node)
     elements = _ELEMENTS[node.op_type](build, node)
@@ -46,66 +45,49 @@ def guard_size(checks: Checks, node: NodeProto, kind: int) -> tuple[list[NodePro
     return [*build.nodes, *counting], count
 
 
-def _harmless(build: _Build, op: str, kind: int) -> str:
+def _harmless(build: Nodes, op: str, kind: int) -> str:
     """Zero for paddings and turns, one for sizes and repetitions."""
     return build.constant(0 if op in ("Pad", "Loop") else 1, helper.tensor_dtype_to_np_dtype(kind))
 
 
-class _Build:
-    """Collects nodes; every call returns the name of what it computes."""
-
-    def __init__(self, checks: Checks) -> None:
-        self._checks, self.nodes = checks, list[NodeProto]()
-
-    def op(self, name: str, *inputs: str, **attributes: Any) -> str:
-        out = self._checks.name()
-        self.nodes.append(helper.make_node(name, inputs, [out], **attributes))
-        return out
-
-    def constant(self, value: float | list[int], dtype: np.dtype | type = np.float32) -> str:
-        name, node = self._checks.constant(np.array(value, dtype))
-        self.nodes.append(node)
-        return name
-
-    def number(self, name: str) -> str:
-        return self.op("Cast", name, to=TensorProto.FLOAT)
-
-    def product(self, name: str) -> str:
-        return self.op("ReduceProd", self.number(name), keepdims=0)
-
-    def size(self, name: str) -> str:
-        return self.number(self.op("Size", name))
-
-
-def _scaled(position: int) -> Callable[[_Build, NodeProto], str]:
+def _scaled(position: int) -> Callable[[Nodes, NodeProto], str]:
     """As many as the data has, times the product of an input."""
     return lambda b, node: b.op("Mul", b.size(node.input[0]), b.product(node.input[position]))
 
 
-def _expanded(b: _Build, node: NodeProto) -> str:
+def _expanded(b: Nodes, node: NodeProto) -> str:
     """Of the broadcast shape: the shorter of the two gets ones in front, and of each pair the larger one counts."""
     has, asked = (b.number(name) for name in (b.op("Shape", node.input[0]), node.input[1]))
-    lengths = [b.op("Shape", name) for name in (has, asked)]
-    zero, one = b.constant([0], np.int64), b.constant(1)
+    lengths = [b.number(b.op("Shape", name)) for name in (has, asked)]
+    ones = helper.make_tensor("one", TensorProto.FLOAT, [1], [1])
     padded = []
     for name, (own, other) in ((has, lengths), (asked, lengths[::-1])):
-        missing = b.op("Max", b.op("Sub", other, own), zero)
-        padded.append(b.op("Pad", name, b.op("Concat", missing, zero, axis=0), one))
+        missing = b.op("Max", b.op("Sub", other, own), b.constant([0]))  # of integers from opset 12 on only
+        front = b.op("ConstantOfShape", b.op("Cast", missing, to=TensorProto.INT64), value=ones)
+        padded.append(b.op("Concat", front, name, axis=0))
     return b.op("ReduceProd", b.op("Max", *padded), keepdims=0)
 
 
-def _padded(b: _Build, node: NodeProto) -> str:
-    """An upper bound: every dimension grown by all paddings together."""
-    grown = b.op("ReduceSum", b.op("Abs", b.number(node.input[1])), keepdims=0)
-    return b.op("ReduceProd", b.op("Add", b.number(b.op("Shape", node.input[0])), grown), keepdims=0)
+def _padded(b: Nodes, node: NodeProto) -> str:
+    """Every dimension grown by its own two paddings; a bound where only some axes are padded and one is empty."""
+    one = b.constant(1)
+    pairs = b.op("Reshape", b.number(node.input[1]), b.constant([2, -1], np.int64))
+    grown = b.op("Add", b.op("Gather", pairs, b.constant(0, np.int64)), b.op("Gather", pairs, b.constant(1, np.int64)))
+    shape = b.op("Shape", node.input[0])
+    if not (len(node.input) > 3 and node.input[3]):
+        return b.op("ReduceProd", b.op("Add", b.number(shape), grown), keepdims=0)
+    padded = b.op("Max", b.number(b.op("Gather", shape, node.input[3])), one)
+    others = b.op("Div", b.op("ReduceProd", b.op("Max", b.number(shape), one), keepdims=0),
+                  b.op("ReduceProd", padded, keepdims=0))  # fmt: skip
+    return b.op("Mul", others, b.op("ReduceProd", b.op("Max", b.op("Add", padded, grown), one), keepdims=0))
 
 
-def _tiles_backwards(b: _Build, node: NodeProto) -> str:
-    """OpenVINO 2026.4 takes a negative number of repeats, and writes where it should not."""
+def _below_nothing(b: Nodes, node: NodeProto) -> str:
+    """OpenVINO 2026.4 takes negative repeats and pieces, and writes and reads where it should not."""
     return b.op("Less", b.op("ReduceMin", b.number(node.input[1]), keepdims=0), b.constant(0))
 
 
-def _crops_too_much(b: _Build, node: NodeProto) -> str:
+def _crops_too_much(b: Nodes, node: NodeProto) -> str:
     """Negative paddings cut off; OpenVINO 2026.4 also cuts off more than there is, and writes where it should not."""
     dims = b.op("Shape", node.input[0])
     if len(node.input) > 3 and node.input[3]:  # paddings of these axes only
@@ -118,26 +100,26 @@ def _crops_too_much(b: _Build, node: NodeProto) -> str:
     return b.op("Less", least, b.constant(0))
 
 
-def _ranged(b: _Build, node: NodeProto) -> str:
+def _ranged(b: Nodes, node: NodeProto) -> str:
     start, limit, delta = (b.number(name) for name in node.input)
     return b.op("Div", b.op("Sub", limit, start), delta)
 
 
 def range_forwards(checks: Checks, node: NodeProto) -> list[NodeProto]:
     """ONNX: a range that leads away from its limit is empty. OpenVINO 2026.4 gives as many elements as it lacks."""
-    build = _Build(checks)
+    build = Nodes(checks)
     empty = build.op("Less", _ranged(build, node), build.constant(0))
     node.input[1] = build.op("Where", empty, node.input[0], node.input[1])
     return build.nodes
 
 
-def _resized(b: _Build, node: NodeProto) -> str:
+def _resized(b: Nodes, node: NodeProto) -> str:
     if len(node.input) > 3 and node.input[3]:
         return b.product(node.input[3])
     return _scaled(2)(b, node)
 
 
-_ELEMENTS: dict[str, Callable[[_Build, NodeProto], str]] = {
+_ELEMENTS: dict[str, Callable[[Nodes, NodeProto], str]] = {
     "ConstantOfShape": lambda b, node: b.product(node.input[0]),
     "Expand": _expanded,
     "Loop": lambda b, node: b.number(node.input[0]),
@@ -145,8 +127,11 @@ _ELEMENTS: dict[str, Callable[[_Build, NodeProto], str]] = {
     "Pad": _padded,
     "Range": _ranged,
     "Resize": _resized,
+    "Split": lambda b, node: b.op("ReduceMax", b.op("Abs", b.number(node.input[1])), keepdims=0),
     "Tile": _scaled(1),
     "Upsample": _scaled(1),
 }
-_NEGATIVE: dict[str, Callable[[_Build, NodeProto], str]] = {"Pad": _crops_too_much, "Tile": _tiles_backwards}
+_NEGATIVE: dict[str, Callable[[Nodes, NodeProto], str]] = {
+    "Pad": _crops_too_much, "Split": _below_nothing, "Tile": _below_nothing,
+}  # fmt: skip
 """Whether a size is below what there is; for the other operators OpenVINO looks itself."""

@@ -18,20 +18,16 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from engines.errors import ModelRefused
-from engines.frontend.ranges import INDEX_INPUTS, checked_lookups, from_shapes
+from engines.frontend.ranges import INDEX_INPUTS, checked_lookups, from_shapes, never_empty
 from engines.manifest import GUARD_OUTPUT
-from engines.passes.guard_ops import Checks
+from engines.passes.guard_empty import guard_axes, guard_compress, guard_regions, guard_turns, needed_axes
+from engines.passes.guard_integers import WIDE, guard_cast, guard_integers, must_be_exact, reads
+from engines.passes.guard_ops import Checks, Nodes
 from engines.passes.guard_sizes import SIZE_INPUT, guard_size, range_forwards
 
 __all__ = ["with_guards"]
 
 _LONG_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.BFLOAT16})  # FP16 ends at 65504
-_WIDE = frozenset({TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64})
-_ARITHMETIC: dict[str, tuple[int, ...]] = {
-    "Add": (), "CumSum": (0,), "MatMul": (), "Mul": (), "Pow": (), "ReduceProd": (0,), "ReduceSum": (0,),
-    "ReduceSumSquare": (0,), "Sub": (), "Sum": (),
-}  # fmt: skip
-"""Operators whose answers may be larger than their inputs, and the positions of these; none = all of them."""
 _SCAN_LISTS = ("scan_output_axes", "scan_output_directions")
 """One number for each scan output of a Scan, where they are given; 0 is the default of both."""
 
@@ -77,6 +73,7 @@ class _Pass:
         self.checks = Checks()
         self._checked = checked_lookups(model)
         self._from_shapes = from_shapes(model)
+        self._never_empty = never_empty(model)
         self._top = model.graph
 
     def guard(self, graph: GraphProto, outer: Mapping[str, _Value]) -> list[str]:
@@ -111,23 +108,32 @@ class _Pass:
             nodes, count = self._check_index(node, known)
             return nodes, [], count, f"{what} looks up an index outside its table"
         if node.op_type == "Cast" and self._cuts(node, known):
-            nodes, count = self.checks.beyond_31_bits(node.input[0], known[node.input[0]].kind)
+            nodes, count = guard_cast(self.checks, node)
             return nodes, [], count, f"{what} makes an integer of a number beyond 32 bits"
-        if node.op_type in _ARITHMETIC and self._may_overflow(node, known):
-            nodes, count = self._shadow(node, known)
-            return nodes, [], count, f"{what} gives an integer beyond 32 bits"
+        variable = self._inexact(node, known)
+        if variable:
+            before, after, count, why = guard_integers(self.checks, node, variable)
+            return before, after, count, f"{what} {why}"
+        axes = needed_axes(node)
+        if axes is not None and self._may_be_empty(node, axes, known):
+            nodes, count = guard_axes(self.checks, node, axes)
+            return nodes, [], count, f"{what} takes something out of an empty tensor"
+        if node.op_type == "Compress" and node.input[1] not in self._from_shapes:
+            nodes, count = guard_compress(self.checks, node)
+            return nodes, [], count, f"{what} has a condition longer than what it selects from"
+        if node.op_type == "MaxRoiPool" and node.input[1] not in self._from_shapes:
+            nodes, count = guard_regions(self.checks, node)
+            return nodes, [], count, f"{what} has a region of an image that is not in the batch"
         before, asked = self._check_size(node, known)
-        after, count = self._guard_bodies(node, known)
+        turns, after, count = self._guard_bodies(node, known)
         inside = f"{what} looks up an index outside its table, makes an integer beyond 32 bits, or asks for too much"
         if asked and count:
             both = self.checks.name()
             after.append(helper.make_node("Add", [asked, count], [both]))
-            return before, after, both, inside
-        return (
-            (before, [], asked, f"{what} asks for too large a size, or less than nothing")
-            if asked
-            else (before, after, count, inside)
-        )
+            return [*before, *turns], after, both, inside
+        if asked:
+            return [*before, *turns], [], asked, f"{what} asks for too large a size, or less than nothing"
+        return [*before, *turns], after, count, inside
 
     def _needs_check(self, node: NodeProto, known: Mapping[str, _Value]) -> bool:
         """Not where the index was checked on arrival, or is a constant that fits whatever the table is."""
@@ -137,8 +143,8 @@ class _Pass:
         if index is None or index.stored is None:
             return True
         low, high = _extent(index.stored)
-        if (low, high) in ((0, 0), (-1, -1), (-1, 0)):
-            return False  # every table has a first and a last row
+        if (low, high) in ((0, 0), (-1, -1), (-1, 0)) and node.input[0] in self._never_empty:
+            return False  # every other table has a first and a last row
         if node.op_type != "Gather":
             return True
         rows = _dim(known.get(node.input[0]), _axis(node))
@@ -161,25 +167,25 @@ class _Pass:
         to = next((a.i for a in node.attribute if a.name == "to"), 0)
         source = known.get(node.input[0])
         is_float = source is not None and source.kind in _LONG_FLOATS
-        return is_float and to in _WIDE and node.input[0] not in self._from_shapes
+        return is_float and to in WIDE and node.input[0] not in self._from_shapes
 
-    def _may_overflow(self, node: NodeProto, known: Mapping[str, _Value]) -> bool:
-        data = [node.input[p] for p in _ARITHMETIC[node.op_type] or range(len(node.input))]
-        is_wide = all(name in known and known[name].kind in _WIDE for name in data)
-        return is_wide and any(name not in self._from_shapes for name in data)
+    def _inexact(self, node: NodeProto, known: Mapping[str, _Value]) -> list[str]:
+        """The data inputs by which the engine's integers may leave the range in which they are exact."""
+        data = reads(node)
+        if not must_be_exact(node, [known[name].kind if name in known else 0 for name in data]):
+            return []
+        return [n for n in data if n not in self._from_shapes and not (n in known and known[n].stored)]
 
-    def _shadow(self, node: NodeProto, known: Mapping[str, _Value]) -> tuple[list[NodeProto], str]:
-        """The same operator over FP32, which has the range that the engine's integers lack."""
-        shadow, nodes = NodeProto(), []
-        shadow.CopyFrom(node)
-        shadow.name, shadow.output[0] = "", self.checks.name()
-        for position in _ARITHMETIC[node.op_type] or range(len(node.input)):
-            shadow.input[position] = self.checks.name()
-            nodes.append(
-                helper.make_node("Cast", [node.input[position]], [shadow.input[position]], to=TensorProto.FLOAT)
-            )
-        checking, count = self.checks.beyond_31_bits(shadow.output[0], TensorProto.FLOAT)
-        return [*nodes, shadow, *checking], count
+    def _may_be_empty(self, node: NodeProto, axes: list[int] | str, known: Mapping[str, _Value]) -> bool:
+        table = node.input[0]
+        if table in self._never_empty or table in self._from_shapes:
+            return False
+        if isinstance(axes, str):
+            return True
+        found = known.get(table)
+        if found is None or found.dims is None:
+            return True
+        return not all(_dim(found, axis) for axis in axes or range(len(found.dims)))
 
     def _check_index(self, node: NodeProto, known: Mapping[str, _Value]) -> tuple[list[NodeProto], str]:
         position = INDEX_INPUTS[node.op_type]
@@ -210,11 +216,19 @@ class _Pass:
         first = next((a.i for a in node.attribute if a.name == "batch_dims"), 0)
         return list(range(first, first + depth))
 
-    def _guard_bodies(self, node: NodeProto, known: Mapping[str, _Value]) -> tuple[list[NodeProto], str]:
+    def _guard_bodies(
+        self, node: NodeProto, known: Mapping[str, _Value]
+    ) -> tuple[list[NodeProto], list[NodeProto], str]:
+        """Nodes to run before and after it, and the name of the count of all of its bodies, or nothing."""
         bodies = [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
         counts = [self.guard(body, known) for body in bodies]
+        before, ran = self._turns(node, known)
+        b = Nodes(self.checks)
+        idle = ""
+        if ran and len(bodies[0].output) > len(node.input) - 1:  # what a turn adds to; else it is what came in
+            idle = b.count(b.op("Not", ran))
         if not any(counts):
-            return [], ""
+            return before, b.nodes, idle
         if len(node.output) != _declared(node, bodies):
             raise ModelRefused(f"{node.op_type} {node.name!r} leaves out some of its outputs; expected all of them")
         for body, inside in zip(bodies, counts, strict=True):
@@ -224,8 +238,20 @@ class _Pass:
                 attribute.ints.append(0)
         left = self.checks.name()
         node.output.append(left)
-        nodes, count = self.checks.sum(left)
-        return nodes, count
+        count = b.op("ReduceSum", left, keepdims=0)
+        if ran:  # without a turn, the engine shows the counts of an earlier run
+            count = b.op("ReduceSum", b.op("Where", ran, count, b.constant(0)), keepdims=0)
+        return before, b.nodes, b.op("Add", count, idle) if idle else count
+
+    def _turns(self, node: NodeProto, known: Mapping[str, _Value]) -> tuple[list[NodeProto], str]:
+        """For a Loop that may make no turn: nodes to run before it, and the name of whether it made one."""
+        if node.op_type != "Loop":
+            return [], ""
+        given = [name for name in node.input[:2] if name]
+        stored = [known[name].stored for name in given if name in known]
+        if len(stored) == len(given) and all(t is not None and numpy_helper.to_array(t).min() > 0 for t in stored):
+            return [], ""
+        return guard_turns(self.checks, node)
 
 
 def _declared(node: NodeProto, bodies: list[GraphProto]) -> int:

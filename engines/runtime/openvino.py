@@ -50,7 +50,8 @@ class OpenVinoSlot:
         self, compiled: ov.CompiledModel, inputs: Sequence[str], outputs: Sequence[str], guards: Sequence[str] = ()
     ) -> None:
         self._guards = guards
-        self._guard_output = _port(compiled.outputs, GUARD_OUTPUT) if guards else -1
+        self._judged = np.flatnonzero([bool(text) for text in guards])
+        self._guard_output = _port(compiled.outputs, GUARD_OUTPUT) if self._judged.size else -1
         self._request = compiled.create_infer_request()
         self._inputs = [(name, _port(compiled.inputs, name)) for name in inputs]
         self._outputs = [(name, _port(compiled.outputs, name)) for name in outputs]
@@ -84,10 +85,10 @@ class OpenVinoSlot:
 
     def _refusal(self) -> ValuesRefused | None:
         """What the first guard that found something says."""
-        if not self._guards:
+        if self._guard_output < 0:
             return None
-        found = np.flatnonzero(self._request.get_output_tensor(self._guard_output).data)
-        return ValuesRefused(self._guards[found[0]]) if found.size else None
+        found = np.flatnonzero(self._request.get_output_tensor(self._guard_output).data[self._judged])
+        return ValuesRefused(self._guards[self._judged[found[0]]]) if found.size else None
 
     def outputs(self) -> dict[str, np.ndarray]:
         return {name: self._request.get_output_tensor(index).data for name, index in self._outputs}

@@ -12,7 +12,7 @@ import onnx
 import openvino as ov
 
 from engines.errors import ModelRefused
-from engines.manifest import StreamTiming
+from engines.manifest import GUARD_OUTPUT, StreamTiming
 from engines.passes.guards import with_guards
 from engines.reference import Arrays
 from engines.runtime.openvino import core, first_line, stream_config
@@ -77,13 +77,21 @@ class runner:
     def __init__(self, compiled: ov.CompiledModel, outputs: Sequence[str]) -> None:
         self._request = compiled.create_infer_request()
         self._outputs = outputs
+        self.is_guarded = any(GUARD_OUTPUT in port.names for port in compiled.outputs)
 
     def __call__(self, inputs: Arrays) -> Arrays:
+        return self._run(inputs, self._outputs)
+
+    def watched(self, inputs: Arrays) -> Arrays:
+        """The outputs, and `GUARD_OUTPUT` where the model has guards."""
+        return self._run(inputs, [*self._outputs, GUARD_OUTPUT] if self.is_guarded else self._outputs)
+
+    def _run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
         for name, array in inputs.items():
             self._request.set_tensor(name, ov.Tensor(np.asarray(array, order="C"), shared_memory=False))
         self._request.start_async()
         self._request.wait()
-        return {name: self._request.get_tensor(name).data.copy() for name in self._outputs}
+        return {name: self._request.get_tensor(name).data.copy() for name in outputs}
 
 
 def stream_choices(threads: int) -> list[Candidate]:

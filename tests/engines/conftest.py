@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from engines.build import build
+from engines.errors import EngineError
 from engines.manifest import Manifest
 from engines.reference import Arrays
 from engines.repository import PlanCache
@@ -29,11 +31,26 @@ class Built:
         return {spec.name: spec.batch_axis for spec in (*self.manifest.inputs, *self.manifest.outputs)}
 
     def answer(self, *batches: Arrays) -> list[Arrays]:
+        answers = self.answer_all(batches)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return answers
+
+    def answer_all(self, batches: Sequence[Arrays]) -> list[Any]:
+        """One session for all of them; in place of an answer, what was raised."""
         session = load_session(self.cache.entry(self.manifest.key), self.manifest)
         try:
-            return [run_slot(session.slots[0], batch) for batch in batches]
+            return [_answered(session.slots[0], batch) for batch in batches]
         finally:
             session.close()
+
+
+def _answered(slot: Slot, batch: Arrays) -> Arrays | EngineError:
+    try:
+        return run_slot(slot, batch)
+    except EngineError as error:
+        return error
 
 
 def run_slot(slot: Slot, inputs: Arrays) -> Arrays:

@@ -13,6 +13,7 @@ from onnx import helper
 from engines import batchproof, samples
 from engines.agreement import WrongEngine, agree_at, prove_at
 from engines.batchproof import Proven, Refuted, prove
+from engines.guarded import Guards
 from engines.reference import Arrays, Reference
 from engines.samples import Sampler, other_samplers
 from engines.targets import openvino as target
@@ -119,9 +120,9 @@ def test_an_engine_that_errs_at_another_size_is_wrong() -> None:
     def wrong_in_long_rows(arrays: Arrays) -> Arrays:
         return {"y": reference(arrays)["y"] * np.float32(1 + (arrays["x"].shape[1] > 40))}
 
-    agree_at(others, reference, reference, 1e-5, model, Reference)
+    agree_at(others, reference, reference, 1e-5, model, Reference, Guards(()))
     with pytest.raises(WrongEngine, match=r"^variable dimensions of 48: OpenVINO answers differently"):
-        agree_at(others, wrong_in_long_rows, reference, 1e-5, model, Reference)
+        agree_at(others, wrong_in_long_rows, reference, 1e-5, model, Reference, Guards(()))
 
 
 def test_a_plan_names_the_sizes_it_was_proven_at(built: Callable[[onnx.ModelProto], Built]) -> None:
