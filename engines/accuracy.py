@@ -124,7 +124,8 @@ class _Judge:
     def _note_difference(self, want: Arrays, got: Arrays) -> None:
         share, worst = max((self._difference(name, want[name], got[name]) for name in want), key=lambda found: found[0])
         self._over += share > 1
-        self._worst = sorted([*self._worst, (share, worst)], key=lambda found: (-found[0], found[1].index))[:WORST]
+        if share:
+            self._worst = sorted([*self._worst, (share, worst)], key=lambda found: (-found[0], found[1].index))[:WORST]
         if self._count % self._per_share == 0:
             self._shares.append(share)
         else:
@@ -144,7 +145,7 @@ class _Judge:
             synthetic=self._samples.synthetic,
             over_bound=self._over,
             worst=tuple(worst for _, worst in self._worst),
-            shares=tuple(_finite(share) for share in self._shares),
+            shares=tuple(_finite(float(f"{share:.3g}")) for share in self._shares),
             samples_per_share=self._per_share,
             metric=self._metric,
             against=self._samples.truth or "reference",

@@ -19,13 +19,13 @@ __all__ = ["Figure", "figures"]
 _INK, _MUTED, _LINE, _ACCENT, _BAD = "#010203", "#010204", "#010205", "#010206", "#010207"
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line", _ACCENT: "--accent", _BAD: "--bad"}
 """Colours stand for variables of the page, so that light and dark need one drawing."""
-_WIDTH_IN, _ROW_IN = 4.4, 0.42
+_WIDTH_IN, _ROW_IN, _POINTS = 4.4, 0.46, 10.5
 _MOST_BARS = 9
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: readable by machines, in the page's own font
     "svg.hashsalt": "bitserve",
     "text.parse_math": False,  # a $ in a name is a $
-    "font.size": 9.5,
+    "font.size": _POINTS,
     "axes.edgecolor": _LINE, "axes.labelcolor": _MUTED, "axes.linewidth": 0.8,
     "xtick.color": _LINE, "ytick.color": _LINE, "xtick.labelcolor": _MUTED, "ytick.labelcolor": _MUTED,
     "text.color": _INK, "axes.spines.top": False, "axes.spines.right": False,
@@ -92,13 +92,13 @@ def _speeds(speeds: tuple[Speed, ...]) -> Figure | None:
         _draw_bars(upper, [bar for bar, _ in bars])
         _draw_bars(lower, rates)
         for axes, title in ((upper, "Latency, one request alone"), (lower, "Throughput, all streams")):
-            axes.set_title(title, loc="left", fontsize=9.5, color=_MUTED, pad=2)
+            axes.set_title(title, loc="left", fontsize=_POINTS, color=_MUTED, pad=2)
 
-    return _figure("speeds", draw, 2 * (len(bars) * _ROW_IN + 0.3), "Latency and throughput by batch size")
+    return _figure("speeds", draw, 2 * (len(bars) * _ROW_IN + 0.32), "Latency and throughput by batch size")
 
 
 def _differences(accuracy: Accuracy) -> Figure | None:
-    if not accuracy.shares:
+    if not any(share != 0 for share in accuracy.shares):
         return None
     finite = [share for share in accuracy.shares if share]
     floor = min([*finite, 1.0]) / 3  # zeros stand at the lower edge of a logarithmic axis
@@ -108,7 +108,7 @@ def _differences(accuracy: Accuracy) -> Figure | None:
     worst = accuracy.worst[0].index // accuracy.samples_per_share if accuracy.worst else 0
 
     def draw(drawing: Drawing) -> None:
-        from matplotlib.ticker import MaxNLocator
+        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
         axes = drawing.subplots()
         axes.set_yscale("log")
@@ -123,6 +123,8 @@ def _differences(accuracy: Accuracy) -> Figure | None:
         axes.set_xlabel("sample")
         axes.set_ylabel("difference / bound")
         axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
     return _figure("differences", draw, 2.3, "Difference from the reference at each sample, as a share of its bound")
@@ -138,10 +140,10 @@ def _draw_bars(axes: Axes, bars: list[_Bar]) -> None:
     """One thin bar under its label, its value at the right: names may be long and the page narrow."""
     longest = max(bar.value for bar in bars) or 1.0
     for place, bar in enumerate(bars):
-        axes.barh(place + 0.3, bar.value / longest, height=0.22, color=_ACCENT)
-        axes.barh(place + 0.3, 1, height=0.22, color=_LINE, zorder=0)
-        axes.text(0, place + 0.02, _printable(bar.label), va="center")
-        axes.text(1, place + 0.02, _printable(bar.text), va="center", ha="right", color=_MUTED)
+        axes.barh(place + 0.34, bar.value / longest, height=0.2, color=_ACCENT)
+        axes.barh(place + 0.34, 1, height=0.2, color=_LINE, zorder=0)
+        axes.text(0, place - 0.02, _printable(bar.label), va="center")
+        axes.text(1, place - 0.02, bar.text, va="center", ha="right", color=_MUTED)
     axes.set(xlim=(0, 1), ylim=(len(bars) - 0.5, -0.35))
     axes.set_axis_off()
 
@@ -183,4 +185,4 @@ def _printable(text: str) -> str:
 
 
 def _duration(us: float) -> str:
-    return f"{us:.0f} us" if us < 1000 else f"{us / 1000:.2f} ms" if us < 1e6 else f"{us / 1e6:.2f} s"
+    return f"{us:.0f} \u00b5s" if us < 1000 else f"{us / 1000:.2f} ms" if us < 1e6 else f"{us / 1e6:.2f} s"

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from engines.report import Layer, Report
 from engines.report_figures import figures
@@ -37,7 +36,7 @@ class _Kernel:
 
 def page(report: Report) -> str:
     """The whole page. Pure: the same report gives the same text."""
-    drawn = {name: Markup(figure.svg) for name, figure in figures(report).items()}  # our own drawing
+    drawn = {name: figure.svg for name, figure in figures(report).items()}
     return _template().render(
         r=report, figures=drawn, kernels=_kernels(report.layers), layers=report.layers[:_MOST_LAYERS],
         hidden=max(0, len(report.layers) - _MOST_LAYERS), full=report.speeds[-1] if report.speeds else None,
@@ -51,13 +50,15 @@ def _template() -> jinja2.Template:
         loader=jinja2.PackageLoader("engines", "."), autoescape=True, finalize=_clean, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters.update(size=_size, duration=_duration, number=_number, counts=_counts, json=_json)
+    environment.filters.update(
+        size=_size, duration=_duration, number=_number, counts=_counts, json=_json, metric=_metric
+    )
     return environment.get_template("report_page.html")
 
 
 def _clean(value: Any) -> Any:
-    """Every value that goes into the page; what is markup already passes."""
-    if not isinstance(value, str) or isinstance(value, Markup):
+    """Every value that goes into the page; what is markup already (our figures) passes."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     text = _UNPRINTABLE.sub("\ufffd", value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 40]} \u2026 {text[-30:]}"
@@ -95,8 +96,12 @@ def _duration(us: float | None) -> str:
 def _number(value: float | None) -> str:
     """Four significant digits, thousands apart."""
     if value is None:
-        return "not a number"
+        return "\u2013"
     return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"
+
+
+def _metric(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.6g}"
 
 
 def _counts(operators: dict[str, int]) -> str:
