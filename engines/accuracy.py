@@ -106,7 +106,8 @@ class _Judge:
     def take(self, want: Arrays, got: Arrays, truth: np.ndarray | None) -> None:
         if not self._output:
             self._output = _output_of(self._metric, want, truth)
-            self._is_scores = self._metric in LABEL_METRICS or np.squeeze(want[self._output]).ndim == 1
+            guess = truth is None and np.squeeze(want[self._output]).ndim == 1
+            self._is_scores = self._metric in LABEL_METRICS or guess
         self.answer_bytes = max(self.answer_bytes, 1, _bytes(want))
         self._note_difference(want, got)
         expected, answer = want[self._output][None], got[self._output][None]

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from engines.errors import ModelRefused
+from engines.inputs import as_model_inputs, declared_inputs
 from engines.npz import read_samples
+from engines.spec import ImageInput, Spec
 from engines.tensor import TensorSpec
 
 X = TensorSpec("x", "FP32", (-1, 3))
@@ -42,6 +44,21 @@ def test_a_sample_may_be_a_whole_input(tmp_path: Path, shape: tuple[int, ...], s
     assert all(
         np.array_equal(one["x"], want) and one["x"].shape == sample for one, want in zip(found, array, strict=True)
     )
+
+
+def test_an_image_input_is_read_as_the_pixels_that_clients_send(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), np.uint8)
+    spec = Spec(inputs={"x": ImageInput(mean=(1, 2, 3), scale=(4,))})
+    declared = declared_inputs(spec, [TensorSpec("x", "FP32", (1, 3, 4, 5))])
+    samples = inputs_of(saved(tmp_path, x=pixels), *declared)
+    assert [sample["x"].dtype for sample in samples] == [np.uint8] * 3
+    assert np.array_equal(np.concatenate([sample["x"] for sample in samples]), pixels)
+    model_input = as_model_inputs(spec.inputs, samples[1], {"x": "FP32"})["x"]
+    assert np.array_equal(model_input, ((pixels[1:2] - np.float32([1, 2, 3])) / 4).transpose(0, 3, 1, 2))
+    with pytest.raises(ModelRefused, match=r"expected \[samples, 4, 5, 3\] or \[samples, 1, 4, 5, 3\]"):
+        inputs_of(saved(tmp_path, x=pixels.transpose(0, 3, 1, 2)), *declared)
+    with pytest.raises(ModelRefused, match=r"'x' has type float32; expected uint8 \(UINT8\) or values"):
+        inputs_of(saved(tmp_path, x=pixels / np.float32(255)), *declared)
 
 
 def test_every_pass_reads_the_same_and_packed_columns_and_swapped_bytes_are_no_matter(tmp_path: Path) -> None:
