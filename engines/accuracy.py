@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -34,21 +35,26 @@ def default_metric(truth: str | None) -> Metric:
 def assess(
     run: Run, reference: Run, samples: Samples, metric: Metric | None, *, tolerance: float,
     axes: Mapping[str, int] | None = None, output_axes: Mapping[str, int] | None = None, rows: int = 16,
+    budget_s: float | None = None,
 ) -> Accuracy:  # fmt: skip
     """Run the engine (`run`) in batches and the reference on each sample alone, and compare.
 
     `axes` and `output_axes` say where inputs and outputs carry rows; without them, samples run one at a time. A batch
     has at most `rows` samples and 64 MiB of inputs and answers. Floats may differ by `tolerance` times the largest
-    |answer| of the reference. `metric` None takes `default_metric`. Raises ModelRefused where the truth does not fit
-    the answers; what `run` or `reference` raise passes through.
+    |answer| of the reference. `metric` None takes `default_metric`. After `budget_s` no further batch is begun; the
+    result says how many samples there were. Raises ModelRefused where the truth does not fit the answers; what `run`
+    or `reference` raise passes through.
     """
     chosen = metric or default_metric(samples.truth)
     judge = _Judge(samples, chosen, tolerance)
     where = dict(output_axes or {}) if axes else {}
+    started = time.monotonic()
     for batch in _batches(samples, dict(axes or {}), rows, judge):
         answers = run(join([sample.inputs for sample in batch], axes) if axes else batch[0].inputs)
         for i, sample in enumerate(batch):
             judge.take(reference(sample.inputs), _part(answers, where, i), sample.truth)
+        if budget_s is not None and time.monotonic() - started >= budget_s:
+            break
     return judge.result()
 
 
@@ -143,6 +149,7 @@ class _Judge:
     def result(self) -> Accuracy:
         return Accuracy(
             samples=self._count,
+            available=self._samples.count,
             synthetic=self._samples.synthetic,
             over_bound=self._over,
             worst=tuple(worst for _, worst in self._worst),

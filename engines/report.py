@@ -74,6 +74,8 @@ class Accuracy(msgspec.Struct, frozen=True):
     """
 
     samples: int
+    available: int
+    """How many there were; fewer were run where time was short."""
     synthetic: bool
     over_bound: int
     """Samples that differ by more than their bound."""

@@ -234,6 +234,13 @@ def test_a_batch_is_bounded_in_bytes() -> None:
     assert sizes == [1, 3, 3, 2]
 
 
+def test_no_batch_is_begun_when_the_time_is_over(tmp_path: Path) -> None:
+    model, (x, labels) = linear(), digits()
+    samples = file_of(tmp_path, model, x=x, labels=labels)
+    found = assess(engine_of(model, {}), Reference(model), samples, None, tolerance=TOLERANCE, budget_s=0.0)
+    assert (found.samples, found.available, len(found.shares)) == (1, 50, 1)
+
+
 @pytest.mark.parametrize(("truth", "metric"), [("labels", "top1"), ("targets", "rmse"), (None, "cosine")])
 def test_default_metrics(truth: str | None, metric: str) -> None:
     assert default_metric(truth) == metric

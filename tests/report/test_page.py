@@ -123,6 +123,11 @@ def test_bad_news_are_said(report: Report) -> None:
     assert "one request at a time" in shown
 
 
+def test_samples_that_were_left_out_are_said(report: Report) -> None:
+    accuracy = msgspec.structs.replace(report.accuracy, available=5000)
+    assert "There are 5000; these are the first" in page(msgspec.structs.replace(report, accuracy=accuracy))
+
+
 def test_a_report_with_little_in_it_has_a_page(report: Report) -> None:
     accuracy = msgspec.structs.replace(report.accuracy, worst=(), shares=(0.0,), synthetic=True, decisions_changed=None)
     bare = msgspec.structs.replace(
