@@ -1,0 +1,186 @@
+"""Hold an engine's answers against the reference's and the truth, sample by sample; only one batch is in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from engines.batchproof import differs, is_float, join
+from engines.errors import ModelRefused
+from engines.metrics import decisions, fitting, loss, measure
+from engines.npz import Sample, Samples
+from engines.report import Accuracy, WorstSample
+from engines.spec import LABEL_METRICS, Metric
+
+__all__ = ["assess", "default_metric", "shortfall"]
+
+Arrays = dict[str, np.ndarray]
+Run = Callable[[Arrays], Arrays]
+WORST = 5
+_BATCH_BYTES = 2**26
+_MOST_SHARES = 400
+_TIES = 0.01
+"""Share of whole numbers that may differ: one behind a rounding or an argmax flips on a tie."""
+
+
+def default_metric(truth: str | None) -> Metric:
+    """Labels are for `top1`, targets for `rmse`; without either, `cosine` against the reference."""
+    return "top1" if truth == "labels" else "rmse" if truth == "targets" else "cosine"
+
+
+def assess(
+    run: Run, reference: Run, samples: Samples, metric: Metric | None, *, tolerance: float,
+    axes: Mapping[str, int] | None = None, output_axes: Mapping[str, int] | None = None, rows: int = 16,
+    budget_s: float | None = None,
+) -> Accuracy:  # fmt: skip
+    """Run the engine (`run`) in batches and the reference on each sample alone, and compare.
+
+    `axes` and `output_axes` say where inputs and outputs carry rows; without them, samples run one at a time. A batch
+    has at most `rows` samples and 64 MiB of inputs and answers. Floats may differ by `tolerance` times the largest
+    |answer| of the reference. `metric` None takes `default_metric`. After `budget_s` no further batch is begun; the
+    result says how many samples there were. Raises ModelRefused where the truth does not fit the answers; what `run`
+    or `reference` raise passes through.
+    """
+    chosen = metric or default_metric(samples.truth)
+    judge = _Judge(samples, chosen, tolerance)
+    where = dict(output_axes or {}) if axes else {}
+    started = time.monotonic()
+    for batch in _batches(samples, dict(axes or {}), rows, judge):
+        answers = run(join([sample.inputs for sample in batch], axes) if axes else batch[0].inputs)
+        for i, sample in enumerate(batch):
+            judge.take(reference(sample.inputs), _part(answers, where, i), sample.truth)
+        if budget_s is not None and time.monotonic() - started >= budget_s:
+            break
+    return judge.result()
+
+
+def shortfall(accuracy: Accuracy, budget: float | None) -> str:
+    """Why the answers are not good enough, or nothing. `budget` is the largest loss allowed; None allows any."""
+    if budget is None:
+        return ""
+    if accuracy.value is None or accuracy.reference_value is None:
+        return f"{accuracy.metric} is not a number"
+    metric: Metric = accuracy.metric  # type: ignore[assignment]  # a report keeps it as text
+    lost = loss(metric, accuracy.reference_value, accuracy.value)
+    if lost <= budget:
+        return ""
+    return (
+        f"{metric} is {accuracy.value:.6g}, the reference has {accuracy.reference_value:.6g}: a loss of {lost:.3g}, "
+        f"{budget:.3g} allowed"
+    )
+
+
+def _batches(samples: Samples, axes: dict[str, int], rows: int, judge: _Judge) -> Iterator[list[Sample]]:
+    """The first sample runs alone: it tells how many bytes an answer has."""
+    batch: list[Sample] = []
+    for sample in samples:
+        single = axes and all(sample.inputs[name].shape[axis] == 1 for name, axis in axes.items())
+        batch.append(sample)
+        most = min(rows, _BATCH_BYTES // max(1, judge.answer_bytes + _bytes(sample.inputs))) if single else 1
+        if not judge.answer_bytes or len(batch) >= most:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _part(answers: Arrays, axes: Mapping[str, int], index: int) -> Arrays:
+    return {
+        name: np.take(array, range(index, index + 1), axis=axes[name]) if name in axes else array
+        for name, array in answers.items()
+    }
+
+
+class _Judge:
+    """Takes answers one sample at a time and keeps sums, the worst samples and one number each few samples."""
+
+    def __init__(self, samples: Samples, metric: Metric, tolerance: float) -> None:
+        self._samples, self._metric, self._tolerance = samples, metric, tolerance
+        self._own, self._reference = measure(metric), measure(metric)
+        self._output = ""
+        self._count = self._over = self._changed = 0
+        self._is_scores = False
+        self._worst: list[tuple[float, WorstSample]] = []
+        self._per_share = math.ceil(samples.count / _MOST_SHARES)
+        self._shares: list[float] = []
+        self.answer_bytes = 0
+
+    def take(self, want: Arrays, got: Arrays, truth: np.ndarray | None) -> None:
+        if not self._output:
+            self._output = _output_of(self._metric, want, truth)
+            guess = truth is None and np.squeeze(want[self._output]).ndim == 1
+            self._is_scores = self._metric in LABEL_METRICS or guess
+        self.answer_bytes = max(self.answer_bytes, 1, _bytes(want))
+        self._note_difference(want, got)
+        expected, answer = want[self._output][None], got[self._output][None]
+        if expected.shape != answer.shape:
+            raise ModelRefused(
+                f"output {self._output!r} has shape {list(answer.shape[1:])}; the reference {list(expected.shape[1:])}"
+            )
+        known = expected if truth is None else truth[None]
+        self._own.add(*fitting(self._metric, answer, known))
+        self._reference.add(*fitting(self._metric, expected, known))
+        flat = [array.reshape(1, -1).astype(np.float64) for array in (expected, answer)]
+        self._changed += int(self._is_scores and flat[0].size and decisions(flat[0])[0] != decisions(flat[1])[0])
+        self._count += 1
+
+    def _note_difference(self, want: Arrays, got: Arrays) -> None:
+        share, worst = max((self._difference(name, want[name], got[name]) for name in want), key=lambda found: found[0])
+        self._over += share > 1
+        if share:
+            self._worst = sorted([*self._worst, (share, worst)], key=lambda found: (-found[0], found[1].index))[:WORST]
+        if self._count % self._per_share == 0:
+            self._shares.append(share)
+        else:
+            self._shares[-1] = max(self._shares[-1], share)
+
+    def _difference(self, name: str, want: np.ndarray, got: np.ndarray) -> tuple[float, WorstSample]:
+        """The difference as a share of its bound, infinite where one of the two is not finite."""
+        found = differs(want, got, self._tolerance)
+        bound = found.bound if is_float(want) else _TIES * want.size
+        finite = math.isfinite(found.difference) and not (found.differs and found.difference == 0)
+        share = math.inf if not finite else found.difference / bound if bound else 0.0
+        return share, WorstSample(self._count, name, found.difference if finite else None, bound)
+
+    def result(self) -> Accuracy:
+        return Accuracy(
+            samples=self._count,
+            available=self._samples.count,
+            synthetic=self._samples.synthetic,
+            over_bound=self._over,
+            worst=tuple(worst for _, worst in self._worst),
+            shares=tuple(_finite(float(f"{share:.3g}")) for share in self._shares),
+            samples_per_share=self._per_share,
+            metric=self._metric,
+            against=self._samples.truth or "reference",
+            output=self._output,
+            reference_value=_finite(self._reference.value()),
+            value=_finite(self._own.value()),
+            decisions_changed=self._changed if self._is_scores else None,
+        )
+
+
+def _output_of(metric: Metric, answers: Arrays, truth: np.ndarray | None) -> str:
+    """The first output that the truth can be about: scores for labels, an equal shape for targets. Floats go first."""
+    names = [name for name, array in answers.items() if is_float(array)] or list(answers)
+    if truth is None:
+        return names[0]
+    probe = np.zeros_like(truth)[None]  # the label itself must not choose: one beyond the classes is an error
+    for name in names:
+        with contextlib.suppress(ModelRefused):
+            fitting(metric, answers[name][None], probe)
+            return name
+    fitting(metric, answers[names[0]][None], probe)  # says what does not fit
+    return names[0]
+
+
+def _bytes(arrays: Mapping[str, np.ndarray]) -> int:
+    return sum(array.nbytes for array in arrays.values())
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

@@ -1,0 +1,183 @@
+"""The samples that come with a model: an npz of arrays by input name, first axis = samples. Never held as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from engines.errors import ModelRefused
+from engines.samples import Sampler
+from engines.tensor import DYNAMIC, TensorSpec, datatype
+from engines.zipped import Member, blocks, members
+
+__all__ = ["DrawnSamples", "FileSamples", "Sample", "Samples", "Truth", "read_samples"]
+
+Truth = Literal["labels", "targets"]
+_TRUTHS: tuple[Truth, Truth] = ("labels", "targets")
+_MAX_SAMPLES = 10**6
+_HALF_VOID = np.dtype("V2")
+
+
+class Sample(NamedTuple):
+    """One request, and what its answer should be: a class number, an array, or None where that is not known."""
+
+    inputs: dict[str, np.ndarray]
+    truth: np.ndarray | None
+
+
+class Samples(Protocol):
+    """What an engine is judged on. Iterating reads from the start, one sample in memory at a time."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def truth(self) -> Truth | None: ...
+
+    @property
+    def synthetic(self) -> bool: ...
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+
+class DrawnSamples:
+    """Samples made up by the inputs' types, for a model that came without any."""
+
+    truth: Truth | None = None
+    synthetic = True
+
+    def __init__(self, sampler: Sampler, count: int) -> None:
+        self._sampler, self.count = sampler, count
+
+    def __iter__(self) -> Iterator[Sample]:
+        for seed in range(self.count):
+            yield Sample(self._sampler.draw(seed), None)
+
+
+class FileSamples:
+    """Samples of a file that `read_samples` has checked; the file must not change meanwhile."""
+
+    synthetic = False
+
+    def __init__(
+        self, path: Path, arrays: Mapping[str, Member], inputs: Sequence[TensorSpec], truth: Truth | None
+    ) -> None:
+        self._path, self._arrays, self._inputs, self.truth = path, arrays, inputs, truth
+        self.count = next(iter(arrays.values())).shape[0]
+
+    def __iter__(self) -> Iterator[Sample]:
+        streams = {spec.name: self._requests(spec) for spec in self._inputs}
+        truths = self._truths()
+        for _ in range(self.count):
+            yield Sample({name: next(stream) for name, stream in streams.items()}, next(truths))
+
+    def _requests(self, spec: TensorSpec) -> Iterator[np.ndarray]:
+        """A sample is one row where it lacks the first axis, else a whole input."""
+        member = self._arrays[spec.name]
+        whole = len(member.shape) > len(spec.shape)
+        for block in blocks(self._path, member):
+            fitting = _converted(self._path, spec, block)
+            for i in range(len(block)):
+                yield np.asarray(fitting[i] if whole else fitting[i : i + 1])
+
+    def _truths(self) -> Iterator[np.ndarray | None]:
+        if self.truth is None:
+            while True:
+                yield None
+        for block in blocks(self._path, self._arrays[self.truth]):
+            if self.truth == "labels" and block.size and block.min() < 0:
+                raise ModelRefused(f"{self._path.name}: a label is {block.min()}; classes are numbered from 0 on")
+            yield from (np.asarray(one) for one in block)
+
+
+def read_samples(path: Path, inputs: Sequence[TensorSpec], *, with_truth: bool) -> FileSamples:
+    """Check an npz against the inputs that clients send (see `engines.inputs`); every value of it is read once.
+
+    An array has the input's shape with any number of samples in its first dimension, or in front of it. Its type is
+    the input's, or one whose values the input's type holds (floats may be rounded). `with_truth` asks for `labels`
+    ([samples], integers) or `targets` ([samples, ...], numbers) beside them. Memory: some MiB, whatever the size of
+    the file. Raises ModelRefused with what does not fit.
+    """
+    arrays = members(path)
+    names = {spec.name for spec in inputs}
+    truth = _truth_of(path, set(arrays), names) if with_truth else None
+    expected = names | ({truth} if truth else set())
+    if set(arrays) != expected:
+        hint = (
+            "; 'labels' and 'targets' belong into the validation file" if set(arrays) - expected <= set(_TRUTHS) else ""
+        )
+        raise _refusal(path, f"it has the arrays {sorted(arrays)}; expected {sorted(expected)}{hint}")
+    for spec in inputs:
+        _check_shape(path, spec, arrays[spec.name].shape)
+    if truth:
+        _check_truth(path, truth, arrays[truth])
+    counts = {name: member.shape[0] for name, member in arrays.items()}
+    if len(set(counts.values())) != 1 or not 1 <= min(counts.values()) <= _MAX_SAMPLES:
+        raise _refusal(path, f"arrays must hold the same number of samples, 1 to {_MAX_SAMPLES}; they hold {counts}")
+    samples = FileSamples(path, arrays, inputs, truth)
+    for _ in samples:  # truncated data, values that do not fit
+        pass
+    return samples
+
+
+def _truth_of(path: Path, found: set[str], inputs: set[str]) -> Truth:
+    truths = [name for name in _TRUTHS if name in found - inputs]
+    if len(truths) != 1:
+        raise _refusal(path, f"a validation file holds either 'labels' or 'targets'; this one has {sorted(found)}")
+    return truths[0]
+
+
+def _check_truth(path: Path, truth: Truth, member: Member) -> None:
+    kind, shape = member.dtype.kind, member.shape
+    if truth == "labels" and (kind not in "iub" or any(size != 1 for size in shape[1:])):
+        raise _refusal(path, f"'labels' has type {member.dtype} and shape {list(shape)}; expected integers [samples]")
+    if truth == "targets" and kind == "V":
+        raise _refusal(path, f"'targets' has type {member.dtype}; expected booleans, integers or floats")
+
+
+def _check_shape(path: Path, spec: TensorSpec, shape: tuple[int, ...]) -> None:
+    """The first axis counts samples: in place of the input's own first one where that may have size 1, or before it."""
+    forms = [spec.shape]
+    if spec.shape and spec.shape[0] in (DYNAMIC, 1):
+        forms.insert(0, spec.shape[1:])
+    if not any(_fits(form, shape[1:]) for form in forms):
+        expected = " or ".join(_dims(form) for form in forms)
+        raise _refusal(path, f"{spec.name!r} has shape {list(shape)}; expected {expected}")
+
+
+def _fits(form: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return len(form) == len(shape) and all(size in (DYNAMIC, got) for size, got in zip(form, shape, strict=True))
+
+
+def _dims(form: Sequence[int]) -> str:
+    return "[samples" + "".join(f", {'any' if size == DYNAMIC else size}" for size in form) + "]"
+
+
+def _converted(path: Path, spec: TensorSpec, block: np.ndarray) -> np.ndarray:
+    """In the input's own type; ModelRefused where that would change a value by more than rounding."""
+    want = datatype(spec.datatype)
+    if block.dtype == _HALF_VOID and want.name == "BF16":
+        return block.view(want.numpy)
+    if block.dtype == want.numpy:
+        return block
+    if block.dtype != _HALF_VOID:
+        with np.errstate(all="ignore"):
+            changed = block.astype(want.numpy)
+            if _kept(block, changed, want.is_float):
+                return changed
+    raise _refusal(
+        path, f"{spec.name!r} has type {block.dtype}; expected {want.numpy} ({want.name}) or values that it holds"
+    )
+
+
+def _kept(before: np.ndarray, after: np.ndarray, to_float: bool) -> bool:
+    if to_float:
+        return np.array_equal(np.isfinite(before), np.isfinite(after))
+    return np.array_equal(before, after)
+
+
+def _refusal(path: Path, reason: str) -> ModelRefused:
+    return ModelRefused(f"{path.name}: {reason}")

@@ -1,0 +1,163 @@
+"""The report of a build: what was read, what each pass changed, what was measured, and what was chosen. Plain data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from engines.errors import PlanInvalid
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = [
+    "Accuracy", "Candidate", "Layer", "PassChange", "Report", "Speed", "WorstSample", "change_of", "decode_report",
+    "encode_report", "operators_of",
+]  # fmt: skip
+
+
+class PassChange(msgspec.Struct, frozen=True):
+    """What one pass did to the graph. `note` says why it did nothing, where that needs a reason."""
+
+    name: str
+    nodes_before: int
+    nodes_after: int
+    removed: dict[str, int]
+    """Operators of which there are fewer than before, and how many fewer."""
+    added: dict[str, int]
+    note: str = ""
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """One operation of the engine as it runs: its kernel is the runtime's own name for the code."""
+
+    name: str
+    op_type: str
+    precision: str
+    kernel: str
+    source: str = ""
+    """Names of the model's nodes that it computes."""
+    time_us: float | None = None
+    """Of one run; None where it was not timed."""
+
+
+class Speed(msgspec.Struct, frozen=True):
+    """Medians, measured on the machine that built: one request of `rows` alone, and `streams` of them side by side."""
+
+    rows: int
+    latency_us: float
+    rows_per_s: float
+    streams: int
+
+
+class WorstSample(msgspec.Struct, frozen=True):
+    """A sample on which engine and reference differ much, in the output where they do so most.
+
+    `difference` is the largest |engine - reference|, for whole numbers how many are unequal; None where only one of
+    the two is a finite number. `bound` is what rounding explains.
+    """
+
+    index: int
+    output: str
+    difference: float | None
+    bound: float
+
+
+class Accuracy(msgspec.Struct, frozen=True):
+    """The engine's answers beside the reference's (ONNX Runtime, graph optimizations off).
+
+    `metric` is taken of `output`, against the truth that came with the samples, else (`against` is "reference")
+    against the reference's answers. A value is None where it is not a number. `shares` are differences as shares of
+    their bounds, each the largest of `samples_per_share` samples in a row; None as in `WorstSample`.
+    """
+
+    samples: int
+    available: int
+    """How many there were; fewer were run where time was short."""
+    synthetic: bool
+    over_bound: int
+    """Samples that differ by more than their bound."""
+    worst: tuple[WorstSample, ...]
+    shares: tuple[float | None, ...]
+    samples_per_share: int
+    metric: str
+    against: str
+    output: str
+    reference_value: float | None
+    value: float | None
+    decisions_changed: int | None
+    """Samples whose largest score is another than the reference's; None where the output is no list of scores."""
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """One engine that was tried. `latency_us` is that of one row."""
+
+    precision: str
+    metric: str
+    value: float | None
+    latency_us: float
+    size_bytes: int
+    passed: bool
+    reason: str = ""
+
+
+class Report(msgspec.Struct, frozen=True):
+    """All sizes in bytes, all times in the unit of their name."""
+
+    model: str
+    source_format: str
+    opset: int
+    nodes: int
+    parameters: int
+    source_bytes: int
+    operators: dict[str, int]
+    inputs: dict[str, str]
+    """Datatype and shape in words, such as "FP32 [rows, 3, 224, 224]"."""
+    outputs: dict[str, str]
+    passes: tuple[PassChange, ...]
+    accuracy: Accuracy
+    candidates: tuple[Candidate, ...]
+    chosen: str
+    layers: tuple[Layer, ...]
+    speeds: tuple[Speed, ...]
+    max_batch: int
+    batched: bool
+    batching: str
+    """Why requests share a batch, or why not."""
+    engine_bytes: int
+    peak_memory_bytes: int
+    """Resident memory of the build at its highest."""
+    build_s: float
+    stages_s: dict[str, float]
+    spec: dict[str, object]
+    tools: dict[str, str]
+    hashes: dict[str, str]
+    hardware: str
+    created: str
+    notes: tuple[str, ...] = ()
+
+
+def operators_of(model: onnx.ModelProto) -> dict[str, int]:
+    """How many nodes of each operator the top graph has, the most frequent first."""
+    return dict(Counter(node.op_type for node in model.graph.node).most_common())
+
+
+def change_of(name: str, before: dict[str, int], after: dict[str, int], note: str = "") -> PassChange:
+    """What a pass did, from the operators before it and after it."""
+    removed, added = Counter(before), Counter(after)
+    return PassChange(name, removed.total(), added.total(), dict(removed - added), dict(added - removed), note)
+
+
+def encode_report(report: Report) -> bytes:
+    """JSON for people and programs."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def decode_report(data: bytes) -> Report:
+    """What `encode_report` wrote. Raises PlanInvalid where it is something else."""
+    try:
+        return msgspec.json.decode(data, type=Report)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PlanInvalid(f"the report is not readable: {error}") from error

@@ -1,0 +1,156 @@
+"""What the sender of a model asks of its build. One table, for the service (pydantic validates it) and the child."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+import msgspec
+
+from engines.errors import ModelRefused
+
+__all__ = [
+    "LABEL_METRICS", "ImageInput", "Metric", "Spec", "decode_spec", "encode_spec", "require_supported",
+]  # fmt: skip
+
+Precision = Literal["auto", "fp32", "fp16", "int8", "binary"]
+Metric = Literal["top1", "top5", "f1", "rmse", "mae", "cosine"]
+Objective = Literal["throughput", "latency", "size"]
+Search = Literal["grid", "random", "bayesian", "genetic"]
+Target = Literal["openvino", "tensorrt-rtx", "tensorrt"]
+
+LABEL_METRICS: frozenset[Metric] = frozenset({"top1", "top5", "f1"})
+"""These compare classes with labels; the others compare values with targets, or with the reference's answers."""
+
+_HIGHEST_BATCH = 65536
+_HIGHEST_SIZE = 2**31 - 1
+_STRICT = {"extra": "forbid", "strict": True}
+"""For pydantic: a misspelt key or a number in quotes is an error, not a guess."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInput:
+    """An input that clients send as UINT8 pixels: a quarter of the bytes of floats.
+
+    The model gets `(pixel - mean) / scale`, in its own datatype and with its own axes: [rows, channels, height, width]
+    where `layout` is NHWC (pixels arrive as [rows, height, width, channels]), unchanged where it is NCHW. `mean` and
+    `scale` have one number, or one for each channel.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    datatype: Literal["UINT8"] = "UINT8"
+    layout: Literal["NHWC", "NCHW"] = "NHWC"
+    mean: tuple[float, ...] = (0.0,)
+    scale: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "scale"):
+            numbers = tuple(float(number) + 0.0 for number in getattr(self, name))  # 1 is 1.0, and -0.0 is 0.0
+            if not numbers or not all(map(math.isfinite, numbers)):
+                raise ValueError(f"{name} needs one finite number, or one for each channel")
+            object.__setattr__(self, name, numbers)
+        if 0.0 in self.scale:
+            raise ValueError("scale divides; none of its numbers may be 0")
+        if len({len(self.mean), len(self.scale)} - {1}) > 1:
+            raise ValueError("mean and scale need the same count of numbers, or one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """All keys are optional. `accuracy_budget` is the largest loss allowed, absolute, in the unit of `metric`.
+
+    `shapes` gives sizes to the variable dimensions of an input, the first one left out since it carries the rows; -1
+    stays variable. `max_batch` counts rows.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    precision: Precision = "auto"
+    metric: Metric | None = None
+    accuracy_budget: float | None = None
+    objective: Objective = "throughput"
+    search: Search | None = None
+    targets: tuple[Target, ...] = ("openvino",)
+    max_batch: int = 32
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: Mapping[str, ImageInput] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.accuracy_budget is not None:
+            if not 0 <= self.accuracy_budget < math.inf:
+                raise ValueError("accuracy_budget must be a finite number from 0 on")
+            if self.metric is None:
+                raise ValueError("accuracy_budget needs metric: it is the loss allowed in that metric's unit")
+            object.__setattr__(self, "accuracy_budget", float(self.accuracy_budget) + 0.0)
+        if not 1 <= self.max_batch <= _HIGHEST_BATCH:
+            raise ValueError(f"max_batch must be from 1 to {_HIGHEST_BATCH}")
+        if not self.targets or len(set(self.targets)) != len(self.targets):
+            raise ValueError("targets must name at least one target, and each once")
+        for name, shape in self.shapes.items():
+            if any(size != -1 and not 1 <= size <= _HIGHEST_SIZE for size in shape):
+                raise ValueError(f"shapes.{name}: sizes must be from 1 to {_HIGHEST_SIZE}, or -1")
+        object.__setattr__(self, "shapes", {name: tuple(shape) for name, shape in self.shapes.items()})
+
+
+def require_supported(spec: Spec, *, truth: Literal["labels", "targets"] | None = None) -> None:
+    """Raise ModelRefused for what is asked and cannot be done, by its name: nothing asked is ignored.
+
+    `truth` is what the validation set holds, None where none was sent.
+    """
+    if spec.precision not in ("auto", "fp32"):
+        raise ModelRefused(f"precision {spec.precision!r} is not built yet; expected auto or fp32")
+    if spec.search is not None:
+        raise ModelRefused(f"search {spec.search!r} is not built yet: with one precision there is nothing to search")
+    for target in spec.targets:
+        if target != "openvino":
+            raise ModelRefused(f"target {target!r} is not built yet; expected openvino")
+    if spec.accuracy_budget is not None and truth is None:
+        raise ModelRefused("accuracy_budget needs a validation set: send `validation` with labels or targets")
+    if spec.metric is not None:
+        _require_truth(spec.metric, truth)
+
+
+def _require_truth(metric: Metric, truth: Literal["labels", "targets"] | None) -> None:
+    if metric in LABEL_METRICS:
+        if truth != "labels":
+            raise ModelRefused(f"metric {metric!r} needs a validation set with 'labels', one class number a sample")
+    elif truth == "labels":
+        raise ModelRefused(f"metric {metric!r} compares values, the validation set has 'labels'; expected 'targets'")
+
+
+def encode_spec(spec: Spec) -> bytes:
+    """Canonical JSON: equal specs give equal bytes, so that they may be part of a key."""
+    return json.dumps(asdict(spec), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def decode_spec(data: bytes) -> Spec:
+    """Read a spec from JSON. Raises ModelRefused where it is something else, or has a key that is not one of a spec."""
+    try:
+        _check_keys(msgspec.json.decode(data))
+        return msgspec.json.decode(data, type=Spec)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise ModelRefused(f"the spec cannot be read: {error}") from error
+
+
+def _check_keys(read: Any) -> None:
+    """Left to itself, msgspec passes over the keys of a dataclass that it does not know."""
+    for where, keys, known in _levels(read):
+        for key in keys:
+            if key not in known:
+                near = difflib.get_close_matches(key[:64], known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+                raise ModelRefused(f"the spec has an unknown key {(where + key)[:200]!r}; {hint}")
+
+
+def _levels(read: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+    if isinstance(read, dict):
+        yield "", list(read), [item.name for item in fields(Spec)]
+        inputs = read.get("inputs")
+        for name, image in inputs.items() if isinstance(inputs, dict) else ():
+            if isinstance(image, dict):
+                yield f"inputs.{name}.", list(image), [item.name for item in fields(ImageInput)]
