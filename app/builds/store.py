@@ -3,7 +3,7 @@
 request.json   what was asked; a build exists when its folder does, and the folder appears whole, in one rename
 state.json     how far it is; replaced in one rename
 events.jsonl   what happened, a line each, only ever appended
-input/         model.onnx; dropped when the build ends
+input/         model.onnx, and what came with it, as in a version's folder; dropped when the build ends
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ from pydantic import ValidationError
 from app.builds.state import Asked, BuildState, Event, Progress
 from engines.repository import staged_folder
 
-__all__ = ["MODEL", "BuildStore", "new_id", "now"]
+__all__ = ["INPUT", "BuildStore", "new_id", "now"]
 
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
 _REQUEST, _STATE, _EVENTS, INPUT = "request.json", "state.json", "events.jsonl", "input"
-MODEL = f"{INPUT}/model.onnx"
-"""Where the uploaded model lies in a build's folder."""
 _MAX_EVENTS_BYTES = 2**20
 
 

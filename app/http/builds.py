@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator
-from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Request, Response
@@ -13,8 +11,7 @@ from pydantic import Field
 
 from app.auth import check_admin
 from app.builds.jobs import Builds
-from app.builds.state import Asked, Progress
-from app.builds.store import MODEL, new_id, now
+from app.builds.state import BuildState, Progress
 from app.http.errors import (
     ACCEPTED,
     BadRequest,
@@ -23,11 +20,10 @@ from app.http.errors import (
     NotAuthorized,
     NotFound,
 )
+from app.http.incoming import accept
 from app.http.schemas import described
-from app.http.uploads import Received, receive
 from app.serving.errors import QueueFull
 from app.settings import Settings
-from engines.repository import check_model_name
 
 __all__ = ["BuildStatus", "build_routes"]
 
@@ -36,7 +32,13 @@ Model = Annotated[str, Path(description="Model name.")]
 BuildId = Annotated[str, Path(description="Build id.")]
 Authorization = Annotated[str | None, Header(description="Bearer <admin token>, if one is set.")]
 _ERRORS = described(BadRequest, NotFound, BodyTooLarge, QueueFull, NotAuthorized, Forbidden)
-_PARTS: dict[str, Any] = {"model": {"type": "string", "format": "binary", "description": "A single-file ONNX model."}}
+_FILE = {"type": "string", "format": "binary"}
+_PARTS: dict[str, Any] = {
+    "model": {**_FILE, "description": "A single-file ONNX model."},
+    "calibration": {**_FILE, "description": ".npz of input names to arrays, first axis = samples."},
+    "validation": {**_FILE, "description": "The same, with `labels` or `targets`."},
+    "spec": {"type": "string", "contentMediaType": "application/json", "description": "What is asked of the build."},
+}
 _FORM = {"schema": {"type": "object", "required": ["model"], "additionalProperties": False, "properties": _PARTS}}
 
 
@@ -48,6 +50,7 @@ class BuildStatus(Progress):
     created: str
     sha256: str = Field(description="Of the model file.")
     size_bytes: int
+    report: str | None = Field(None, description="Path of the version's report, once it serves.")
     log: list[str] = Field(default_factory=list)
 
 
@@ -67,7 +70,7 @@ def build_routes(settings: Settings, builds: Builds) -> APIRouter:
     ) -> BuildStatus:
         """Send a model: it is compiled, checked and brought into service as a new version; follow the Location."""
         admit(request, authorization)
-        build = await _accept(settings, builds, model, request)
+        build = await accept(settings, builds, model, request)
         response.headers["location"] = f"/v2/builds/{build}"
         return _status(builds, build)
 
@@ -112,54 +115,11 @@ def _status(builds: Builds, build: str) -> BuildStatus:
     except KeyError:
         raise NotFound(f"there is no build '{build[:40]}'") from None
     shown = asked.model_dump(include={"id", "model", "created", "sha256", "size_bytes"})
-    return BuildStatus(**shown, **progress.model_dump())
+    done = progress.state is BuildState.SUCCEEDED
+    report = f"/v2/models/{asked.model}/versions/{progress.version}/report" if done else None
+    return BuildStatus(**shown, **progress.model_dump(), report=report)
 
 
 async def _stream(builds: Builds, build: str, after: int) -> AsyncIterator[str]:
     async for number, event in builds.follow(build, after):
         yield f"id: {number}\nevent: {event.state.value}\ndata: {event.model_dump_json()}\n\n"
-
-
-async def _accept(settings: Settings, builds: Builds, model: str, request: Request) -> str:
-    """Receive an upload and queue its build; the id, or that of the build of the same upload."""
-    check_model_name(model)
-    builds.require_room()
-    announced = int(request.headers.get("content-length", "0"))
-    if announced > settings.max_upload_bytes:
-        raise BodyTooLarge(f"the upload has more than {settings.max_upload_bytes} bytes; see setting max_upload_bytes")
-    await builds.require_disk(announced)
-    build = new_id()
-    try:
-        with builds.store.open(build) as staging:
-            received = await _receive(settings, request, staging)
-            key = hashlib.sha256(f"{model}\n{received.sha256}".encode()).hexdigest()
-            same = builds.find_same(key)
-            if same is not None:
-                raise _AlreadyHereError(same)
-            asked = Asked(
-                id=build, model=model, key=key, file_name=received.file_name, sha256=received.sha256,
-                size_bytes=received.size_bytes, created=now(),
-            )  # fmt: skip
-            builds.store.write_request(staging, asked)
-    except _AlreadyHereError as here:
-        return here.build
-    except OSError as error:
-        raise QueueFull(f"the upload could not be stored: {error.strerror or type(error).__name__}") from error
-    builds.add(build)
-    return build
-
-
-async def _receive(settings: Settings, request: Request, staging: FilePath) -> Received:
-    content_type = request.headers.get("content-type", "")
-    files = {"model": staging / MODEL}
-    parts = await receive(content_type, request.stream(), files, settings.max_upload_bytes)
-    if "model" not in parts or not parts["model"].size_bytes:
-        raise BadRequest("the upload has no part 'model' with the bytes of a model file")
-    return parts["model"]
-
-
-class _AlreadyHereError(Exception):
-    """The same upload came before; nothing of this one is kept."""
-
-    def __init__(self, build: str) -> None:
-        self.build = build
