@@ -24,6 +24,7 @@ __all__ = ["Plans"]
 
 log = logging.getLogger(__name__)
 _KEEP_STAGING_S = 3600.0
+"""Another process may be at work on what is younger."""
 Say = Callable[[str], None]
 
 
@@ -31,14 +32,16 @@ class Plans:
     """One compile at a time; whatever in the cache is corrupt, truncated or foreign is rebuilt and logged."""
 
     def __init__(self, settings: Settings) -> None:
-        folder = _writable_cache(settings)
+        folder, self._repository = _writable_cache(settings), settings.repository
         self._cache, self._is_temporary = repository.PlanCache(folder), folder != settings.cache_folder
         self._limits = BuildLimits(settings.build_timeout_s, settings.build_memory_bytes, settings.threads)
         self._turn = asyncio.Semaphore(1)
+        self._known_keys: dict[Path, tuple[tuple[int, ...], str]] = {}
 
     async def sweep(self) -> None:
-        """Remove what killed compiles left behind."""
+        """Remove what killed compiles and publications left behind."""
         await asyncio.to_thread(self._cache.sweep, _KEEP_STAGING_S, time.time())
+        await asyncio.to_thread(repository.sweep_versions, self._repository, _KEEP_STAGING_S, time.time())
 
     def close(self) -> None:
         """Remove the cache folder if it was made for this process alone."""
@@ -78,6 +81,17 @@ class Plans:
             await self._distrust(manifest.key, error)
         manifest = await self.make(request, say)
         return manifest, await self._warm(manifest, instances)
+
+    async def folder_of(self, version: Path) -> Path | None:
+        """The folder of the plan of a version's folder, if there is one; the files are hashed where they are new."""
+        stamp, known = repository.stamp_of(version), self._known_keys.get(version)
+        if known is None or known[0] != stamp:
+            try:
+                known = self._known_keys[version] = stamp, await self._key(BuildRequest.of_folder(version))
+            except (EngineError, OSError):
+                return None
+        folder = self._cache.entry(known[1])
+        return folder if folder.is_dir() else None
 
     async def _warm(self, manifest: Manifest, instances: int | None) -> Session:
         """Import in a thread; a session that nobody waits for any more is closed when it comes."""

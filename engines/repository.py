@@ -35,8 +35,8 @@ from engines.manifest import Manifest, decode, encode
 __all__ = [
     "CALIBRATION_FILE", "CONFIG_FILE", "MANIFEST_FILE", "MODEL_FILE", "REPORT_FILE", "REPORT_PAGE", "SPEC_FILE",
     "VALIDATION_FILE", "Manifest", "PlanCache", "VersionFiles", "check_model_name", "encode", "file_sha256",
-    "is_model_name", "next_version", "plan_key", "publish_version", "scan", "staged_folder", "sweep_versions",
-    "tool_versions", "withdraw_version",
+    "is_model_name", "next_version", "plan_key", "publish_version", "scan", "staged_folder", "stamp_of",
+    "sweep_versions", "tool_versions", "withdraw_version",
 ]  # fmt: skip
 
 MODEL_FILE = "model.onnx"
@@ -122,14 +122,13 @@ def _versions(folder: Path, model: str) -> Iterator[VersionFiles]:
         with contextlib.suppress(OSError):
             if not stat.S_ISREG((path / MODEL_FILE).stat().st_mode):
                 continue  # reading a pipe would never end
-            yield VersionFiles(model, int(entry.name), path, _stamp(path), (path / MANIFEST_FILE).exists())
+            yield VersionFiles(model, int(entry.name), path, stamp_of(path), (path / MANIFEST_FILE).exists())
 
 
-def _stamp(folder: Path) -> tuple[int, ...]:
-    """Of the model, then of what else its build is asked, zeros for what is not there."""
-    found = (folder / MODEL_FILE).stat()
-    stamp = [found.st_size, found.st_mtime_ns, found.st_ino]
-    for name in (SPEC_FILE, CALIBRATION_FILE, VALIDATION_FILE):
+def stamp_of(folder: Path) -> tuple[int, ...]:
+    """The stamp of a version's folder: of the model, then of what else its build is asked; zeros for what is absent."""
+    stamp: list[int] = []
+    for name in (MODEL_FILE, SPEC_FILE, CALIBRATION_FILE, VALIDATION_FILE):
         try:
             found = (folder / name).stat()
             stamp += [found.st_size, found.st_mtime_ns, found.st_ino]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ __all__ = ["BuildStatus", "build_routes"]
 _COMPILE_PATH = "/v2/repository/models/{model}/compile"
 Model = Annotated[str, Path(description="Model name.")]
 BuildId = Annotated[str, Path(description="Build id.")]
-Authorization = Annotated[str | None, Header(description="Bearer <admin token>, if one is set.")]
+Authorization = Annotated[str | None, Header(description="Bearer <admin token>.")]
 _ERRORS = described(BadRequest, NotFound, BodyTooLarge, QueueFull, NotAuthorized, Forbidden)
 _FILE = {"type": "string", "format": "binary"}
 _PARTS: dict[str, Any] = {
@@ -58,9 +59,6 @@ def build_routes(settings: Settings, builds: Builds) -> APIRouter:
     """Upload, list, show, follow, cancel. All of them need the admin token."""
     router = APIRouter(tags=["builds"], responses=_ERRORS)
 
-    def admit(request: Request, authorization: str | None) -> None:
-        check_admin(settings, authorization, request.headers)
-
     @router.post(
         _COMPILE_PATH, status_code=ACCEPTED,
         openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": _FORM}}},
@@ -69,38 +67,42 @@ def build_routes(settings: Settings, builds: Builds) -> APIRouter:
         model: Model, request: Request, response: Response, authorization: Authorization = None
     ) -> BuildStatus:
         """Send a model: it is compiled, checked and brought into service as a new version; follow the Location."""
-        admit(request, authorization)
+        check_admin(settings, authorization)
         build = await accept(settings, builds, model, request)
         response.headers["location"] = f"/v2/builds/{build}"
         return _status(builds, build)
 
     @router.get("/v2/builds")
-    async def all_builds(request: Request, authorization: Authorization = None) -> list[BuildStatus]:
+    async def all_builds(authorization: Authorization = None) -> list[BuildStatus]:
         """All builds that are remembered, the oldest first."""
-        admit(request, authorization)
-        return [_status(builds, build) for build in builds.store.ids()]
+        check_admin(settings, authorization)
+        found = []
+        for build in builds.store.ids():
+            with contextlib.suppress(NotFound):  # removed meanwhile
+                found.append(_status(builds, build))
+        return found
 
     @router.get("/v2/builds/{build}")
-    async def one_build(build: BuildId, request: Request, authorization: Authorization = None) -> BuildStatus:
+    async def one_build(build: BuildId, authorization: Authorization = None) -> BuildStatus:
         """How far a build is, with its log."""
-        admit(request, authorization)
+        check_admin(settings, authorization)
         status = _status(builds, build)
         log = [f"{event.time} {event.message}" for event in builds.store.events(build) if event.message]
         return status.model_copy(update={"log": log})
 
     @router.get("/v2/builds/{build}/events", response_class=StreamingResponse)
     async def events(
-        build: BuildId, request: Request, authorization: Authorization = None, last_event_id: int = Header(0)
+        build: BuildId, authorization: Authorization = None, last_event_id: int = Header(0)
     ) -> StreamingResponse:
         """Server-sent events, from the first (or after Last-Event-ID) until the build has ended."""
-        admit(request, authorization)
+        check_admin(settings, authorization)
         _status(builds, build)
-        return StreamingResponse(_stream(builds, build, last_event_id), media_type="text/event-stream")
+        return StreamingResponse(_stream(builds, build, max(0, last_event_id)), media_type="text/event-stream")
 
     @router.delete("/v2/builds/{build}")
-    async def cancel(build: BuildId, request: Request, authorization: Authorization = None) -> BuildStatus:
+    async def cancel(build: BuildId, authorization: Authorization = None) -> BuildStatus:
         """Cancel a build that waits or runs."""
-        admit(request, authorization)
+        check_admin(settings, authorization)
         state = _status(builds, build).state
         if not builds.cancel(build):
             raise BadRequest(f"build {build} cannot be cancelled any more: it is {state.value}")
