@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.onnx_models import linear, place, slow
 from tests.support.servers import ADMIN, Server, running, until
+from tests.support.uploads import build_of, ended, send
 
 X: dict[str, Any] = {"x": ("FP32", [[1.0] * 16])}
 
@@ -28,23 +29,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running(repository, "--max-upload-bytes", "4000000") as live:
         live.wait_ready("swapped")
         yield live
-
-
-def send(server: Server, model: str, data: bytes, **parts: Any) -> httpx.Response:
-    files = {"model": ("my model.onnx", data), **parts}
-    return httpx.post(f"{server.url}/v2/repository/models/{model}/compile", files=files, headers=ADMIN, timeout=60)
-
-
-def build_of(server: Server, answer: httpx.Response) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{server.url}{answer.headers['location']}", headers=ADMIN).json()
-    return found
-
-
-def ended(server: Server, answer: httpx.Response) -> dict[str, Any]:
-    assert answer.status_code == 202, answer.text
-    states = ("succeeded", "failed", "cancelled")
-    until(lambda: build_of(server, answer)["state"] in states, "the build has ended", timeout_s=120)
-    return build_of(server, answer)
 
 
 def scale_of(server: Server, model: str) -> float:
