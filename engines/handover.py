@@ -49,6 +49,6 @@ def _check_file(name: str, status: os.stat_result) -> None:
     if name not in _MOST_BYTES:
         raise PlanInvalid(f"the compile left {name[:100]!r}; expected {', '.join(_MOST_BYTES)}")
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        raise PlanInvalid(f"the compile left a {name} that is no plain file")
+        raise PlanInvalid(f"the compile left {name}, and it is no plain file")
     if status.st_size > _MOST_BYTES[name]:
-        raise PlanInvalid(f"the compile left a {name} of {status.st_size} bytes; expected at most {_MOST_BYTES[name]}")
+        raise PlanInvalid(f"the compile left {name} with {status.st_size} bytes; expected at most {_MOST_BYTES[name]}")
