@@ -14,12 +14,10 @@ import typer
 
 from app.terminal import fail, read_settings
 from engines.errors import EngineError
-from engines.request import BuildRequest
+from engines.request import MAX_SPEC_BYTES, BuildRequest
 from engines.spec import Spec, encode_spec
 
 __all__ = ["compile_model"]
-
-_MAX_SPEC_BYTES = 2**20
 
 
 def _option(flag: str, text: str, **keys: Any) -> Any:
@@ -90,7 +88,7 @@ def _spec_of(text: str, flags: dict[str, Any]) -> Spec:
     if text and not text.lstrip().startswith("{"):
         try:
             with open(text, "rb") as file:
-                text = file.read(_MAX_SPEC_BYTES).decode()
+                text = file.read(MAX_SPEC_BYTES).decode()
         except (OSError, ValueError) as error:
             fail(
                 f"--spec {text[:60]}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}; expected JSON or a file"

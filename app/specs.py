@@ -10,9 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 from engines.errors import ModelRefused
 from engines.spec import Spec, require_supported
 
-__all__ = ["MAX_SPEC_BYTES", "read_spec"]
+__all__ = ["read_spec"]
 
-MAX_SPEC_BYTES = 2**20
 _SHOWN_CHARS = 100
 _SCHEMA = TypeAdapter(Spec)
 

@@ -11,9 +11,9 @@ from engines.errors import ModelRefused
 from engines.repository import CALIBRATION_FILE, MODEL_FILE, SPEC_FILE, VALIDATION_FILE, file_sha256, plan_key
 from engines.spec import Spec, decode_spec, encode_spec
 
-__all__ = ["BuildRequest", "spec_digest"]
+__all__ = ["MAX_SPEC_BYTES", "BuildRequest", "spec_digest"]
 
-_MAX_SPEC_BYTES = 2**20
+MAX_SPEC_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class BuildRequest:
         if self.spec is None:
             return Spec()
         with self.spec.open("rb") as file:
-            data = file.read(_MAX_SPEC_BYTES + 1)
-        if len(data) > _MAX_SPEC_BYTES:
-            raise ModelRefused(f"{SPEC_FILE} has more than {_MAX_SPEC_BYTES} bytes")
+            data = file.read(MAX_SPEC_BYTES + 1)
+        if len(data) > MAX_SPEC_BYTES:
+            raise ModelRefused(f"{SPEC_FILE} has more than {MAX_SPEC_BYTES} bytes")
         return decode_spec(data)
 
     def digests(self) -> dict[str, str]:

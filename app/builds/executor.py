@@ -215,6 +215,6 @@ def _signal_name(number: int) -> str:
 
 def _without_paths(text: str, hidden: Sequence[str]) -> str:
     """The index is public: it names files, never where they lie on this machine."""
-    for folder in (*hidden, str(_PACKAGE.parent), sys.prefix):
+    for folder in (*(folder for folder in hidden if folder != os.sep), str(_PACKAGE.parent), sys.prefix):
         text = text.replace(folder + os.sep, "").replace(folder, "...")
     return text

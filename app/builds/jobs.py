@@ -179,6 +179,8 @@ class Builds:
             task = self._running[build] = asyncio.get_running_loop().create_task(self._build(build))
             await asyncio.wait({task})
             del self._running[build]
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("how build %s ended could not be stored", build, exc_info=error)
 
     async def _build(self, build: str) -> None:
         try:

@@ -15,9 +15,9 @@ from app.http.errors import BadRequest, BodyTooLarge
 from app.http.uploads import Received, receive
 from app.serving.errors import QueueFull
 from app.settings import Settings
-from app.specs import MAX_SPEC_BYTES, read_spec
+from app.specs import read_spec
 from engines.repository import CALIBRATION_FILE, MODEL_FILE, SPEC_FILE, VALIDATION_FILE, check_model_name
-from engines.request import spec_digest
+from engines.request import MAX_SPEC_BYTES, spec_digest
 from engines.spec import Spec, encode_spec
 
 __all__ = ["accept"]
