@@ -1,4 +1,4 @@
-"""The `bitserve` command: serve, models, infer. An error is one line and a non-zero exit; `--json` is one document."""
+"""The `bitserve` command: serve, compile, models, infer. An error is one line and a non-zero exit."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
+from app.cli_compile import compile_model
 from app.settings import Settings
+from app.terminal import ask, fail, read_settings
 
 __all__ = ["app", "main"]
 
@@ -28,23 +30,9 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 _METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", Path: "FOLDER", Path | None: "FOLDER"}
 
 
-def fail(message: str) -> NoReturn:
-    """One line on stderr, exit code 1."""
-    typer.echo(f"bitserve: {' '.join(message.split())}", err=True)
-    raise typer.Exit(1)
-
-
 def _serve(**flags: Any) -> None:
-    from pydantic import ValidationError
-
     as_json = flags.pop("json")
-    try:
-        settings = Settings(**{key: value for key, value in flags.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name, what = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
-        # a check of several settings has no name, and its input is all of them, the token too
-        fail(f"setting {name} (--{name.replace('_', '-')}): {what}, got {first['input']!r}" if name else what)
+    settings = read_settings(**{key: value for key, value in flags.items() if value is not None})
     if not settings.repository.is_dir():
         fail(f"the repository {settings.repository} is not a folder; make it, or name another with --repository")
     if as_json:
@@ -88,12 +76,13 @@ def _serve_command() -> Callable[..., None]:
 
 
 app.command("serve")(_serve_command())
+app.command("compile")(compile_model)
 
 
 @app.command()
 def models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the models of a running server and their states."""
-    entries = _ask("POST", f"{url.rstrip('/')}/v2/repository/index")
+    entries = ask("POST", f"{url.rstrip('/')}/v2/repository/index")
     if as_json:
         print(json.dumps(entries))
         return
@@ -126,12 +115,12 @@ def infer(
     if version and not (version.isascii() and version.isdigit()):
         fail(f"--version {version}: expected digits")
     path = f"{url.rstrip('/')}/v2/models/{quote(model, safe='')}" + (f"/versions/{version}" if version else "")
-    metadata = _ask("GET", path)
+    metadata = ask("GET", path)
     try:
         arrays = load_inputs(inputs or [], metadata)
     except Mistake as mistake:
         fail(str(mistake))
-    answer = call_model(_ask, path, metadata, arrays, classes, progress=not as_json)
+    answer = call_model(ask, path, metadata, arrays, classes, progress=not as_json)
     if as_json:
         print(json.dumps(answer))
         return
@@ -153,24 +142,6 @@ def _print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(markup=False, emoji=False, highlight=False).print(table)
-
-
-def _ask(method: str, url: str, **keys: Any) -> Any:
-    """One request; the JSON answer. Ends the command with the server's own words, or why there was no answer."""
-    import httpx
-
-    try:
-        answer = httpx.request(method, url, timeout=60, **keys)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        fail(f"no answer from {url}: {error}; is the server running? start it with: bitserve serve")
-    try:
-        document = answer.json()
-    except ValueError:
-        fail(f"{url} answered {answer.status_code} with no JSON; is it a bitserve server?")
-    if answer.status_code != 200:
-        said = document.get("error") if isinstance(document, dict) else None
-        fail(f"{url} answered {answer.status_code}" if said in (None, "Not Found") else str(said))
-    return document
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from app.settings import Settings
 from engines import repository
 from engines.errors import EngineError
 from engines.repository import Manifest, VersionFiles
+from engines.request import BuildRequest
 from engines.runtime.session import Session
 
 __all__ = ["Loaded", "Loader"]
@@ -57,13 +58,14 @@ class Loader:
         """
         try:
             config = override.over(self._settings.repository / files.model / repository.CONFIG_FILE)
-            manifest = await self.plans.find(files.source)
+            request = BuildRequest.of_folder(files.folder)
+            manifest = await self.plans.find(request)
             if manifest is None and only_known:
                 return ""
             if manifest is None:
-                manifest = await self.plans.make(files.source, say)
+                manifest = await self.plans.make(request, say)
             options = self._options(files, manifest, config)
-            manifest, session = await self.plans.open(files.source, manifest, options.instances, say)
+            manifest, session = await self.plans.open(request, manifest, options.instances, say)
             return Loaded(self._endpoint(files, manifest, session, options), _note(manifest, options))
         except EngineError as error:
             return str(error)

@@ -21,6 +21,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 
+from app.auth import with_admin_token
 from app.builds.jobs import Builds, Limits
 from app.builds.store import BuildStore
 from app.builds.work import ServerWork
@@ -40,9 +41,11 @@ from app.http.infer import InferHandler
 from app.http.limits import BodyLimit
 from app.http.openapi import describe_inference
 from app.http.protocol import InferProtocol
+from app.http.reports import report_routes
 from app.http.routes import control_plane
 from app.logs import configure_logging
 from app.models import ModelManager
+from app.reports import Reports
 from app.serving.device import Device
 from app.serving.errors import ServingError
 from app.serving.gateway import Gateway
@@ -65,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Must be called where the event loop that will serve it is running.
     """
+    settings = with_admin_token(settings)
     loop = asyncio.get_running_loop()
     device = Device(loop, settings.threads or usable_threads())
     gateway = Gateway(Registry(), device)
@@ -102,6 +106,7 @@ def create_app(settings: Settings) -> FastAPI:
     plane = control_plane(settings, gateway, manager)
     app.include_router(plane)
     app.include_router(build_routes(settings, builds))
+    app.include_router(report_routes(Reports(manager)))
     app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes)
     _answer_errors(app, [*plane.routes, *app.routes])
     describe_inference(app)

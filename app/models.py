@@ -249,6 +249,13 @@ class ModelManager:
 
         self._gateway.retire(endpoint, stopped)
 
+    def version_folder(self, model: str, number: int) -> Path | None:
+        """Where the files of a version lie; None where there is no such version."""
+        if not repository.is_model_name(model):
+            return None
+        folder = (self._overrides.get(model).folder or self._settings.repository) / model / str(number)
+        return folder if (folder / repository.MODEL_FILE).is_file() else None
+
     # -- the repository API --------------------------------------------------------------------------------------
 
     async def load(

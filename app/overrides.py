@@ -19,10 +19,10 @@ from engines.repository import VersionFiles
 __all__ = ["NOTHING", "Calls", "Override", "Overrides", "Seen", "Signature", "stamp_of"]
 
 
-Signature = tuple[tuple[int, int, int], tuple[int, int] | None]
-"""(size, mtime ns, inode) of the model file; (size, mtime ns) of config.toml, None where there is none."""
+Signature = tuple[tuple[int, ...], tuple[int, int] | None]
+"""(size, mtime ns, inode) of each of a version's files; (size, mtime ns) of config.toml, None where there is none."""
 
-NOTHING: Signature = ((-1, -1, -1), None)
+NOTHING: Signature = ((), None)
 
 
 @dataclass(slots=True)

@@ -17,12 +17,14 @@ from app.warmup import warm_up
 from engines import repository
 from engines.errors import EngineError, PlanInvalid
 from engines.repository import Manifest
+from engines.request import BuildRequest
 from engines.runtime.session import Session
 
 __all__ = ["Plans"]
 
 log = logging.getLogger(__name__)
 _KEEP_STAGING_S = 3600.0
+"""Another process may be at work on what is younger."""
 Say = Callable[[str], None]
 
 
@@ -30,50 +32,66 @@ class Plans:
     """One compile at a time; whatever in the cache is corrupt, truncated or foreign is rebuilt and logged."""
 
     def __init__(self, settings: Settings) -> None:
-        folder = _writable_cache(settings)
+        folder, self._repository = _writable_cache(settings), settings.repository
         self._cache, self._is_temporary = repository.PlanCache(folder), folder != settings.cache_folder
         self._limits = BuildLimits(settings.build_timeout_s, settings.build_memory_bytes, settings.threads)
         self._turn = asyncio.Semaphore(1)
+        self._known_keys: dict[Path, tuple[tuple[int, ...], str]] = {}
 
     async def sweep(self) -> None:
-        """Remove what killed compiles left behind."""
+        """Remove what killed compiles and publications left behind."""
         await asyncio.to_thread(self._cache.sweep, _KEEP_STAGING_S, time.time())
+        await asyncio.to_thread(repository.sweep_versions, self._repository, _KEEP_STAGING_S, time.time())
 
     def close(self) -> None:
         """Remove the cache folder if it was made for this process alone."""
         if self._is_temporary:
             shutil.rmtree(self._cache.folder, ignore_errors=True)
 
-    async def find(self, source: Path) -> Manifest | None:
-        """The manifest of a plan that was compiled from exactly these bytes, if there is one."""
-        return await self._trusted(await self._key(source))
+    async def find(self, request: BuildRequest) -> Manifest | None:
+        """The manifest of a plan that was compiled from exactly these bytes, if there is one.
 
-    async def make(self, source: Path, say: Say, stage: Say = lambda name: None) -> Manifest:
+        Raises ModelRefused where what is asked cannot be read.
+        """
+        return await self._trusted(await self._key(request))
+
+    async def make(self, request: BuildRequest, say: Say, stage: Say = lambda name: None) -> Manifest:
         """The same, compiled now if need be; `stage` is told each that begins.
 
         Raises ModelRefused or PlanInvalid with the reason.
         """
-        key = await self._key(source)
+        key = await self._key(request)
         async with self._turn:
             manifest = await self._trusted(key)
             if manifest is not None:
                 return manifest
             say("compiling")
-            log.info("compiling %s", source.parent.parent.name, extra={"plan": key})
-            await run_build(source, self._cache.folder, self._limits, stage=stage)
-            manifest = await asyncio.to_thread(self._cache.manifest, key)
-        if manifest is None:
-            raise PlanInvalid("the model file changed while it was compiled")
-        return manifest
+            log.info("compiling %s", request.source.parent.parent.name, extra={"plan": key})
+            with self._cache.handover(key) as folder:
+                await run_build(request, folder, self._limits, stage=stage)
+                return await asyncio.to_thread(self._cache.adopt, folder, key)
 
-    async def open(self, source: Path, manifest: Manifest, instances: int | None, say: Say) -> tuple[Manifest, Session]:
+    async def open(
+        self, request: BuildRequest, manifest: Manifest, instances: int | None, say: Say
+    ) -> tuple[Manifest, Session]:
         """Import a plan and warm it up; one that turns out corrupt is thrown away and compiled again, once."""
         try:
             return manifest, await self._warm(manifest, instances)
         except PlanInvalid as error:
             await self._distrust(manifest.key, error)
-        manifest = await self.make(source, say)
+        manifest = await self.make(request, say)
         return manifest, await self._warm(manifest, instances)
+
+    async def folder_of(self, version: Path) -> Path | None:
+        """The folder of the plan of a version's folder, if there is one; the files are hashed where they are new."""
+        stamp, known = repository.stamp_of(version), self._known_keys.get(version)
+        if known is None or known[0] != stamp:
+            try:
+                known = self._known_keys[version] = stamp, await self._key(BuildRequest.of_folder(version))
+            except (EngineError, OSError):
+                return None
+        folder = self._cache.entry(known[1])
+        return folder if folder.is_dir() else None
 
     async def _warm(self, manifest: Manifest, instances: int | None) -> Session:
         """Import in a thread; a session that nobody waits for any more is closed when it comes."""
@@ -95,9 +113,8 @@ class Plans:
             raise
         return session
 
-    async def _key(self, source: Path) -> str:
-        digest = await asyncio.to_thread(repository.file_sha256, source)
-        return repository.plan_key(digest, threads=self._limits.threads)
+    async def _key(self, request: BuildRequest) -> str:
+        return await asyncio.to_thread(request.key, self._limits.threads)
 
     async def _trusted(self, key: str) -> Manifest | None:
         try:

@@ -22,7 +22,8 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     admin_token: SecretStr | None = Field(
-        None, description="If set, load, unload, compile and builds need `Authorization: Bearer <token>`."
+        None,
+        description="For load, unload, compile and builds: `Authorization: Bearer <token>`. Made at start if unset.",
     )
     max_batch_size: int = Field(32, ge=0, le=65536, description="Rows of a batch unless the model says otherwise.")
     max_queue_rows: int = Field(1024, ge=0, description="Rows that may wait per model; beyond it 503. 0 = unbounded.")

@@ -1,4 +1,4 @@
-"""`python -m engines build SOURCE --cache DIR`: what the child processes run. One JSON line a stage on stdout."""
+"""`python -m engines build SOURCE --out DIR`: what the child processes run. One JSON line a stage on stdout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 from engines.errors import EngineError
 from engines.manifest import encode
-from engines.repository import PlanCache
+from engines.request import BuildRequest
+from engines.spec import require_supported
 
 REFUSED = 3
 """Exit code of a build that ended with a reason (printed as {"error": ...}), as against a crash."""
@@ -18,9 +19,12 @@ REFUSED = 3
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m engines", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("build", help="compile a model file and store the plan in a cache folder")
+    build = commands.add_parser("build", help="compile a model file and leave the plan in a folder")
     build.add_argument("source", type=Path)
-    build.add_argument("--cache", type=Path, required=True)
+    build.add_argument("--out", type=Path, required=True, help="an empty folder")
+    build.add_argument("--spec", type=Path, help="JSON: what is asked of the build")
+    build.add_argument("--calibration", type=Path, help=".npz of input names to arrays, first axis = samples")
+    build.add_argument("--validation", type=Path, help="the same, with labels or targets")
     build.add_argument("--threads", type=int, default=0, help="threads that the engine may use; 0 = all usable ones")
     inspect = commands.add_parser("inspect", help="print the manifest of a plan folder")
     inspect.add_argument("plan", type=Path)
@@ -37,7 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _build(options: argparse.Namespace) -> int:
     from engines.build import build  # heavy: the compiler is imported only where it runs
 
-    manifest = build(options.source, PlanCache(options.cache), lambda stage: _say(stage=stage), options.threads)
+    request = BuildRequest(options.source, options.spec, options.calibration, options.validation)
+    require_supported(request.read_spec())
+    manifest = build(request, options.out, lambda stage: _say(stage=stage), options.threads)
     _say(key=manifest.key)
     return 0
 

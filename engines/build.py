@@ -28,10 +28,12 @@ from engines.errors import ModelRefused
 from engines.frontend import onnx as frontend
 from engines.frontend.ranges import index_ranges, takes_sizes_from_values
 from engines.guarded import Guards, first_difference, is_integer
+from engines.handover import ENGINE_FILE
 from engines.hardware import cpu_fingerprint, usable_threads
-from engines.manifest import BatchProof, EngineFile, Manifest, Source, StreamTiming
+from engines.manifest import BatchProof, EngineFile, Manifest, Source, StreamTiming, encode
 from engines.passes.dynamic_batch import with_batch_axes
 from engines.reference import Arrays, Reference
+from engines.request import BuildRequest
 from engines.samples import Sampler, find_sampler, integer_limits, other_samplers
 from engines.targets import openvino as target
 from engines.tensor import DYNAMIC, TensorSpec, datatype
@@ -39,23 +41,20 @@ from engines.verify import rounding_bound
 
 __all__ = ["build"]
 
-ENGINE_FILE = "engine.blob"
 _TIMING_ROWS = 8
 _ROUNDING = "the answers change when weights move by one unit in the last place"
 Progress = Callable[[str], None]
 
 
-def build(
-    source: Path, cache: repository.PlanCache, progress: Progress = lambda stage: None, threads: int = 0
-) -> Manifest:
-    """Compile `source` for this machine and store the plan in `cache`; return its manifest.
+def build(request: BuildRequest, out: Path, progress: Progress = lambda stage: None, threads: int = 0) -> Manifest:
+    """Compile a model for this machine, write the plan into the folder `out`, and return its manifest.
 
     `threads` is how many the engine may use, 0 = all usable ones. Raises ModelRefused where the model cannot be
     compiled, or answers differently from the reference.
     """
     started = time.monotonic()
     progress("read")
-    model, digest, size_bytes = frontend.read(source)
+    model, digest, size_bytes = frontend.read(request.source)
     inputs, outputs = frontend.tensor_specs(model)
     ranges = index_ranges(model)
     reference = Reference(model)
@@ -68,8 +67,8 @@ def build(
     blob = target.export(compiled)
     guards = choice.guards.judged
     manifest = Manifest(
-        key=repository.plan_key(digest, threads=threads),
-        source=Source(source.name, digest, size_bytes),
+        key=request.key(threads, {**request.digests(), repository.MODEL_FILE: digest}),
+        source=Source(request.source.name, digest, size_bytes),
         engine=EngineFile(ENGINE_FILE, hashlib.sha256(blob).hexdigest(), len(blob)),
         target="openvino",
         precision="fp32",
@@ -89,7 +88,8 @@ def build(
         notes=(*choice.notes, *choice.guards.notes, *_narrowing(inputs, outputs, choice.integer_bits)),
     )
     progress("publish")
-    cache.store(manifest, blob)
+    (out / ENGINE_FILE).write_bytes(blob)
+    (out / repository.MANIFEST_FILE).write_bytes(encode(manifest))
     return manifest
 
 

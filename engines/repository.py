@@ -2,7 +2,9 @@
 
     <repository>/<model>/config.toml          optional
     <repository>/<model>/<version>/model.onnx
+                                   spec.json, calibration.npz, validation.npz  optional: what its build is asked
     <cache>/<key>/engine.blob, manifest.json  one compiled plan, a version's manifest written last
+                  report.json, report.html    optional
     <anything starting with a dot>            ours or the user's, never a model
 
 A folder appears whole or not at all: it is filled under a dotted name, synced, and renamed. A reader that is killed, or
@@ -19,28 +21,33 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 
 from engines.errors import BadRepository, PlanInvalid
+from engines.handover import MANIFEST_FILE, REPORT_FILE, REPORT_PAGE, check_handover
 from engines.hardware import cpu_fingerprint
 from engines.manifest import Manifest, decode, encode
 
 __all__ = [
-    "CONFIG_FILE", "MANIFEST_FILE", "MODEL_FILE", "Manifest", "PlanCache", "VersionFiles", "check_model_name",
-    "encode", "file_sha256", "is_model_name", "next_version", "plan_key", "publish_version", "scan", "staged_folder",
-    "tool_versions", "withdraw_version",
+    "CALIBRATION_FILE", "CONFIG_FILE", "MANIFEST_FILE", "MODEL_FILE", "REPORT_FILE", "REPORT_PAGE", "SPEC_FILE",
+    "VALIDATION_FILE", "Manifest", "PlanCache", "VersionFiles", "check_model_name", "encode", "file_sha256",
+    "is_model_name", "next_version", "plan_key", "publish_version", "scan", "staged_folder", "stamp_of",
+    "sweep_versions", "tool_versions", "withdraw_version",
 ]  # fmt: skip
 
 MODEL_FILE = "model.onnx"
+SPEC_FILE = "spec.json"
+CALIBRATION_FILE, VALIDATION_FILE = "calibration.npz", "validation.npz"
 CONFIG_FILE = "config.toml"
-MANIFEST_FILE = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _RESERVED = frozenset({"stats"})  # GET /v2/models/stats is the statistics of all models
 _PASSING_ERRORS = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE})
 _STAGING, _DISCARDED = ".staging", ".discarded."
+_LEFT_VERSION = re.compile(r"\.[0-9]+\.[^.]+\.staging")
 _TOOLS = ("bitserve", "onnx", "onnxruntime", "openvino")
 PLAN_FORMAT = "13"
 """Part of every plan key: raise it when the build itself changes what it makes."""
@@ -66,12 +73,12 @@ def check_model_name(name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class VersionFiles:
-    """One version on disk. `stamp` changes when the file does: (size in bytes, mtime in ns, inode)."""
+    """One version on disk. `stamp` changes when a file of it does: of each, (size in bytes, mtime in ns, inode)."""
 
     model: str
     version: int
     folder: Path
-    stamp: tuple[int, int, int]
+    stamp: tuple[int, ...]
     has_manifest: bool
 
     @property
@@ -113,11 +120,21 @@ def _versions(folder: Path, model: str) -> Iterator[VersionFiles]:
             continue  # "01" and "1" would be the same version
         path = Path(entry.path)
         with contextlib.suppress(OSError):
-            found = (path / MODEL_FILE).stat()
-            if not stat.S_ISREG(found.st_mode):
+            if not stat.S_ISREG((path / MODEL_FILE).stat().st_mode):
                 continue  # reading a pipe would never end
-            stamp = (found.st_size, found.st_mtime_ns, found.st_ino)
-            yield VersionFiles(model, int(entry.name), path, stamp, (path / MANIFEST_FILE).exists())
+            yield VersionFiles(model, int(entry.name), path, stamp_of(path), (path / MANIFEST_FILE).exists())
+
+
+def stamp_of(folder: Path) -> tuple[int, ...]:
+    """The stamp of a version's folder: of the model, then of what else its build is asked; zeros for what is absent."""
+    stamp: list[int] = []
+    for name in (MODEL_FILE, SPEC_FILE, CALIBRATION_FILE, VALIDATION_FILE):
+        try:
+            found = (folder / name).stat()
+            stamp += [found.st_size, found.st_mtime_ns, found.st_ino]
+        except OSError:
+            stamp += [0, 0, 0]
+    return tuple(stamp)
 
 
 def file_sha256(path: Path) -> str:
@@ -131,10 +148,16 @@ def tool_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in _TOOLS}
 
 
-def plan_key(source_sha256: str, target: str = "openvino", threads: int = 0) -> str:
-    """The cache key of a plan: source, target, tools and hardware (`threads` 0 = all usable ones). 32 hex digits."""
-    hardware = cpu_fingerprint(threads)
-    parts = [PLAN_FORMAT, source_sha256, target, hardware, *(f"{k}={v}" for k, v in tool_versions().items())]
+def plan_key(
+    source_sha256: str, target: str = "openvino", threads: int = 0, given: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """The cache key of a plan: source, target, tools and hardware (`threads` 0 = all usable ones). 32 hex digits.
+
+    `given` are the hashes of what else its build is asked, by file name.
+    """
+    hardware, tools = cpu_fingerprint(threads), tool_versions()
+    further = [f"{name}={value}" for pairs in (tools, dict(sorted(given.items()))) for name, value in pairs.items()]
+    parts = [PLAN_FORMAT, source_sha256, target, hardware, *further]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
@@ -145,25 +168,37 @@ def staged_folder(final: Path) -> Iterator[Path]:
     Files are synced before the rename and the parent after it. Raises FileExistsError where `final` exists: what was
     published is immutable.
     """
+    with _private_folder(final) as staging:
+        yield staging
+        _move_in(staging, final)
+
+
+@contextlib.contextmanager
+def _private_folder(final: Path) -> Iterator[Path]:
+    """A folder beside `final`, under a name that every sweep knows; gone afterwards unless it was moved."""
     final.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=_STAGING, dir=final.parent))
     try:
         yield staging
-        staging.chmod(0o755)  # mkdtemp makes it private; another user's server may have to read it
-        for file in staging.iterdir():
-            _sync(file)
-        _sync(staging)
-        if final.exists():
-            raise FileExistsError(f"{final.name} exists already and is immutable")
-        try:
-            staging.rename(final)
-        except OSError as error:  # another writer was first
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise FileExistsError(f"{final.name} exists already and is immutable") from error
-            raise
-        _sync(final.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _move_in(staging: Path, final: Path) -> None:
+    """Sync, and rename. Raises FileExistsError where `final` exists."""
+    staging.chmod(0o755)  # mkdtemp makes it private; another user's server may have to read it
+    for file in staging.iterdir():
+        _sync(file)
+    _sync(staging)
+    if final.exists():
+        raise FileExistsError(f"{final.name} exists already and is immutable")
+    try:
+        staging.rename(final)
+    except OSError as error:  # another writer was first
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise FileExistsError(f"{final.name} exists already and is immutable") from error
+        raise
+    _sync(final.parent)
 
 
 def _sync(path: Path) -> None:
@@ -174,8 +209,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def publish_version(repository: Path, model: str, version: int, source: Path, manifest: bytes) -> Path:
-    """Add an immutable version: the model file first, its manifest last, visible only when both are whole.
+def publish_version(repository: Path, model: str, version: int, files: Mapping[str, Path], manifest: bytes) -> Path:
+    """Add an immutable version: its files by name (`BuildRequest.files`) first, its manifest last; all or none is seen.
 
     Raises BadRepository for an illegal name or an existing version.
     """
@@ -183,7 +218,8 @@ def publish_version(repository: Path, model: str, version: int, source: Path, ma
     final = repository / model / str(version)
     try:
         with staged_folder(final) as staging:
-            shutil.copyfile(source, staging / MODEL_FILE)
+            for name, path in files.items():
+                shutil.copyfile(path, staging / name)
             (staging / MANIFEST_FILE).write_bytes(manifest)
     except FileExistsError as error:
         raise BadRepository(f"model {model!r} has a version {version} already; versions are immutable") from error
@@ -204,6 +240,22 @@ def withdraw_version(repository: Path, model: str, version: int) -> None:
     with contextlib.suppress(FileNotFoundError):
         folder.rename(grave)
     shutil.rmtree(grave, ignore_errors=True)
+
+
+def sweep_versions(repository: Path, older_than_s: float, now_s: float) -> int:
+    """Remove what killed writers left in the models' folders, once it is older than the limit; return how many."""
+    models = [entry for entry in _entries(repository) if is_model_name(entry.name) and _is_folder(entry)]
+    return sum(_sweep(Path(model.path), older_than_s, now_s, _LEFT_VERSION.fullmatch) for model in models)
+
+
+def _sweep(folder: Path, older_than_s: float, now_s: float, is_ours: Callable[[str], object]) -> int:
+    removed = 0
+    for entry in _entries(folder):
+        with contextlib.suppress(OSError):
+            if is_ours(entry.name) and now_s - entry.stat(follow_symlinks=False).st_mtime > older_than_s:
+                shutil.rmtree(entry.path, ignore_errors=True)
+                removed += 1
+    return removed
 
 
 class PlanCache:
@@ -239,6 +291,24 @@ class PlanCache:
             (staging / manifest.engine.file).write_bytes(blob)
             (staging / MANIFEST_FILE).write_bytes(encode(manifest))
 
+    @contextlib.contextmanager
+    def handover(self, key: str) -> Iterator[Path]:
+        """A private folder for a child process to leave a plan of `key` in, for `adopt`; gone afterwards."""
+        with _private_folder(self.entry(key)) as folder:
+            yield folder
+
+    def adopt(self, folder: Path, key: str) -> Manifest:
+        """Take over what a child process has left, in one rename. One of the same key that came first is kept.
+
+        Raises PlanInvalid for anything but a whole plan of this key, and then the cache is as it was.
+        """
+        manifest = check_handover(folder, key)
+        for file in folder.iterdir():
+            file.chmod(0o644)
+        with contextlib.suppress(FileExistsError):
+            _move_in(folder, self.entry(key))
+        return self.manifest(key) or manifest
+
     def discard(self, key: str) -> None:
         """Remove a plan, by renaming it away first so that no reader finds half of it."""
         grave = Path(tempfile.mkdtemp(prefix=_DISCARDED, dir=self.folder))
@@ -251,11 +321,8 @@ class PlanCache:
 
         Only names that this module makes are touched: the cache may be a folder that holds other things too.
         """
-        removed = 0
-        for entry in _entries(self.folder):
-            ours = entry.name.startswith(_DISCARDED) or (entry.name.startswith(".") and entry.name.endswith(_STAGING))
-            with contextlib.suppress(OSError):
-                if ours and now_s - entry.stat().st_mtime > older_than_s:
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                    removed += 1
-        return removed
+
+        def is_ours(name: str) -> bool:
+            return name.startswith(_DISCARDED) or (name.startswith(".") and name.endswith(_STAGING))
+
+        return _sweep(self.folder, older_than_s, now_s, is_ours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import Settings
-from tests.support.servers import Server, running
+from tests.support.servers import TOKEN, Server, running
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ("letter", "fashion", "vowels", "triton")
@@ -63,7 +64,10 @@ def run_example(name: str, server: Server) -> str:
     language, code, _, _ = example(name)
     code = code.replace("localhost:8000", f"127.0.0.1:{server.port}")
     command = ["sh", "-c", code] if language == "sh" else [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "BITSERVE_ADMIN_TOKEN": TOKEN}
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=env).stdout
+    return printed.replace(f"127.0.0.1:{server.port}", "localhost:8000")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -73,6 +77,12 @@ def test_an_example_prints_what_readme_shows(name: str, server: Server) -> None:
         assert same(json.loads(printed), json.loads(shown))
     else:
         assert words(printed) == words(shown)
+
+
+def test_a_model_is_sent_as_readme_shows(tmp_path: Path) -> None:
+    with running(tmp_path) as started:
+        assert run_example("send", started) == example("send")[3]
+        assert started.state("letters") == "READY"
 
 
 def words(text: str) -> list[str]:

@@ -16,13 +16,15 @@ from pathlib import Path
 
 import psutil
 
-from engines import repository
+import engines
 from engines.errors import ModelRefused
+from engines.request import BuildRequest
 from engines.runtime import usable_threads
 
 __all__ = ["COMPILER", "BuildLimits", "run_build"]
 
 log = logging.getLogger(__name__)
+_PACKAGE = Path(engines.__file__).parent
 _WATCH_S = 0.1
 _KEPT_STDERR_BYTES = 4096
 _KEPT_LINE_BYTES = 65536
@@ -31,7 +33,7 @@ _FILE_BYTES = 2**33
 _SANDBOX = (sys.executable, "-m", "engines.sandbox")
 _LAST_WORDS_S = 5.0
 COMPILER = (sys.executable, "-m", "engines", "build")
-"""What is run, in the sandbox, with the source, `--cache DIR` and `--threads N` appended."""
+"""What is run, in the sandbox, with the source, its other inputs, `--out DIR` and `--threads N` appended."""
 
 
 class BuildLimits:
@@ -45,55 +47,68 @@ class BuildLimits:
 
 
 async def run_build(
-    source: Path, cache: Path, limits: BuildLimits, command: Sequence[str] = COMPILER,
+    request: BuildRequest, out: Path, limits: BuildLimits, command: Sequence[str] = COMPILER,
     stage: Callable[[str], None] = lambda name: None,
 ) -> None:  # fmt: skip
-    """Compile `source` into `cache`; `stage` is called with each that begins.
+    """Compile into the folder `out`, of which nothing may be believed; `stage` is called with each that begins.
 
     Raises ModelRefused with the reason, however the child ended. Nothing of its process group outlives this call.
     """
-    with tempfile.TemporaryDirectory(prefix="bitserve-build-", ignore_cleanup_errors=True) as empty:
+    with tempfile.TemporaryDirectory(prefix="bitserve-build-", ignore_cleanup_errors=True) as own:
+        empty, packages = Path(own, "work"), Path(own, "packages")
+        empty.mkdir()
+        packages.mkdir()
+        (packages / "engines").symlink_to(_PACKAGE)  # a folder to import from that holds nothing else of a checkout
         child = await asyncio.create_subprocess_exec(
-            *_sandboxed(command, source, (cache, Path(empty)), limits),
-            str(source.absolute()), "--cache", str(cache.absolute()), "--threads", str(limits.threads),
+            *_sandboxed(command, [*request.files().values(), packages], (out, empty), limits),
+            *_arguments(request), "--out", str(out.absolute()), "--threads", str(limits.threads),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             cwd=empty,
-            env=_environment(empty),
+            env=_environment(empty, packages),
             start_new_session=True,
         )  # fmt: skip
         said: dict[str, str] = {}
         complaint = bytearray()
         readers = asyncio.gather(_read_said(child, said, stage), _read_tail(child, complaint))
         try:
-            stopped = await _watch(child, limits, (cache, Path(empty)))
+            stopped = await _watch(child, limits, (out, empty))
         finally:
             _kill_group(child.pid)  # also what the child started: it may hold the pipes open
             await child.wait()
             await asyncio.wait({readers}, timeout=_LAST_WORDS_S)
             readers.cancel()
-        hidden = (str(source.absolute().parent), str(cache.absolute()), empty)
+        hidden = (*(str(path.absolute().parent) for path in request.files().values()), str(out.absolute()), own)
     _judge(child.returncode or 0, said, complaint.decode("utf-8", "replace"), stopped, hidden)
 
 
-def _sandboxed(command: Sequence[str], source: Path, writable: Sequence[Path], limits: BuildLimits) -> list[str]:
+def _arguments(request: BuildRequest) -> list[str]:
+    further = {"--spec": request.spec, "--calibration": request.calibration, "--validation": request.validation}
+    named = [(flag, str(path.absolute())) for flag, path in further.items() if path is not None]
+    return [str(request.source.absolute()), *(word for pair in named for word in pair)]
+
+
+def _sandboxed(
+    command: Sequence[str], readable: Sequence[Path], writable: Sequence[Path], limits: BuildLimits
+) -> list[str]:
     """The command with no network, no sight of other processes, and no files but these, as far as the kernel allows."""
     cpu_s = math.ceil(limits.timeout_s * (limits.threads or usable_threads())) + 1
     options = [
         f"--parent={os.getpid()}",
         f"--cpu-s={cpu_s}",
         f"--file-bytes={_FILE_BYTES}",
-        f"--read={source.absolute()}",
+        *(f"--read={path.absolute()}" for path in readable),
+        *(f"--write={folder.absolute()}" for folder in writable),
     ]
-    return [*_SANDBOX, *options, *(f"--write={folder.absolute()}" for folder in writable), "--", *command]
+    return [*_SANDBOX, *options, "--", *command]
 
 
-def _environment(home: str) -> dict[str, str]:
+def _environment(home: Path, packages: Path) -> dict[str, str]:
     """Only what a compiler needs; tokens and keys of the server stay with the server."""
     kept = {key: os.environ[key] for key in ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH") if key in os.environ}
-    package_root = str(Path(repository.__file__).parent.parent)
-    return {**kept, "HOME": home, "TMPDIR": home, "PYTHONPATH": package_root, "NNCF_CI": "1", "PYTHONUNBUFFERED": "1"}
+    own = {"HOME": str(home), "TMPDIR": str(home), "PYTHONPATH": str(packages)}
+    return {**kept, **own, "NNCF_CI": "1", "PYTHONUNBUFFERED": "1"}
 
 
 async def _read_said(child: asyncio.subprocess.Process, said: dict[str, str], stage: Callable[[str], None]) -> None:
@@ -157,25 +172,15 @@ def _excess(pid: int, limits: BuildLimits, written: Sequence[Path]) -> str:
         return f"it used {used >> 20} MiB of memory, {limits.memory_bytes >> 20} MiB are allowed"
     if count > limits.processes:
         return f"it ran {count} processes, {limits.processes} are allowed"
-    disk = sum(_unfinished_bytes(folder) for folder in written)
+    disk = sum(_size_bytes(folder) for folder in written)
     if disk > limits.disk_bytes:
         return f"it wrote {disk >> 20} MiB to disk, {limits.disk_bytes >> 20} MiB are allowed"
     return ""
 
 
-def _unfinished_bytes(folder: Path) -> int:
-    """Of everything in it but finished plans, which are folders with a manifest and lie there for long."""
-    total = 0
-    with contextlib.suppress(OSError):
-        for entry in folder.iterdir():
-            if not (entry / repository.MANIFEST_FILE).is_file():
-                total += _size_bytes(entry)
-    return total
-
-
 def _size_bytes(path: Path) -> int:
     total = 0
-    for folder, _, names in os.walk(path) if path.is_dir() else [(str(path.parent), [], [path.name])]:
+    for folder, _, names in os.walk(path):
         for name in names:
             with contextlib.suppress(OSError):
                 total += os.lstat(os.path.join(folder, name)).st_size
@@ -210,6 +215,6 @@ def _signal_name(number: int) -> str:
 
 def _without_paths(text: str, hidden: Sequence[str]) -> str:
     """The index is public: it names files, never where they lie on this machine."""
-    for folder in (*hidden, str(Path(repository.__file__).parent.parent), sys.prefix):
+    for folder in (*(folder for folder in hidden if folder != os.sep), str(_PACKAGE.parent), sys.prefix):
         text = text.replace(folder + os.sep, "").replace(folder, "...")
     return text

@@ -66,14 +66,20 @@ class Builds:
         """Take up what an earlier process left: what waited waits again, what ran runs again, once."""
         self.store.sweep()
         for build in self.store.ids():
-            progress = self.store.progress(build)
-            if progress.state is BuildState.RUNNING and progress.attempts >= _ATTEMPTS:
-                self._end(build, BuildState.FAILED, f"the server ended {_ATTEMPTS} times while this build ran")
-            elif not progress.state.is_final:
-                if progress.state is BuildState.RUNNING:
-                    self._note(build, progress, "the server ended while this build ran; it runs once more")
-                self._enqueue(build)
+            try:
+                self._take_up(build)
+            except (OSError, KeyError):
+                log.exception("build %s cannot be taken up", build)
         self._worker = asyncio.get_running_loop().create_task(self._run())
+
+    def _take_up(self, build: str) -> None:
+        progress = self.store.progress(build)
+        if progress.state is BuildState.RUNNING and progress.attempts >= _ATTEMPTS:
+            self._end(build, BuildState.FAILED, f"the server ended {_ATTEMPTS} times while this build ran")
+        elif not progress.state.is_final:
+            if progress.state is BuildState.RUNNING:
+                self._note(build, progress, "the server ended while this build ran; it runs once more")
+            self._enqueue(build)
 
     def begin_stop(self) -> None:
         """Start no more builds and end the one under way: it goes back into the queue. Streams of events end."""
@@ -101,19 +107,18 @@ class Builds:
     async def require_disk(self, size_bytes: int) -> None:
         """Raise QueueFull where so many more bytes do not fit; finished builds go first, the oldest first."""
         while await asyncio.to_thread(self.store.size_bytes) + size_bytes > self._limits.max_bytes:
-            final = [build for build in self.store.ids() if self.store.progress(build).state.is_final]
+            final = self.store.final_ids()
             if not final:
                 raise QueueFull(f"builds take {self._limits.max_bytes} bytes already; see setting max_builds_bytes")
             await asyncio.to_thread(self.store.remove, final[0])
 
     def find_same(self, key: str) -> str | None:
         """The build of the same upload that waits, runs, or has succeeded."""
+        ended = (BuildState.FAILED, BuildState.CANCELLED)
         for build in reversed(self.store.ids()):
-            if self.store.asked(build).key == key and self.store.progress(build).state not in (
-                BuildState.FAILED,
-                BuildState.CANCELLED,
-            ):
-                return build
+            with contextlib.suppress(KeyError):  # removed meanwhile, in a thread
+                if self.store.asked(build).key == key and self.store.progress(build).state not in ended:
+                    return build
         return None
 
     def add(self, build: str) -> None:
@@ -135,17 +140,29 @@ class Builds:
         return True
 
     async def follow(self, build: str, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
-        """All events from number `after` on, those to come included, until the build has ended or the server ends."""
-        changed = self._changed.setdefault(build, asyncio.Event())
+        """All events from number `after` on, those to come included, until the build has ended, or its removal, or the
+        end of the server.
+        """
         while True:
+            changed = self._changed.setdefault(build, asyncio.Event())
             changed.clear()
-            events = self.store.events(build)
+            events, is_final = self._look(build)
             for number, event in enumerate(events[after:], start=after + 1):
                 yield number, event
             after = max(after, len(events))
-            if self._stopping or self.store.progress(build).state.is_final:
+            if is_final:
+                self._changed.pop(build, None)
+            if self._stopping or is_final:
                 return
             await changed.wait()
+
+    def _look(self, build: str) -> tuple[list[Event], bool]:
+        """All events so far, and whether there will be no more; the end is looked for first, since it comes last."""
+        try:
+            is_final = self.store.progress(build).state.is_final
+            return self.store.events(build), is_final
+        except KeyError:  # its time was over, and it was removed
+            return [], True
 
     # -- the worker ----------------------------------------------------------------------------------------------
 
@@ -162,6 +179,8 @@ class Builds:
             task = self._running[build] = asyncio.get_running_loop().create_task(self._build(build))
             await asyncio.wait({task})
             del self._running[build]
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("how build %s ended could not be stored", build, exc_info=error)
 
     async def _build(self, build: str) -> None:
         try:

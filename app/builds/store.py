@@ -3,13 +3,14 @@
 request.json   what was asked; a build exists when its folder does, and the folder appears whole, in one rename
 state.json     how far it is; replaced in one rename
 events.jsonl   what happened, a line each, only ever appended
-input/         model.onnx; dropped when the build ends
+input/         model.onnx, and what came with it, as in a version's folder; dropped when the build ends
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import os
 import re
 import secrets
@@ -22,12 +23,11 @@ from pydantic import ValidationError
 from app.builds.state import Asked, BuildState, Event, Progress
 from engines.repository import staged_folder
 
-__all__ = ["MODEL", "BuildStore", "new_id", "now"]
+__all__ = ["INPUT", "BuildStore", "new_id", "now"]
 
+log = logging.getLogger(__name__)
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
 _REQUEST, _STATE, _EVENTS, INPUT = "request.json", "state.json", "events.jsonl", "input"
-MODEL = f"{INPUT}/model.onnx"
-"""Where the uploaded model lies in a build's folder."""
 _MAX_EVENTS_BYTES = 2**20
 
 
@@ -70,16 +70,41 @@ class BuildStore:
             return sorted(p.name for p in self.folder.iterdir() if _ID.fullmatch(p.name) and (p / _REQUEST).is_file())
         return []
 
+    def final_ids(self) -> list[str]:
+        """Builds that have ended, the oldest first."""
+        found = []
+        for build in self.ids():
+            with contextlib.suppress(KeyError):
+                if self.progress(build).state.is_final:
+                    found.append(build)
+        return found
+
     def asked(self, build: str) -> Asked:
-        return Asked.model_validate_json((self.path(build) / _REQUEST).read_bytes())
+        """What was asked; where that cannot be read, nothing but the id, and then `progress` says so."""
+        return self._asked(build) or Asked(
+            id=build, model="", key="", file_name="", sha256="", size_bytes=0, created=""
+        )  # fmt: skip
+
+    def _asked(self, build: str) -> Asked | None:
+        path = self.path(build) / _REQUEST
+        try:
+            asked = Asked.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise KeyError(build) from None
+        except (ValidationError, OSError):  # not written by us, or by a later version, or damaged
+            return None
+        return asked if asked.id == build else None
 
     def progress(self, build: str) -> Progress:
+        """How far it is; what cannot be read cannot be continued, and so has failed."""
+        if self._asked(build) is None:
+            return Progress(state=BuildState.FAILED, error=f"its {_REQUEST} cannot be read")
         try:
             return Progress.model_validate_json((self.path(build) / _STATE).read_bytes())
         except FileNotFoundError:
             return Progress()
-        except ValidationError:  # not written by us, or by a later version: it cannot be continued
-            return Progress(state=BuildState.FAILED, error="its state cannot be read")
+        except (ValidationError, OSError):
+            return Progress(state=BuildState.FAILED, error=f"its {_STATE} cannot be read")
 
     def write_progress(self, build: str, progress: Progress) -> None:
         path = self.path(build) / _STATE
@@ -95,14 +120,17 @@ class BuildStore:
         path = self.path(build) / _EVENTS
         if event.message and path.exists() and path.stat().st_size > _MAX_EVENTS_BYTES and not event.state.is_final:
             return
-        with path.open("a") as file:
-            file.write(event.model_dump_json() + "\n")
+        try:
+            with path.open("a") as file:
+                file.write(event.model_dump_json() + "\n")
+        except OSError as error:  # a build does not fail for what it says of itself
+            log.warning("an event of build %s is lost: %s", build, error.strerror)
 
     def events(self, build: str) -> list[Event]:
-        """All events; a line that was cut short by a crash is passed over."""
+        """All events; a line that was cut short by a crash, or damaged, is passed over."""
         try:
             lines = (self.path(build) / _EVENTS).read_text(errors="replace").splitlines()
-        except FileNotFoundError:
+        except OSError:
             return []
         found = []
         for line in lines:
@@ -131,7 +159,7 @@ class BuildStore:
 
     def retain(self, keep: int) -> None:
         """Remove the oldest finished builds beyond `keep`."""
-        final = [build for build in self.ids() if self.progress(build).state.is_final]
+        final = self.final_ids()
         for build in final[: max(0, len(final) - keep)]:
             self.remove(build)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from app.builds.jobs import Tell
 from app.builds.state import Asked
-from app.builds.store import MODEL
+from app.builds.store import INPUT
 from app.models import ModelManager
 from app.plans import Plans
 from engines import repository
 from engines.errors import EngineError
+from engines.request import BuildRequest
 
 __all__ = ["ServerWork"]
 
@@ -26,7 +27,7 @@ class ServerWork:
         def stage(name: str) -> None:
             tell(name, "")
 
-        await self._plans.make(folder / MODEL, lambda reason: tell("", reason), stage)
+        await self._plans.make(BuildRequest.of_folder(folder / INPUT), lambda reason: tell("", reason), stage)
 
     async def next_version(self, asked: Asked) -> int:
         """One more than the highest on disk."""
@@ -34,14 +35,14 @@ class ServerWork:
 
     async def publish(self, asked: Asked, folder: Path, version: int, tell: Tell) -> None:
         tell("publish", f"version {version}")
-        final = self._repository / asked.model / str(version)
+        final, request = self._repository / asked.model / str(version), BuildRequest.of_folder(folder / INPUT)
         if not final.exists():
-            manifest = await self._plans.make(folder / MODEL, lambda reason: tell("", reason))
+            manifest = await self._plans.make(request, lambda reason: tell("", reason))
             await asyncio.to_thread(
-                repository.publish_version, self._repository, asked.model, version, folder / MODEL,
+                repository.publish_version, self._repository, asked.model, version, request.files(),
                 repository.encode(manifest),
             )  # fmt: skip
-        elif await asyncio.to_thread(repository.file_sha256, final / repository.MODEL_FILE) != asked.sha256:
+        elif not await asyncio.to_thread(_is_same, BuildRequest.of_folder(final), request):
             raise EngineError(f"version {version} of {asked.model!r} has appeared meanwhile, with another model")
         tell("load", "")
         try:
@@ -49,3 +50,7 @@ class ServerWork:
         except EngineError:  # what cannot serve must not be there at the next start either
             await asyncio.to_thread(repository.withdraw_version, self._repository, asked.model, version)
             raise
+
+
+def _is_same(one: BuildRequest, other: BuildRequest) -> bool:
+    return one.digests() == other.digests()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Request, Response
@@ -13,8 +12,7 @@ from pydantic import Field
 
 from app.auth import check_admin
 from app.builds.jobs import Builds
-from app.builds.state import Asked, Progress
-from app.builds.store import MODEL, new_id, now
+from app.builds.state import BuildState, Progress
 from app.http.errors import (
     ACCEPTED,
     BadRequest,
@@ -23,20 +21,25 @@ from app.http.errors import (
     NotAuthorized,
     NotFound,
 )
+from app.http.incoming import accept
 from app.http.schemas import described
-from app.http.uploads import Received, receive
 from app.serving.errors import QueueFull
 from app.settings import Settings
-from engines.repository import check_model_name
 
 __all__ = ["BuildStatus", "build_routes"]
 
 _COMPILE_PATH = "/v2/repository/models/{model}/compile"
 Model = Annotated[str, Path(description="Model name.")]
 BuildId = Annotated[str, Path(description="Build id.")]
-Authorization = Annotated[str | None, Header(description="Bearer <admin token>, if one is set.")]
+Authorization = Annotated[str | None, Header(description="Bearer <admin token>.")]
 _ERRORS = described(BadRequest, NotFound, BodyTooLarge, QueueFull, NotAuthorized, Forbidden)
-_PARTS: dict[str, Any] = {"model": {"type": "string", "format": "binary", "description": "A single-file ONNX model."}}
+_FILE = {"type": "string", "format": "binary"}
+_PARTS: dict[str, Any] = {
+    "model": {**_FILE, "description": "A single-file ONNX model."},
+    "calibration": {**_FILE, "description": ".npz of input names to arrays, first axis = samples."},
+    "validation": {**_FILE, "description": "The same, with `labels` or `targets`."},
+    "spec": {"type": "string", "contentMediaType": "application/json", "description": "What is asked of the build."},
+}
 _FORM = {"schema": {"type": "object", "required": ["model"], "additionalProperties": False, "properties": _PARTS}}
 
 
@@ -48,15 +51,13 @@ class BuildStatus(Progress):
     created: str
     sha256: str = Field(description="Of the model file.")
     size_bytes: int
+    report: str | None = Field(None, description="Path of the version's report, once it serves.")
     log: list[str] = Field(default_factory=list)
 
 
 def build_routes(settings: Settings, builds: Builds) -> APIRouter:
     """Upload, list, show, follow, cancel. All of them need the admin token."""
     router = APIRouter(tags=["builds"], responses=_ERRORS)
-
-    def admit(request: Request, authorization: str | None) -> None:
-        check_admin(settings, authorization, request.headers)
 
     @router.post(
         _COMPILE_PATH, status_code=ACCEPTED,
@@ -66,38 +67,42 @@ def build_routes(settings: Settings, builds: Builds) -> APIRouter:
         model: Model, request: Request, response: Response, authorization: Authorization = None
     ) -> BuildStatus:
         """Send a model: it is compiled, checked and brought into service as a new version; follow the Location."""
-        admit(request, authorization)
-        build = await _accept(settings, builds, model, request)
+        check_admin(settings, authorization)
+        build = await accept(settings, builds, model, request)
         response.headers["location"] = f"/v2/builds/{build}"
         return _status(builds, build)
 
     @router.get("/v2/builds")
-    async def all_builds(request: Request, authorization: Authorization = None) -> list[BuildStatus]:
+    async def all_builds(authorization: Authorization = None) -> list[BuildStatus]:
         """All builds that are remembered, the oldest first."""
-        admit(request, authorization)
-        return [_status(builds, build) for build in builds.store.ids()]
+        check_admin(settings, authorization)
+        found = []
+        for build in builds.store.ids():
+            with contextlib.suppress(NotFound):  # removed meanwhile
+                found.append(_status(builds, build))
+        return found
 
     @router.get("/v2/builds/{build}")
-    async def one_build(build: BuildId, request: Request, authorization: Authorization = None) -> BuildStatus:
+    async def one_build(build: BuildId, authorization: Authorization = None) -> BuildStatus:
         """How far a build is, with its log."""
-        admit(request, authorization)
+        check_admin(settings, authorization)
         status = _status(builds, build)
         log = [f"{event.time} {event.message}" for event in builds.store.events(build) if event.message]
         return status.model_copy(update={"log": log})
 
     @router.get("/v2/builds/{build}/events", response_class=StreamingResponse)
     async def events(
-        build: BuildId, request: Request, authorization: Authorization = None, last_event_id: int = Header(0)
+        build: BuildId, authorization: Authorization = None, last_event_id: int = Header(0)
     ) -> StreamingResponse:
         """Server-sent events, from the first (or after Last-Event-ID) until the build has ended."""
-        admit(request, authorization)
+        check_admin(settings, authorization)
         _status(builds, build)
-        return StreamingResponse(_stream(builds, build, last_event_id), media_type="text/event-stream")
+        return StreamingResponse(_stream(builds, build, max(0, last_event_id)), media_type="text/event-stream")
 
     @router.delete("/v2/builds/{build}")
-    async def cancel(build: BuildId, request: Request, authorization: Authorization = None) -> BuildStatus:
+    async def cancel(build: BuildId, authorization: Authorization = None) -> BuildStatus:
         """Cancel a build that waits or runs."""
-        admit(request, authorization)
+        check_admin(settings, authorization)
         state = _status(builds, build).state
         if not builds.cancel(build):
             raise BadRequest(f"build {build} cannot be cancelled any more: it is {state.value}")
@@ -112,54 +117,11 @@ def _status(builds: Builds, build: str) -> BuildStatus:
     except KeyError:
         raise NotFound(f"there is no build '{build[:40]}'") from None
     shown = asked.model_dump(include={"id", "model", "created", "sha256", "size_bytes"})
-    return BuildStatus(**shown, **progress.model_dump())
+    done = progress.state is BuildState.SUCCEEDED
+    report = f"/v2/models/{asked.model}/versions/{progress.version}/report" if done else None
+    return BuildStatus(**shown, **progress.model_dump(), report=report)
 
 
 async def _stream(builds: Builds, build: str, after: int) -> AsyncIterator[str]:
     async for number, event in builds.follow(build, after):
         yield f"id: {number}\nevent: {event.state.value}\ndata: {event.model_dump_json()}\n\n"
-
-
-async def _accept(settings: Settings, builds: Builds, model: str, request: Request) -> str:
-    """Receive an upload and queue its build; the id, or that of the build of the same upload."""
-    check_model_name(model)
-    builds.require_room()
-    announced = int(request.headers.get("content-length", "0"))
-    if announced > settings.max_upload_bytes:
-        raise BodyTooLarge(f"the upload has more than {settings.max_upload_bytes} bytes; see setting max_upload_bytes")
-    await builds.require_disk(announced)
-    build = new_id()
-    try:
-        with builds.store.open(build) as staging:
-            received = await _receive(settings, request, staging)
-            key = hashlib.sha256(f"{model}\n{received.sha256}".encode()).hexdigest()
-            same = builds.find_same(key)
-            if same is not None:
-                raise _AlreadyHereError(same)
-            asked = Asked(
-                id=build, model=model, key=key, file_name=received.file_name, sha256=received.sha256,
-                size_bytes=received.size_bytes, created=now(),
-            )  # fmt: skip
-            builds.store.write_request(staging, asked)
-    except _AlreadyHereError as here:
-        return here.build
-    except OSError as error:
-        raise QueueFull(f"the upload could not be stored: {error.strerror or type(error).__name__}") from error
-    builds.add(build)
-    return build
-
-
-async def _receive(settings: Settings, request: Request, staging: FilePath) -> Received:
-    content_type = request.headers.get("content-type", "")
-    files = {"model": staging / MODEL}
-    parts = await receive(content_type, request.stream(), files, settings.max_upload_bytes)
-    if "model" not in parts or not parts["model"].size_bytes:
-        raise BadRequest("the upload has no part 'model' with the bytes of a model file")
-    return parts["model"]
-
-
-class _AlreadyHereError(Exception):
-    """The same upload came before; nothing of this one is kept."""
-
-    def __init__(self, build: str) -> None:
-        self.build = build

@@ -52,7 +52,7 @@ EXTENSIONS = [
 
 Model = Annotated[str, Path(description="Model name.")]
 Number = Annotated[str, Path(pattern="^[0-9]{1,18}$", description="Version number.")]
-Authorization = Annotated[str | None, Header(description="Bearer <admin token>, if one is set.")]
+Authorization = Annotated[str | None, Header(description="Bearer <admin token>.")]
 
 
 _ERRORS = described(BadRequest, UnknownModel, BodyTooLarge, ModelNotReady)
@@ -161,7 +161,7 @@ def _add_repository(router: APIRouter, settings: Settings, gateway: Gateway, man
     )  # fmt: skip
     async def load(model: Model, request: Request, authorization: Authorization = None) -> Response:
         """Load a model, or load it anew; answers when it serves."""
-        check_admin(settings, authorization, request.headers)
+        check_admin(settings, authorization)
         asked = await _body(request, LoadRequest)
         config = _config_override(asked.parameters, model, gateway.registry)
         files = await asyncio.to_thread(brought_files, asked.parameters, config)
@@ -174,7 +174,7 @@ def _add_repository(router: APIRouter, settings: Settings, gateway: Gateway, man
     )  # fmt: skip
     async def unload(model: Model, request: Request, authorization: Authorization = None) -> Response:
         """Stop serving a model; what it accepted is answered. It stays on disk and can be loaded again."""
-        check_admin(settings, authorization, request.headers)
+        check_admin(settings, authorization)
         await _body(request, LoadRequest)
         manager.unload(model)
         return Response()
@@ -223,7 +223,7 @@ def _add_logging(router: APIRouter, settings: Settings) -> None:
     @router.post("/v2/logging", tags=["logging"], responses=_GUARDED, openapi_extra=_optional_body(LogSettings))
     async def set_logging(request: Request, authorization: Authorization = None) -> LogSettings:
         """Change what is logged; keys left out stay as they are."""
-        check_admin(settings, authorization, request.headers)
+        check_admin(settings, authorization)
         asked = await _body(request, LogSettings)
         given = asked.model_fields_set
         if "log_file" in given and asked.log_file:

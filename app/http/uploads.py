@@ -20,10 +20,10 @@ _MAX_HEADER_BYTES = 4096
 
 
 class Received:
-    """One file of the upload."""
+    """One part of the upload. `text` is its bytes where they were not written to a file."""
 
     def __init__(self, file_name: str) -> None:
-        self.file_name, self.size_bytes = file_name, 0
+        self.file_name, self.size_bytes, self.text = file_name, 0, b""
         self._hash = hashlib.sha256()
 
     @property
@@ -36,9 +36,9 @@ class Received:
 
 
 async def receive(
-    content_type: str, chunks: AsyncIterator[bytes], files: Mapping[str, Path], max_bytes: int
+    content_type: str, chunks: AsyncIterator[bytes], files: Mapping[str, Path], texts: Mapping[str, int], max_bytes: int
 ) -> dict[str, Received]:
-    """Write the parts named in `files` to their paths; by name, what came.
+    """Write the parts named in `files` to their paths, and keep those in `texts` (names to most bytes); what came.
 
     Raises BadRequest for anything else, BodyTooLarge over `max_bytes`. Disk work happens in a thread.
     """
@@ -46,7 +46,7 @@ async def receive(
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
         raise BadRequest("expected a body of Content-Type multipart/form-data, with a boundary")
-    parts = _Parts(files)
+    parts = _Parts(files, texts)
     size = 0
     try:
         parser = MultipartParser(boundary, parts.callbacks())
@@ -68,12 +68,13 @@ async def receive(
 class _Parts:
     """The parser's callbacks. They raise BadRequest, which passes through the parser."""
 
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self._files = files
+    def __init__(self, files: Mapping[str, Path], texts: Mapping[str, int]) -> None:
+        self._files, self._texts = files, texts
         self.received: dict[str, Received] = {}
         self.ended = False
         self._file: BinaryIO | None = None
         self._part: Received | None = None
+        self._name = ""
         self._field, self._value = b"", b""
         self._disposition = b""
 
@@ -111,21 +112,28 @@ class _Parts:
     def _open(self) -> None:
         _, options = parse_options_header(self._disposition)
         name = options.get(b"name", b"").decode("utf-8", "replace")
-        if name not in self._files:
-            raise BadRequest(f"part '{name[:100]}' is not known; expected {', '.join(self._files)}")
+        if name not in self._files and name not in self._texts:
+            known = ", ".join([*self._files, *self._texts])
+            raise BadRequest(f"part '{name[:100]}' is not known; expected {known}")
         if name in self.received:
             raise BadRequest(f"part '{name}' came twice")
         # the sender's file name is shown, never used as a path
         file_name = options.get(b"filename", b"").decode("utf-8", "replace").replace("\\", "/").rpartition("/")[2][:200]
         self._part = self.received[name] = Received(file_name)
-        self._file = self._files[name].open("wb")
+        if name in self._files:
+            self._file = self._files[name].open("wb")
+        self._name = name
 
     def _take_data(self, data: bytes, start: int, end: int) -> None:
         assert self._part is not None
-        assert self._file is not None
         piece = data[start:end]
         self._part.take(piece)
-        self._file.write(piece)
+        if self._file is not None:
+            self._file.write(piece)
+            return
+        if self._part.size_bytes > self._texts[self._name]:
+            raise BadRequest(f"part '{self._name}' has more than {self._texts[self._name]} bytes")
+        self._part.text += piece
 
     def _end(self) -> None:
         self.ended = True

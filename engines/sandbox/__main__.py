@@ -81,7 +81,7 @@ def _isolate() -> bool:
 
 
 def _restrict_files(read: list[Path], write: list[Path]) -> None:
-    own = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).parent, Path(__file__).parent.parent.parent}
+    own = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).parent, Path(__file__).resolve().parent.parent}
     own.update(Path(place) for name in ("purelib", "platlib", "stdlib") if (place := sysconfig.get_path(name)))
     if not landlock.version():
         _say("no restriction of files: the kernel has no Landlock")

@@ -13,6 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.conformance.conftest import Target
 from tests.conformance.tensors import pair
+from tests.support.servers import ADMIN
 
 Work = Callable[[aio.InferenceServerClient], Awaitable[Any]]
 
@@ -100,9 +101,9 @@ def test_unload_and_load(target: Target, model: str) -> None:
     async def work(client: aio.InferenceServerClient) -> None:
         if not target.ours:
             pytest.skip("tried by the synchronous client, which skips where models cannot be changed")
-        await client.unload_model(model)
+        await client.unload_model(model, headers=ADMIN)
         assert not await client.is_model_ready(model)
-        await client.load_model(model)
+        await client.load_model(model, headers=ADMIN)
         assert await client.is_model_ready(model)
 
     _with_client(target, work)

@@ -12,6 +12,7 @@ from tritonclient.utils import InferenceServerException
 from tests.conformance.conftest import Target
 from tests.conformance.tensors import example, pair
 from tests.support import onnx_models
+from tests.support.servers import ADMIN
 
 DURATIONS = (
     "success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss",
@@ -153,42 +154,42 @@ def _or_skip(call: Any, *arguments: Any, **keys: Any) -> None:
 
 
 def test_unload_and_load_again(client: Client, model: str) -> None:
-    _or_skip(client.unload_model, model)
+    _or_skip(client.unload_model, model, headers=ADMIN)
     assert not client.is_model_ready(model)
     with pytest.raises(
         InferenceServerException, match=r"unknown model: '\w+' (is not found|has no available versions)|not ready"
     ):
         client.get_model_metadata(model)
-    client.load_model(model)
+    client.load_model(model, headers=ADMIN)
     assert client.is_model_ready(model)
 
 
 def test_load_of_an_unknown_model_fails(client: Client, model: str) -> None:
-    _or_skip(client.load_model, model)
+    _or_skip(client.load_model, model, headers=ADMIN)
     with pytest.raises(InferenceServerException, match=r"failed to load 'no_such_model'"):
-        client.load_model("no_such_model")
+        client.load_model("no_such_model", headers=ADMIN)
     with pytest.raises(InferenceServerException, match=r"no_such_model"):
-        client.unload_model("no_such_model")
+        client.unload_model("no_such_model", headers=ADMIN)
 
 
 def test_config_override_lasts_until_the_next_load(client: Client, add_sub: str) -> None:
     before = client.get_model_config(add_sub)
     override = {**before, "max_batch_size": 4, "dynamic_batching": {"preferred_batch_size": [2]}}
-    _or_skip(client.load_model, add_sub, config=json.dumps(override))
+    _or_skip(client.load_model, add_sub, config=json.dumps(override), headers=ADMIN)
     config = client.get_model_config(add_sub)
     assert config["max_batch_size"] == 4
     assert config["dynamic_batching"]["preferred_batch_size"] == [2]
     with pytest.raises(InferenceServerException, match="batch-size must be <= 4"):
         client.infer(add_sub, pair(rows=5)[2])
-    client.load_model(add_sub)
+    client.load_model(add_sub, headers=ADMIN)
     assert client.get_model_config(add_sub)["max_batch_size"] == before["max_batch_size"]
 
 
 def test_config_of_the_server_can_be_sent_back(client: Client, model: str) -> None:
     before = client.get_model_config(model)
-    _or_skip(client.load_model, model, config=json.dumps(before))
+    _or_skip(client.load_model, model, config=json.dumps(before), headers=ADMIN)
     assert client.get_model_config(model) == before
-    client.load_model(model)
+    client.load_model(model, headers=ADMIN)
     assert client.get_model_config(model) == before
 
 
@@ -196,10 +197,10 @@ def test_files_brought_by_load_stand_in_until_the_next_load(client: Client, targ
     if not target.ours:
         pytest.skip("whether files may be brought is a server's setting")
     brought = onnx_models.linear(width=2, outputs=2).SerializeToString()
-    client.load_model(add_sub, config="{}", files={"file:7/model.onnx": brought})
+    client.load_model(add_sub, config="{}", files={"file:7/model.onnx": brought}, headers=ADMIN)
     metadata = client.get_model_metadata(add_sub)
     assert (metadata["versions"], [tensor["name"] for tensor in metadata["inputs"]]) == (["7"], ["x"])
-    client.load_model(add_sub)
+    client.load_model(add_sub, headers=ADMIN)
     metadata = client.get_model_metadata(add_sub)
     assert (metadata["versions"], [tensor["name"] for tensor in metadata["inputs"]]) == (["1"], ["INPUT0", "INPUT1"])
 
@@ -208,18 +209,18 @@ def test_a_file_that_cannot_be_loaded_leaves_the_model_as_it_was(client: Client,
     if not target.ours:
         pytest.skip("whether files may be brought is a server's setting")
     with pytest.raises(InferenceServerException, match="is not an ONNX model"):
-        client.load_model(add_sub, config="{}", files={"file:1/model.onnx": b"anything"})
+        client.load_model(add_sub, config="{}", files={"file:1/model.onnx": b"anything"}, headers=ADMIN)
     assert client.is_model_ready(add_sub)
-    client.load_model(add_sub)
+    client.load_model(add_sub, headers=ADMIN)
 
 
 def test_a_file_can_bring_a_model_that_is_not_on_disk(client: Client, target: Target) -> None:
     if not target.ours:
         pytest.skip("whether files may be brought is a server's setting")
     brought = onnx_models.linear(width=2, outputs=2).SerializeToString()
-    client.load_model("brought", config="{}", files={"file:1/model.onnx": brought})
+    client.load_model("brought", config="{}", files={"file:1/model.onnx": brought}, headers=ADMIN)
     assert client.is_model_ready("brought")
-    client.unload_model("brought")
+    client.unload_model("brought", headers=ADMIN)
     assert not client.is_model_ready("brought")
 
 
@@ -227,9 +228,9 @@ def test_log_settings_change_one_by_one(client: Client) -> None:
     before = client.get_log_settings()
     assert {"log_file", "log_info", "log_warning", "log_error", "log_verbose_level", "log_format"} <= set(before)
     try:
-        changed = client.update_log_settings({"log_verbose_level": 1})
+        changed = client.update_log_settings({"log_verbose_level": 1}, headers=ADMIN)
         assert changed == {**before, "log_verbose_level": 1}
         assert client.get_log_settings() == changed
     finally:
-        client.update_log_settings(before)
+        client.update_log_settings(before, headers=ADMIN)
     assert client.get_log_settings() == before

@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.build import build
 from engines.errors import EngineError
 from engines.manifest import Manifest
 from engines.reference import Arrays
 from engines.repository import PlanCache
 from engines.runtime.openvino import load_session
 from engines.runtime.session import Slot
+from tests.support.plans import compile_into
 
 
 class Built:
@@ -24,7 +24,7 @@ class Built:
         self.source = folder / "model.onnx"
         self.source.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
         self.cache = PlanCache(folder / "cache")
-        self.manifest: Manifest = build(self.source, self.cache)
+        self.manifest: Manifest = compile_into(self.cache, self.source)
 
     @property
     def axes(self) -> dict[str, int | None]:

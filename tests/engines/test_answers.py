@@ -11,7 +11,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.build import build as compile_source
 from engines.errors import EngineError, ModelRefused
 from engines.reference import Reference
 from engines.repository import PlanCache
@@ -19,6 +18,7 @@ from engines.tensor import datatype
 from tests.engines import zoo
 from tests.engines.conftest import Built
 from tests.support.onnx_models import FLOAT, build, linear
+from tests.support.plans import compile_into
 
 Build = Callable[[onnx.ModelProto | bytes], Built]
 FLOATS = {"FP16": TensorProto.FLOAT16, "FP32": TensorProto.FLOAT, "FP64": TensorProto.DOUBLE}
@@ -221,9 +221,9 @@ def test_the_plan_is_keyed_by_the_bytes_that_were_compiled(tmp_path: Path) -> No
         if stage == "prove":
             source.write_bytes(linear(scale=2).SerializeToString())
 
-    manifest = compile_source(source, cache, progress=replace)
+    manifest = compile_into(cache, source, progress=replace)
     source.write_bytes(linear().SerializeToString())
-    assert compile_source(source, cache).key == manifest.key
+    assert compile_into(cache, source).key == manifest.key
 
 
 def test_a_build_reports_its_stages(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_build_reports_its_stages(tmp_path: Path) -> None:
     source.write_bytes(linear().SerializeToString())
     stages: list[str] = []
     started = time.monotonic()
-    manifest = compile_source(source, PlanCache(tmp_path / "cache"), stages.append)
+    manifest = compile_into(PlanCache(tmp_path / "cache"), source, stages.append)
     assert stages == ["read", "prove", "measure", "compile", "publish"]
     assert 0 < manifest.build_s <= time.monotonic() - started + 0.01
     assert {timing.streams for timing in manifest.stream_timings} >= {manifest.streams}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from engines.build import build as compile_file
 from engines.repository import PlanCache
 from tests.support.onnx_models import build, place
+from tests.support.plans import compile_into
 
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.INT64])
@@ -24,6 +24,6 @@ def test_a_mask_over_the_batch_is_found(tmp_path: Path, kind: int) -> None:
     ]
     zero = np.zeros((), {TensorProto.FLOAT: np.float32, TensorProto.INT64: np.int64}[kind])
     model = build(nodes, {"x": (kind, ["N", 4])}, {"y": (TensorProto.FLOAT, ["N", 4])}, {"zero": zero})
-    proof = compile_file(place(tmp_path, "masked", model), PlanCache(tmp_path / "cache")).proof
+    proof = compile_into(PlanCache(tmp_path / "cache"), place(tmp_path, "masked", model)).proof
     assert not proof.batchable
     assert "touch" in proof.reason

@@ -16,13 +16,14 @@ import pytest
 from app.plans import Plans
 from app.settings import Settings
 from engines import repository
-from engines.build import build
 from engines.errors import EngineFailed, PlanInvalid
 from engines.manifest import Manifest, decode, encode
 from engines.repository import MANIFEST_FILE, PlanCache
+from engines.request import BuildRequest
 from engines.runtime.openvino import load_session
 from tests.engines.conftest import run_slot
 from tests.support.onnx_models import linear, place
+from tests.support.plans import compile_into
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with two models and the plans of both; copied by each test."""
     base = tmp_path_factory.mktemp("compiled")
     for name, scale in (("m", 1.0), ("other", 2.0)):
-        build(place(base, name, linear(scale=scale)), PlanCache(base / ".cache"))
+        compile_into(PlanCache(base / ".cache"), place(base, name, linear(scale=scale)))
     return base
 
 
@@ -40,6 +41,7 @@ class Shelf:
     def __init__(self, folder: Path) -> None:
         self.settings = Settings(repository=folder)
         self.source, self.cache = folder / "m/1/model.onnx", PlanCache(folder / ".cache")
+        self.request = BuildRequest(self.source)
         self.key, self.other = (
             repository.plan_key(repository.file_sha256(folder / name / "1/model.onnx")) for name in ("m", "other")
         )
@@ -160,8 +162,8 @@ def test_a_damaged_plan_is_compiled_again_and_said(
 
     async def serve() -> np.ndarray:
         plans = Plans(shelf.settings)
-        manifest = await plans.find(shelf.source) or await plans.make(shelf.source, said.append)
-        manifest, session = await plans.open(shelf.source, manifest, None, said.append)
+        manifest = await plans.find(shelf.request) or await plans.make(shelf.request, said.append)
+        manifest, session = await plans.open(shelf.request, manifest, None, said.append)
         assert manifest.key == shelf.key
         try:
             return run_slot(session.slots[0], {"x": np.ones((3, 16), np.float32)})["y"]
@@ -179,12 +181,12 @@ def test_a_damaged_plan_is_compiled_again_and_said(
 
 def test_a_whole_plan_is_used_as_it_is(shelf: Shelf) -> None:
     before = (shelf.folder / MANIFEST_FILE).stat().st_mtime_ns
-    assert asyncio.run(Plans(shelf.settings).find(shelf.source)) == shelf.manifest
+    assert asyncio.run(Plans(shelf.settings).find(shelf.request)) == shelf.manifest
     assert (shelf.folder / MANIFEST_FILE).stat().st_mtime_ns == before
 
 
 def test_another_tool_or_another_machine_needs_another_plan(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = lambda: asyncio.run(Plans(shelf.settings).find(shelf.source))  # noqa: E731
+    find = lambda: asyncio.run(Plans(shelf.settings).find(shelf.request))  # noqa: E731
     assert find() is not None
     with monkeypatch.context() as patch:
         patch.setattr(repository, "tool_versions", lambda: {"openvino": "0.0.1"})
@@ -216,7 +218,7 @@ def test_the_engine_is_built_for_as_many_threads_as_it_may_use(tmp_path: Path) -
     source = tmp_path / "model.onnx"
     source.write_bytes(linear().SerializeToString())
     cache = PlanCache(tmp_path / "cache")
-    manifest = build(source, cache, threads=1)
+    manifest = compile_into(cache, source, threads=1)
     assert (manifest.streams, manifest.threads) == (1, 1)
     assert manifest.key == repository.plan_key(manifest.source.sha256, threads=1)
     session = load_session(cache.entry(manifest.key), manifest)
@@ -260,5 +262,5 @@ def test_a_cache_that_cannot_be_written_is_replaced_for_this_process(
     (tmp_path / "file").write_bytes(b"")
     settings = Settings(repository=shelf.settings.repository, cache=tmp_path / "file" / "cache")
     with caplog.at_level(logging.WARNING):
-        assert asyncio.run(Plans(settings).find(shelf.source)) is None
+        assert asyncio.run(Plans(settings).find(shelf.request)) is None
     assert "cannot be written" in caplog.text

@@ -15,13 +15,14 @@ import pytest
 
 from app.builds.executor import BuildLimits, run_build
 from engines.errors import ModelRefused
+from engines.request import BuildRequest
 from tests.support.onnx_models import linear, place, slow
 from tests.support.servers import ROOT, running, until
 
 GIB = 1 << 30
 HEAD = """
 import ctypes, json, os, signal, subprocess, sys, time
-cache = sys.argv[sys.argv.index("--cache") + 1]
+cache = sys.argv[sys.argv.index("--out") + 1]
 open(os.path.join(cache, "pid"), "w").write(str(os.getpid()))
 print(json.dumps({"stage": "prove"}), flush=True)
 """
@@ -55,7 +56,7 @@ def compile_with(script: str, cache: Path, timeout_s: float = 1.5) -> None:
     source = cache / "model.onnx"
     source.write_bytes(b"x")
     command = [sys.executable, "-c", HEAD + script]
-    asyncio.run(run_build(source, cache, BuildLimits(timeout_s, GIB // 4), command))
+    asyncio.run(run_build(BuildRequest(source), cache, BuildLimits(timeout_s, GIB // 4), command))
 
 
 def group_is_gone(cache: Path) -> bool:
@@ -114,7 +115,7 @@ def test_a_compile_that_is_cancelled_is_ended(tmp_path: Path) -> None:
         source = tmp_path / "model.onnx"
         source.write_bytes(b"x")
         command = [sys.executable, "-c", HEAD + HELPER + "time.sleep(600)"]
-        build = asyncio.create_task(run_build(source, tmp_path, BuildLimits(60, GIB), command))
+        build = asyncio.create_task(run_build(BuildRequest(source), tmp_path, BuildLimits(60, GIB), command))
         await asyncio.to_thread(until, (tmp_path / "pid").exists, "the child runs")
         build.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -130,9 +131,12 @@ def test_a_compile_does_not_outlive_a_server_that_is_killed(tmp_path: Path) -> N
     source.write_bytes(slow(width=1024, layers=40).SerializeToString())
     code = (
         "import asyncio, sys; from pathlib import Path; from app.builds.executor import *; "
-        "asyncio.run(run_build(Path(sys.argv[1]), Path(sys.argv[2]), BuildLimits(600, 1 << 34)))"
+        "from engines.request import BuildRequest; "
+        "asyncio.run(run_build(BuildRequest(Path(sys.argv[1])), Path(sys.argv[2]), BuildLimits(600, 1 << 34)))"
     )
-    server = subprocess.Popen([sys.executable, "-c", code, str(source), str(tmp_path / "cache")], cwd=ROOT)
+    out = tmp_path / "out"
+    out.mkdir()
+    server = subprocess.Popen([sys.executable, "-c", code, str(source), str(out)], cwd=ROOT)
     try:
         # the compiler's libraries are mapped: it is past its start, and at work
         children = until(lambda: psutil.Process(server.pid).children(), "the compile runs")
@@ -141,7 +145,7 @@ def test_a_compile_does_not_outlive_a_server_that_is_killed(tmp_path: Path) -> N
         server.kill()
         server.wait()
     until(lambda: not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE, "the orphan is gone")
-    assert not list((tmp_path / "cache").glob("*/manifest.json"))
+    assert not list(out.iterdir())
 
 
 def mapped(sandbox: psutil.Process) -> list[str]:

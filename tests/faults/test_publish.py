@@ -52,7 +52,7 @@ def plan(key: str = KEY, blob: bytes = BLOB) -> Manifest:
 
 
 def publish(folder: Path) -> None:
-    publish_version(folder, "m", 2, folder.parent / "new.onnx", b'{"whole": true}')
+    publish_version(folder, "m", 2, {MODEL_FILE: folder.parent / "new.onnx"}, b'{"whole": true}')
 
 
 def store(folder: Path) -> None:
@@ -219,28 +219,28 @@ def test_a_full_disk_leaves_nothing_half_published(small_disk: Path, tmp_path: P
     source.write_bytes(b"x" * 200_000)
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with pytest.raises(OSError, match=r"No space left on device|File too large"):
-        publish_version(small_disk, "m", 1, source, b"{}")
+        publish_version(small_disk, "m", 1, {MODEL_FILE: source}, b"{}")
     assert scan(small_disk) == {}
     with pytest.raises(OSError, match=r"No space left on device|File too large"):
         PlanCache(small_disk).store(plan(blob=b"y" * 200_000), b"y" * 200_000)
     assert PlanCache(small_disk).manifest(KEY) is None
     assert not [entry for entry in small_disk.rglob("*") if entry.is_file()], "the space is free again"
     source.write_bytes(b"x" * 1000)
-    publish_version(small_disk, "m", 1, source, b"{}")
+    publish_version(small_disk, "m", 1, {MODEL_FILE: source}, b"{}")
     assert [files.version for files in scan(small_disk)["m"]] == [1]
 
 
 def test_versions_are_immutable(tmp_path: Path) -> None:
     source = tmp_path / "model.onnx"
     source.write_bytes(OLD)
-    final = publish_version(tmp_path / "r", "m", 1, source, b"{}")
+    final = publish_version(tmp_path / "r", "m", 1, {MODEL_FILE: source}, b"{}")
     source.write_bytes(NEW)
     with pytest.raises(BadRepository, match="model 'm' has a version 1 already; versions are immutable"):
-        publish_version(tmp_path / "r", "m", 1, source, b"{}")
+        publish_version(tmp_path / "r", "m", 1, {MODEL_FILE: source}, b"{}")
     assert (final / MODEL_FILE).read_bytes() == OLD
     assert [entry.name for entry in (tmp_path / "r" / "m").iterdir()] == ["1"]
     with pytest.raises(BadRepository, match="path traversal"):
-        publish_version(tmp_path / "r", "../m", 1, source, b"{}")
+        publish_version(tmp_path / "r", "../m", 1, {MODEL_FILE: source}, b"{}")
 
 
 def test_of_two_writers_of_one_key_the_first_wins_and_the_second_is_content(tmp_path: Path) -> None:

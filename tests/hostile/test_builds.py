@@ -20,6 +20,7 @@ import pytest
 
 from app.builds.executor import BuildLimits, run_build
 from engines.errors import ModelRefused
+from engines.request import BuildRequest
 from engines.sandbox import landlock
 from tests.support.servers import until
 
@@ -27,7 +28,7 @@ GIB = 2**30
 TOKEN = "s3cret-token-of-the-server"
 HEAD = """
 import glob, json, os, socket, subprocess, sys, time
-cache = sys.argv[sys.argv.index("--cache") + 1]
+cache = sys.argv[sys.argv.index("--out") + 1]
 def tell(**found):
     json.dump(found, open(os.path.join(cache, "seen"), "w"))
 def attempt(work):
@@ -46,7 +47,7 @@ def attack(script: str, folder: Path, **limits: int) -> tuple[str, dict[str, Any
     source.write_bytes(b"x")
     command = [sys.executable, "-c", HEAD + script]
     with pytest.raises(ModelRefused) as refused:
-        asyncio.run(run_build(source, cache, BuildLimits(20, GIB, **limits), command))
+        asyncio.run(run_build(BuildRequest(source), cache, BuildLimits(20, GIB, **limits), command))
     seen = cache / "seen"
     return str(refused.value), json.loads(seen.read_text()) if seen.exists() else {}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.wire import assert_serves
-from tests.support.servers import Server
+from tests.support.servers import TOKEN, Server
 
 _CHECKS = [
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
@@ -28,7 +28,8 @@ def test_schemathesis(server: Server, tmp_path: Path, known):
     command = [
         sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run", f"{server.url}/openapi.json",
         "--phases", "examples,coverage,fuzzing", "--max-examples", "15", "--generation-deterministic",
-        "--request-timeout", "10", "--continue-on-failure", "--warnings", "off", "--checks", ",".join(_CHECKS), *kept,
+        "--request-timeout", "10", "--header", f"Authorization: Bearer {TOKEN}",
+        "--continue-on-failure", "--warnings", "off", "--checks", ",".join(_CHECKS), *kept,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]

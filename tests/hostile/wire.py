@@ -20,7 +20,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from tests.support import onnx_models
-from tests.support.servers import Server, free_port, until
+from tests.support.servers import TOKEN, Server, free_port, until
 
 __all__ = [
     "AsgiServer", "Client", "Reply", "assert_serves", "binary_body", "cancelled", "in_flight", "json_body", "metric",
@@ -221,9 +221,10 @@ class Client:
 
 
 def post(path: str, body: bytes, headers: Iterable[str] = (), *, length: bool = True, version: str = "1.1") -> bytes:
-    """A POST request; `path` may be a model's name."""
+    """A POST request; `path` may be a model's name, else the admin token is sent along."""
     target = path if path.startswith("/") else f"/v2/models/{path}/infer"
-    lines = [f"POST {target} HTTP/{version}", "Host: test", *headers]
+    admin = [f"Authorization: Bearer {TOKEN}"] if path.startswith("/") else []
+    lines = [f"POST {target} HTTP/{version}", "Host: test", *admin, *headers]
     if length:
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body

@@ -383,5 +383,5 @@ def test_texts_are_sent_as_the_protocols_bytes() -> None:
 def test_another_kind_of_server_is_one_line(
     command: list[str], answer: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.cli._ask", lambda *_, **__: answer)
+    monkeypatch.setattr("app.cli.ask", lambda *_, **__: answer)
     assert Ran(capsys, *command).line.endswith("is it a bitserve server?")

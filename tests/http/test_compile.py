@@ -12,10 +12,9 @@ import httpx
 import pytest
 
 from tests.support.onnx_models import linear, place, slow
-from tests.support.servers import Server, running, until
+from tests.support.servers import ADMIN, Server, running, until
+from tests.support.uploads import build_of, ended, send
 
-TOKEN = "open-sesame"
-HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 X: dict[str, Any] = {"x": ("FP32", [[1.0] * 16])}
 
 
@@ -27,26 +26,9 @@ def scaled(scale: float) -> bytes:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     repository = tmp_path_factory.mktemp("repository")
     place(repository, "swapped", linear(scale=1))
-    with running(repository, "--admin-token", TOKEN, "--max-upload-bytes", "4000000") as live:
+    with running(repository, "--max-upload-bytes", "4000000") as live:
         live.wait_ready("swapped")
         yield live
-
-
-def send(server: Server, model: str, data: bytes, **parts: Any) -> httpx.Response:
-    files = {"model": ("my model.onnx", data), **parts}
-    return httpx.post(f"{server.url}/v2/repository/models/{model}/compile", files=files, headers=HEADERS, timeout=60)
-
-
-def build_of(server: Server, answer: httpx.Response) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{server.url}{answer.headers['location']}", headers=HEADERS).json()
-    return found
-
-
-def ended(server: Server, answer: httpx.Response) -> dict[str, Any]:
-    assert answer.status_code == 202, answer.text
-    states = ("succeeded", "failed", "cancelled")
-    until(lambda: build_of(server, answer)["state"] in states, "the build has ended", timeout_s=120)
-    return build_of(server, answer)
 
 
 def scale_of(server: Server, model: str) -> float:
@@ -62,7 +44,7 @@ def test_a_new_model_is_built_and_serves(server: Server) -> None:
     assert (done["state"], done["version"], done["percent"], done["error"]) == ("succeeded", 1, 100, None)
     assert scale_of(server, "fresh") == 3
     assert server.index()["fresh", "1"]["state"] == "READY"
-    listed = httpx.get(f"{server.url}/v2/builds", headers=HEADERS).json()
+    listed = httpx.get(f"{server.url}/v2/builds", headers=ADMIN).json()
     assert done["id"] in [build["id"] for build in listed]
 
 
@@ -70,7 +52,7 @@ def test_every_stage_is_an_event_and_the_percent_never_falls(server: Server) -> 
     answer = send(server, "watched", scaled(5))
     events = []
     url = f"{server.url}{answer.headers['location']}/events"
-    with httpx.stream("GET", url, headers=HEADERS, timeout=120) as stream:
+    with httpx.stream("GET", url, headers=ADMIN, timeout=120) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         events = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data: ")]
     stages = [event["stage"] for event in events]
@@ -79,7 +61,7 @@ def test_every_stage_is_an_event_and_the_percent_never_falls(server: Server) -> 
     percents = [event["percent"] for event in events]
     assert percents == sorted(percents)
     assert (percents[-1], events[-1]["state"]) == (100, "succeeded")
-    late = httpx.get(url, headers={**HEADERS, "Last-Event-ID": str(len(events) - 1)}, timeout=30)
+    late = httpx.get(url, headers={**ADMIN, "Last-Event-ID": str(len(events) - 1)}, timeout=30)
     assert late.text.count("data: ") == 1
 
 
@@ -134,8 +116,8 @@ def test_a_build_is_cancelled(server: Server) -> None:
     answer = send(server, "large", slow(width=256, layers=12).SerializeToString())
     url = f"{server.url}{answer.headers['location']}"
     until(lambda: build_of(server, answer)["state"] == "running", "it runs")
-    assert httpx.delete(url, headers=HEADERS).json()["state"] == "cancelled"
-    again = httpx.delete(url, headers=HEADERS)
+    assert httpx.delete(url, headers=ADMIN).json()["state"] == "cancelled"
+    again = httpx.delete(url, headers=ADMIN)
     assert (again.status_code, "it is cancelled" in again.text) == (400, True)
     assert not [key for key in server.index() if key[0] == "large"]
 
@@ -148,23 +130,26 @@ def test_what_is_refused_at_the_door(server: Server) -> None:
     assert send(server, "..", b"x").status_code in (400, 404)
     assert send(server, "-m", b"x").status_code == 400
     other = send(server, "m", b"x", plan=("plan", b"x"))
-    assert (other.status_code, "part 'plan' is not known; expected model" in other.text) == (400, True)
+    assert (
+        other.status_code,
+        "part 'plan' is not known; expected model, calibration, validation, spec" in other.text,
+    ) == (400, True)
     empty = send(server, "m", b"")
     assert (empty.status_code, "no part 'model'" in empty.text) == (400, True)
-    text = httpx.post(f"{server.url}/v2/repository/models/m/compile", content=b"x", headers=HEADERS)
+    text = httpx.post(f"{server.url}/v2/repository/models/m/compile", content=b"x", headers=ADMIN)
     assert (text.status_code, "multipart/form-data" in text.text) == (400, True)
-    missing = httpx.get(f"{server.url}/v2/builds/20260101-000000-00000000", headers=HEADERS)
+    missing = httpx.get(f"{server.url}/v2/builds/20260101-000000-00000000", headers=ADMIN)
     assert (missing.status_code, "there is no build" in missing.text) == (404, True)
 
 
 def test_a_build_survives_a_server_that_is_killed(tmp_path: Path) -> None:
     """What ran when the server was killed runs once more, and serves."""
-    with running(tmp_path, "--admin-token", TOKEN) as server:
+    with running(tmp_path) as server:
         answer = send(server, "large", slow(width=256, layers=12).SerializeToString())
         until(lambda: build_of(server, answer)["state"] == "running", "it runs")
         server.process.kill()
         server.process.wait()
-    with running(tmp_path, "--admin-token", TOKEN) as server:
+    with running(tmp_path) as server:
         done = ended(server, answer)
         assert (done["state"], done["version"], done["attempts"]) == ("succeeded", 1, 2)
         assert any("it runs once more" in line for line in done["log"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.support import onnx_models
-from tests.support.servers import Server, running, until
+from tests.support.servers import ADMIN, Server, running, until
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def ask(server: Server, method: str, path: str, body: Any = None) -> tuple[int, 
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
     try:
-        connection.request(method, path, data)
+        connection.request(method, path, data, ADMIN)
         answer = connection.getresponse()
         content = answer.read()
         if answer.status != 200:

@@ -19,7 +19,7 @@ PATHS = {
     "/v2/repository/index": "post", "/v2/repository/models/{model}/load": "post",
     "/v2/repository/models/{model}/unload": "post", "/v2/logging": "get",
     "/v2/repository/models/{model}/compile": "post", "/v2/builds": "get", "/v2/builds/{build}": "get",
-    "/v2/builds/{build}/events": "get",
+    "/v2/builds/{build}/events": "get", "/v2/models/{model}/versions/{version}/report": "get",
     **{f"/v2/models/{{model}}{end}": "post" if end == "/infer" else "get" for end in VERSIONED},
     **{f"/v2/models/{{model}}/versions/{{version}}{end}": "post" if end == "/infer" else "get" for end in VERSIONED},
 }  # fmt: skip

@@ -17,6 +17,7 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 from app.http.answers import Answer
 from app.http.cycle import FastCycle
@@ -26,7 +27,7 @@ from app.main import _Server, create_app
 from app.serving.ticket import Outcome
 from app.settings import Settings
 from tests.hostile.wire import WIDE, Client, json_body, post
-from tests.support.servers import running
+from tests.support.servers import ADMIN, TOKEN, running
 
 LARGE = json_body(3.0, padding="." * INLINE_BYTES)
 INFER = "/v2/models/m/infer"
@@ -73,7 +74,7 @@ async def until(met: Callable[[], Any]) -> None:
 
 @contextlib.asynccontextmanager
 async def serving(repository: Path) -> AsyncIterator[Bench]:
-    app = create_app(Settings(repository=repository, watch_s=0))
+    app = create_app(Settings(repository=repository, watch_s=0, admin_token=SecretStr(TOKEN)))
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
@@ -264,7 +265,7 @@ def test_files_of_a_load_call_are_decoded_beside_the_loop(wire_repository: Path)
         loop, gate = asyncio.get_running_loop(), threading.Event()
         loop.set_default_executor(ThreadPoolExecutor(1))
         held = loop.run_in_executor(None, gate.wait)
-        loading = bench.ask(load, path="/v2/repository/models/m/load")
+        loading = bench.ask(load, ADMIN, path="/v2/repository/models/m/load")
         try:
             for _ in range(5):
                 assert (await bench.client.get("/v2/health/live")).status_code == 200

@@ -20,7 +20,7 @@ from app.serving.endpoint import Endpoint
 from app.serving.registry import ModelState, Version
 from tests.support import onnx_models
 from tests.support.fakes import Bench, HeldSession
-from tests.support.servers import Server, running, until
+from tests.support.servers import ADMIN, Server, running, until
 
 MODEL_NAMES = {
     "nv_inference_request_success", "nv_inference_count", "nv_inference_exec_count",
@@ -300,7 +300,7 @@ def test_scraping_while_requests_run_never_fails(server: Server) -> None:
 def test_counters_go_on_when_a_version_is_loaded_anew(server: Server) -> None:
     before = Page(server).one("nv_inference_request_success", model="linear")
     assert _infer(server, "linear").status_code == 200
-    assert httpx.post(f"{server.url}/v2/repository/models/linear/load", timeout=60).status_code == 200
+    assert httpx.post(f"{server.url}/v2/repository/models/linear/load", headers=ADMIN, timeout=60).status_code == 200
     assert _infer(server, "linear").status_code == 200
     assert Page(server).one("nv_inference_request_success", model="linear") == before + 2
     (statistics,) = httpx.get(f"{server.url}/v2/models/linear/stats").json()["model_stats"]
@@ -325,7 +325,7 @@ def test_a_replaced_engine_that_still_drains_is_counted_with_its_successor() -> 
 
 
 def test_unloading_takes_a_models_series_away(server: Server) -> None:
-    assert httpx.post(f"{server.url}/v2/repository/models/fresh/unload").status_code == 200
+    assert httpx.post(f"{server.url}/v2/repository/models/fresh/unload", headers=ADMIN).status_code == 200
     until(lambda: server.state("fresh") == "UNAVAILABLE", "fresh is unloaded")
     page = Page(server)
     assert not page.all("nv_inference_request_success", model="fresh")

@@ -19,7 +19,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.support.onnx_models import build, linear, place, slow, softmax_over_batch
-from tests.support.servers import Server, running, until
+from tests.support.servers import ADMIN, Server, running, until
 
 WATCH = ("--watch-s", "0.1")
 X: dict[str, Any] = {"x": ("FP32", [[1.0] * 16])}
@@ -42,7 +42,7 @@ def compiles(server: Server, *models: str) -> int:
 
 
 def post(server: Server, model: str, what: str, body: object = None) -> httpx.Response:
-    return httpx.post(f"{server.url}/v2/repository/models/{model}/{what}", json=body, timeout=120)
+    return httpx.post(f"{server.url}/v2/repository/models/{model}/{what}", json=body, headers=ADMIN, timeout=120)
 
 
 @pytest.fixture(scope="module")

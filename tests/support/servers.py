@@ -12,15 +12,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-__all__ = ["Server", "free_port", "running", "until"]
+__all__ = ["ADMIN", "TOKEN", "Server", "free_port", "running", "until"]
 
 ROOT = Path(__file__).parent.parent.parent
+TOKEN = "open-sesame"
+"""Of every server that a test starts, unless it chooses another."""
+ADMIN = {"Authorization": f"Bearer {TOKEN}"}
 
 
 def free_port() -> int:
@@ -42,9 +45,9 @@ def until(met: Callable[[], Any], what: str, timeout_s: float = 60.0, every_s: f
 
 
 class Server:
-    """`url`, `port` (chosen by the server), `process`; stderr is kept in `log`."""
+    """`url`, `port` (chosen by the server), `process`; stderr is kept in `log`. A variable that is None is unset."""
 
-    def __init__(self, repository: Path, *flags: str, env: dict[str, str] | None = None) -> None:
+    def __init__(self, repository: Path, *flags: str, env: Mapping[str, str | None] | None = None) -> None:
         command = [sys.executable, "-m", "app", "serve", "--repository", str(repository), "--port", "0", *flags]
         self._start(repository, command, {**os.environ, **(env or {})})
         until(lambda: self._announced() or self.process.poll() is not None, "server listening")
@@ -52,8 +55,9 @@ class Server:
         assert port, f"the server ended with {self.process.returncode}: {self.log[-5:]}"
         self._at(port)
 
-    def _start(self, repository: Path, command: list[str], env: dict[str, str]) -> None:
+    def _start(self, repository: Path, command: list[str], env: Mapping[str, str | None]) -> None:
         self.repository = repository
+        env = {key: value for key, value in {"BITSERVE_ADMIN_TOKEN": TOKEN, **env}.items() if value is not None}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=ROOT, env=env)
         self.log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -141,7 +145,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(repository: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[Server]:
+def running(repository: Path, *flags: str, env: Mapping[str, str | None] | None = None) -> Iterator[Server]:
     """A live server; ended however the test ends."""
     server = Server(repository, *flags, env=env)
     try:

@@ -1,0 +1,56 @@
+"""A build without a server: the same sandboxed child, the same plan, the same kind of version on disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.plans import Plans
+from app.settings import Settings
+from engines import repository
+from engines.repository import Manifest
+from engines.request import BuildRequest
+
+__all__ = ["Published", "compile_here"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A version that was added, and what it was made from; `report` is JSON where the build wrote one."""
+
+    folder: Path
+    version: int
+    manifest: Manifest
+    report: bytes | None
+
+
+def compile_here(
+    settings: Settings, model: str, request: BuildRequest, stage: Callable[[str], None] = lambda name: None
+) -> Published:
+    """Compile, and add the next version of `model` to the repository of `settings`, which is made where it is not.
+
+    `stage` is called with each that begins. Raises EngineError with the reason, or OSError.
+    """
+    repository.check_model_name(model)
+    settings.repository.mkdir(parents=True, exist_ok=True)
+    plans = Plans(settings)
+    try:
+        return asyncio.run(_compile(settings, plans, model, request, stage))
+    finally:
+        plans.close()
+
+
+async def _compile(
+    settings: Settings, plans: Plans, model: str, request: BuildRequest, stage: Callable[[str], None]
+) -> Published:
+    manifest = await plans.make(request, lambda reason: None, stage)
+    stage("publish")
+    version = repository.next_version(settings.repository, model)
+    folder = repository.publish_version(
+        settings.repository, model, version, request.files(), repository.encode(manifest)
+    )
+    plan = await plans.folder_of(folder)
+    report = plan / repository.REPORT_FILE if plan is not None else None
+    return Published(folder, version, manifest, report.read_bytes() if report and report.is_file() else None)

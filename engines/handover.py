@@ -1,0 +1,54 @@
+"""What a child process that is not trusted has left in its folder: looked at before anything of it is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from engines.errors import PlanInvalid
+from engines.manifest import Manifest, decode
+
+__all__ = ["ENGINE_FILE", "MANIFEST_FILE", "REPORT_FILE", "REPORT_PAGE", "check_handover"]
+
+ENGINE_FILE = "engine.blob"
+MANIFEST_FILE = "manifest.json"
+REPORT_FILE = "report.json"
+REPORT_PAGE = "report.html"
+_MOST_BYTES = {ENGINE_FILE: 2**34, MANIFEST_FILE: 2**24, REPORT_FILE: 2**25, REPORT_PAGE: 2**26}
+"""All that may be there, and how large each may be."""
+_NEEDED = (ENGINE_FILE, MANIFEST_FILE)
+
+
+def check_handover(folder: Path, key: str) -> Manifest:
+    """The manifest of the plan in `folder`. No process may be left that could change it afterwards.
+
+    Raises PlanInvalid unless there are only plain files under the expected names and sizes, the manifest is that of
+    `key`, and the engine is the one that it describes.
+    """
+    with os.scandir(folder) as entries:
+        found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
+    for name, status in found.items():
+        _check_file(name, status)
+    for name in _NEEDED:
+        if name not in found:
+            raise PlanInvalid(f"the compile left no {name}")
+    manifest = decode((folder / MANIFEST_FILE).read_bytes())
+    if manifest.key != key:
+        raise PlanInvalid(f"the compile left a plan of key {manifest.key[:12]}, expected {key[:12]}")
+    engine = manifest.engine
+    with (folder / ENGINE_FILE).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if (engine.file, engine.size_bytes, engine.sha256) != (ENGINE_FILE, found[ENGINE_FILE].st_size, digest):
+        raise PlanInvalid("the compile left an engine that is not the one in its manifest")
+    return manifest
+
+
+def _check_file(name: str, status: os.stat_result) -> None:
+    if name not in _MOST_BYTES:
+        raise PlanInvalid(f"the compile left {name[:100]!r}; expected {', '.join(_MOST_BYTES)}")
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        raise PlanInvalid(f"the compile left {name}, and it is no plain file")
+    if status.st_size > _MOST_BYTES[name]:
+        raise PlanInvalid(f"the compile left {name} with {status.st_size} bytes; expected at most {_MOST_BYTES[name]}")

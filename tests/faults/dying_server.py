@@ -1,0 +1,36 @@
+"""A server that gets SIGKILL the moment a build enters a stage: python -m tests.faults.dying_server STAGE serve ..."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from app.builds.jobs import Builds
+from app.cli import main
+
+
+def die_at(stage: str) -> None:
+    """Once the stage is written to disk, as a process that is killed in it leaves it."""
+    if stage == "queued":
+        add = Builds.add
+
+        def added(self: Builds, build: str) -> None:
+            add(self, build)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Builds.add = added  # type: ignore[method-assign]
+        return
+    tell = Builds._tell
+
+    def told(self: Builds, build: str, begun: str, message: str) -> None:
+        tell(self, build, begun, message)
+        if begun == stage:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Builds._tell = told  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    die_at(sys.argv.pop(1))
+    main()
