@@ -5,7 +5,6 @@ inline functions -> store constants -> opset 21 -> name nodes -> fold batch norm
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,16 +12,17 @@ import msgspec
 import onnx
 
 from engines.errors import ModelRefused
+from engines.graphs import opset_of
 from engines.legality import PassFailed, Rewrite, Verifier
+from engines.operators import operators_of
 from engines.passes.fold_batchnorm import fold_batchnorm
-from engines.passes.graphs import all_nodes, opset_of
 from engines.passes.inline import inline_functions
 from engines.passes.names import name_nodes
 from engines.passes.opset import to_opset_21
 from engines.passes.weights import store_constants
 from engines.reference import Reference
 
-__all__ = ["PASSES", "Pass", "PassChange", "canonical", "operators_of"]
+__all__ = ["PASSES", "Pass", "PassChange", "canonical"]
 
 
 class PassChange(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ class PassChange(msgspec.Struct, frozen=True):
 
 
 class Pass(NamedTuple):
-    """`name` is what reports and errors call it. `may_fail`: the model serves as well without it, so a failure is a note."""
+    """`name` is what reports and errors call it. `may_fail`: the model serves without it too; a failure is a note."""
 
     name: str
     rewrite: Rewrite
@@ -82,14 +82,6 @@ def _run(
         model, change = _apply(one, model, verifier, compare=compare)
         changes.append(change)
     return model, tuple(changes)
-
-
-def operators_of(model: onnx.ModelProto) -> Counter[str]:
-    """How many nodes of each operator the model has, those in bodies included; others' operators with their domain."""
-    return Counter(
-        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        for node in all_nodes(model.graph)
-    )
 
 
 def _apply(

@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 
 from engines.batchproof import Difference, differs
+from engines.graphs import all_graphs
 from engines.passes.calm_softmax import with_outputs
-from engines.passes.graphs import all_graphs
 from engines.reference import Arrays
 
 __all__ = ["FirstDifference", "first_differing_layer"]

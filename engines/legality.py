@@ -1,4 +1,4 @@
-"""What has to hold after every pass over a graph: the same interface, defined values, ONNX's rules, the same answers."""
+"""What has to hold after every pass over a graph: same interface, defined values, ONNX's rules, the same answers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import onnx
 from engines.batchproof import differs
 from engines.errors import ModelRefused
 from engines.frontend.onnx import tensor_specs
+from engines.graphs import all_nodes, without_weights
 from engines.layers import first_differing_layer
 from engines.passes.calm_softmax import with_outputs
-from engines.passes.graphs import all_nodes, without_weights
 from engines.passes.names import with_plain_names
 from engines.passes.random_weights import with_moved_weights, with_random_weights
 from engines.reference import Arrays, Reference
@@ -72,7 +72,7 @@ class Verifier:
             return False
 
     def verify_answers(self, name: str, before: onnx.ModelProto, after: onnx.ModelProto, rewrite: Rewrite) -> str:
-        """Raise PassFailed where the pass `name` changed the answers. A note says how they were compared, if not as usual.
+        """Raise PassFailed where the pass `name` changed the answers. A note says how they were compared, if otherwise.
 
         A model whose answers are only rounding (they change when its weights move by one unit in the last place) is
         judged by what `rewrite` makes of its twin with random weights.

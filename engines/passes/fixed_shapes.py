@@ -14,7 +14,7 @@ import onnx.shape_inference
 from onnx import ModelProto, ValueInfoProto
 
 from engines.errors import ModelRefused
-from engines.passes.graphs import copy_of, drop_stored_inputs, without_weights
+from engines.graphs import copy_of, drop_stored_inputs, without_weights
 
 __all__ = ["with_shapes"]
 

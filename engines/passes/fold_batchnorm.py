@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from onnx import ModelProto
-from onnxscript.rewriter import RULE_NAME_TAG, pattern
+from onnxscript.rewriter import RULE_NAME_TAG, MatchResult, pattern
 
-from engines.passes.graphs import all_nodes
+from engines.graphs import all_nodes
 
 __all__ = ["fold_batchnorm"]
 
@@ -44,7 +44,8 @@ def fold_batchnorm(model: ModelProto) -> tuple[ModelProto, str]:
     taken = {tensor.name for tensor in model.graph.initializer}.union(
         name for node in all_nodes(model.graph) for name in (*node.input, *node.output)
     )
-    rules = pattern.RewriteRuleSet([kind.rule(left, taken) for kind in (_Conv, _ConvTranspose, _Gemm)])
+    kinds = (_Conv, _ConvTranspose, _Gemm)
+    rules = pattern.RewriteRuleSet([kind.rule(left, taken) for kind in kinds])  # type: ignore[no-untyped-call]
     count = rules.apply_to_model(graph)
     note = "; ".join(f"{name} is left: {reason}" for name, reason in left.items())
     if not count:
@@ -63,70 +64,70 @@ def _drop_unread(graph: ir.Graph) -> None:
             del graph.initializers[name]
 
 
-class _Fold(pattern.RewriteRuleClassBase):  # type: ignore[misc]
+class _Fold(pattern.RewriteRuleClassBase):
     op_type = ""
 
     def __init__(self, left: dict[str, str], taken: set[str]) -> None:
         super().__init__(name=f"fold into {self.op_type}")
         self._left, self._taken = left, taken
 
-    def pattern(self, op: Any, x: ir.Value) -> ir.Value:
+    def pattern(self, op: Any, x: ir.Value) -> Any:
         weighted = getattr(op, self.op_type)(x, _allow_other_inputs=True, _outputs=["weighted"])
         return op.BatchNormalization(weighted, _allow_other_inputs=True, _outputs=["normalized"])
 
-    def check(
-        self, context: Any, x: ir.Value, weighted: ir.Value, normalized: ir.Value
-    ) -> pattern.MatchResult:  # fmt: skip
-        result = pattern.MatchResult()
-        reason = self._refusal(weighted.producer(), normalized.producer())
+    def check(self, context: Any, x: ir.Value, weighted: ir.Value, normalized: ir.Value) -> MatchResult:
+        result = MatchResult()
+        reason = self._refusal(_maker(weighted), _maker(normalized))
         if reason:
-            self._left[normalized.producer().name or normalized.name] = reason
+            self._left[_maker(normalized).name or str(normalized.name)] = reason
             result.fail(reason)
         return result
 
     def _refusal(self, node: ir.Node, norm: ir.Node) -> str:
         if norm.attributes.get_int("training_mode", 0) or len(norm.outputs) > 1:
             return "it is training"
-        used = [value for value in (*node.inputs[1:], *norm.inputs[1:]) if value is not None]
-        for value in used:
-            if not value.is_initializer() or value.const_value is None or value.graph is not norm.graph:
+        weights, *others = [value for value in (*node.inputs[1:], *norm.inputs[1:]) if value is not None]
+        for value in (weights, *others):
+            if not value.is_initializer() or value.graph is not norm.graph:
                 return f"{value.name} is not stored beside it"
             if value.is_graph_output():
                 return f"{value.name} is an output"
-            if value.const_value.dtype != node.inputs[1].const_value.dtype:
-                return f"{value.name} is {value.const_value.dtype}, the weights {node.inputs[1].const_value.dtype}"
-        if len(node.inputs[1].uses()) > 1:
-            return f"{node.inputs[1].name} is read by other nodes too"
-        if any(value.const_value.numpy().ndim != 1 for value in norm.inputs[1:]):
+            if value.dtype != weights.dtype:
+                return f"{value.name} is {value.dtype}, the weights {weights.dtype}"
+        if len(weights.uses()) > 1:
+            return f"{weights.name} is read by other nodes too"
+        gamma, shift, mean, variance = _statistics(norm)
+        if any(numbers.ndim != 1 for numbers in (gamma, shift, mean, variance)):
             return "its statistics are not one number a channel"
-        if not np.all(_numbers(norm.inputs[4]) + norm.attributes.get_float("epsilon", _EPSILON) > 0):
+        if not np.all(variance + _epsilon(norm) > 0):
             return "a variance is negative"
         if not all(np.isfinite(array).all() for array in self._folded(node, norm)):
             return "the folded weights would not be finite"
         return ""
 
     def _folded(self, node: ir.Node, norm: ir.Node) -> tuple[np.ndarray, np.ndarray]:
-        gamma, shift, mean, variance = (_numbers(value) for value in norm.inputs[1:_NORM_INPUTS])
-        scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", _EPSILON))
+        gamma, shift, mean, variance = _statistics(norm)
+        scale = gamma / np.sqrt(variance + _epsilon(norm))
+        weights = _numbers(node.inputs[1])
         bias = _numbers(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1)
         beta = node.attributes.get_float("beta", 1.0) if self.op_type == "Gemm" else 1.0
-        kind = node.inputs[1].const_value.numpy().dtype
         with np.errstate(over="ignore"):
-            weights = (_numbers(node.inputs[1]) * self._along_outputs(node, scale)).astype(kind)
-            return weights, (scale * (beta * bias - mean) + shift).astype(kind)
+            scaled = weights.astype(np.float64) * self._along_outputs(node, weights, scale)
+            return scaled.astype(weights.dtype), (scale * (beta * bias - mean) + shift).astype(weights.dtype)
 
-    def _along_outputs(self, node: ir.Node, scale: np.ndarray) -> np.ndarray:
+    def _along_outputs(self, node: ir.Node, weights: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """`scale`, one number an output channel, in a shape that multiplies the weights."""
         raise NotImplementedError
 
     def rewrite(self, op: Any, x: ir.Value, weighted: ir.Value, normalized: ir.Value) -> ir.Value:
-        node, norm = weighted.producer(), normalized.producer()
-        weights, bias = self._folded(node, norm)
+        node = _maker(weighted)
+        weights, bias = self._folded(node, _maker(normalized))
         attributes = {name: value for name, value in node.attributes.items() if name != "beta"}
-        stored = op.initializer(ir.tensor(weights), name=node.inputs[1].name)
-        added = op.initializer(ir.tensor(bias), name=self._free_name(f"{node.inputs[1].name}_bias"))
+        name = str(node.inputs[1].name if node.inputs[1] else "")
+        stored = op.initializer(ir.tensor(weights), name=name)
+        added = op.initializer(ir.tensor(bias), name=self._free_name(f"{name}_bias"))
         folded: ir.Value = getattr(op, self.op_type)(x, stored, added, **attributes)
-        folded.producer().name = node.name
+        _maker(folded).name = node.name
         return folded
 
     def _free_name(self, wanted: str) -> str:
@@ -141,8 +142,8 @@ class _Conv(_Fold):
 
     op_type = "Conv"
 
-    def _along_outputs(self, node: ir.Node, scale: np.ndarray) -> np.ndarray:
-        return scale.reshape(-1, *[1] * (node.inputs[1].const_value.numpy().ndim - 1))
+    def _along_outputs(self, node: ir.Node, weights: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return scale.reshape(-1, *[1] * (weights.ndim - 1))
 
 
 class _ConvTranspose(_Fold):
@@ -150,8 +151,8 @@ class _ConvTranspose(_Fold):
 
     op_type = "ConvTranspose"
 
-    def _along_outputs(self, node: ir.Node, scale: np.ndarray) -> np.ndarray:
-        weights, groups = node.inputs[1].const_value.numpy(), node.attributes.get_int("group", 1)
+    def _along_outputs(self, node: ir.Node, weights: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        groups = node.attributes.get_int("group", 1)
         rows = np.repeat(scale.reshape(groups, -1), weights.shape[0] // groups, axis=0)
         return rows.reshape(*rows.shape, *[1] * (weights.ndim - 2))
 
@@ -161,9 +162,26 @@ class _Gemm(_Fold):
 
     op_type = "Gemm"
 
-    def _along_outputs(self, node: ir.Node, scale: np.ndarray) -> np.ndarray:
+    def _along_outputs(self, node: ir.Node, weights: np.ndarray, scale: np.ndarray) -> np.ndarray:
         return scale[:, None] if node.attributes.get_int("transB", 0) else scale[None, :]
 
 
-def _numbers(value: ir.Value) -> np.ndarray:
-    return np.asarray(value.const_value.numpy(), np.float64)
+def _maker(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None  # the pattern has found it
+    return node
+
+
+def _statistics(norm: ir.Node) -> list[np.ndarray]:
+    """gamma, beta, mean, variance in float64."""
+    return [_numbers(value).astype(np.float64) for value in norm.inputs[1:_NORM_INPUTS]]
+
+
+def _epsilon(norm: ir.Node) -> float:
+    return norm.attributes.get_float("epsilon", _EPSILON)
+
+
+def _numbers(value: ir.Value | None) -> np.ndarray:
+    assert value is not None
+    assert value.const_value is not None  # an initializer has its tensor
+    return value.const_value.numpy()

@@ -10,12 +10,13 @@ Rewrite   input [N, H, W, C] UINT8 of the same name -> Cast -> Transpose -> Sub 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from engines.errors import ModelRefused
-from engines.passes.graphs import all_graphs, all_nodes, copy_of, drop_stored_inputs
+from engines.graphs import all_graphs, all_nodes, copy_of, drop_stored_inputs
 
 __all__ = ["with_image_input"]
 
@@ -60,7 +61,7 @@ def with_image_input(
 
 
 def _image(model: ModelProto, name: str) -> ValueInfoProto:
-    value = next((value for value in model.graph.input if value.name == name), None)
+    value: ValueInfoProto | None = next((value for value in model.graph.input if value.name == name), None)
     if value is None:
         names = ", ".join(repr(value.name) for value in model.graph.input)
         raise ModelRefused(f"the model has no input {name!r} to take images; its inputs are {names}")
@@ -90,7 +91,7 @@ def _normalize(
     model: ModelProto, name: str, new: str, layout: str, kind: int, mean: Sequence[float], scale: Sequence[float]
 ) -> list[NodeProto]:
     """Nodes from `name` to `new`; those that would change nothing are left out."""
-    steps: list[tuple[str, np.ndarray | None, dict[str, object]]] = [("Cast", None, {"to": TensorProto.FLOAT})]
+    steps: list[tuple[str, np.ndarray | None, dict[str, Any]]] = [("Cast", None, {"to": TensorProto.FLOAT})]
     if layout == "NHWC":
         steps.append(("Transpose", None, {"perm": _TO_FRONT}))
     if any(mean):

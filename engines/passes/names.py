@@ -11,7 +11,7 @@ from collections import Counter
 
 from onnx import ModelProto
 
-from engines.passes.graphs import all_nodes, copy_of
+from engines.graphs import all_nodes, copy_of
 
 __all__ = ["name_nodes", "with_plain_names"]
 

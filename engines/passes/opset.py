@@ -23,7 +23,8 @@ import onnx.shape_inference
 import onnx.version_converter
 from onnx import GraphProto, ModelProto, NodeProto, defs, helper, numpy_helper
 
-from engines.passes.graphs import all_graphs, all_nodes, drop_stored_inputs, opset_of, with_weights, without_weights
+from engines.graphs import all_graphs, all_nodes, drop_stored_inputs, opset_of, with_weights, without_weights
+from engines.operators import is_function
 
 __all__ = ["HIGHEST", "IR_VERSION", "LOWEST", "OPSET", "to_opset_21"]
 
@@ -104,7 +105,7 @@ def _flatten_hardmax(graph: GraphProto) -> None:
 
 
 def _nearest_modes(model: ModelProto, present: int) -> dict[str, str] | str:
-    """`nearest_mode` by output of each Resize of opset 10; a text says why it cannot be told. Upsample has the floor."""
+    """`nearest_mode` by output of each Resize of opset 10; a text says why there is none. Upsample has the floor."""
     modes: dict[str, str] = {}
     if present != _CORNERS_UNTIL:
         return modes
@@ -143,11 +144,10 @@ def _lower(model: ModelProto, present: int) -> ModelProto | str:
             continue
         if not defs.has(node.op_type, present, ""):
             return f"opset {present} has no operator {node.op_type}"
-        schema = defs.get_schema(node.op_type, present, "")
-        if not (schema.has_function or schema.has_context_dependent_function):
+        if not is_function("", node.op_type, present):
             return f"{node.op_type} (node {node.name or node.output[0]!r}) has no form in opset {OPSET}"
         functions.add(node.op_type)
-        _write_defaults(node, schema)
+        _write_defaults(node, defs.get_schema(node.op_type, present, ""))
     if functions:
         model = _inlined(model, sorted(functions))
     for entry in model.opset_import:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from engines.passes.graphs import copy_of, drop_stored_inputs
+from engines.graphs import copy_of, drop_stored_inputs
 
 __all__ = ["store_constants"]
 

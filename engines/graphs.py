@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from google.protobuf.message import Message
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 __all__ = [
@@ -86,13 +86,13 @@ def with_weights(model: ModelProto, weights: dict[str, TensorProto]) -> ModelPro
     return model
 
 
-def _copy_fields(source: Message, target: Message, leave_out: str) -> None:
+def _copy_fields(source: Any, target: Any, leave_out: str) -> None:
     for field, value in source.ListFields():
         if field.name == leave_out:
             continue
         if isinstance(value, str | bytes | int | float):
             setattr(target, field.name, value)
-        elif isinstance(value, Message):
+        elif hasattr(value, "ListFields"):
             getattr(target, field.name).CopyFrom(value)
         else:
             getattr(target, field.name).extend(value)
