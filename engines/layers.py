@@ -26,13 +26,15 @@ Run = Callable[[Arrays], Arrays]
 _CUTS = 7
 _VALUES = 24
 """Cuts and values that are looked at in one compilation, at most; one cut may have more."""
+_ROUNDS = 16
+"""How often the search goes on because an engine answers otherwise when less of it is looked at."""
 
 
 class FirstDifference(NamedTuple):
     """A node whose output differs by more than the bound while what it reads does not.
 
-    `alone` is False where it answers right once all that it reads is looked at: then it is wrong only as the engine
-    runs it together with its neighbours.
+    `alone` is False where it answers right once all that it reads is looked at too: then it is wrong only as the engine
+    runs it together with what is before it.
     """
 
     node: str
@@ -62,12 +64,18 @@ def first_differing_layer(
         wrong = next((found for found in (_first(wiring, probe, chunk) for chunk in chunks) if found), None)
     if wrong is None:
         return None
-    wrong = _narrow(wiring, probe, wrong)
+    for _ in range(_ROUNDS):
+        wrong = _narrow(wiring, probe, wrong)
+        seen = probe.seen[wrong]
+        probe.forget()
+        reads = sorted(wiring.reads[wiring.maker[wrong]] & wiring.maker.keys())
+        bad = probe([wrong, *reads])
+        again = _first(wiring, probe, reads)
+        if again is None:
+            break
+        wrong = again  # right in the company of all that was looked at, and wrong with less of it
     node = model.graph.node[wiring.maker[wrong]]
-    seen = probe.seen[wrong]
-    probe.forget()
-    alone = wrong in probe([wrong, *(name for name in wiring.reads[wiring.maker[wrong]] if name in wiring.maker)])
-    return FirstDifference(node.name or wrong, node.op_type, wrong, seen.difference, seen.bound, alone)
+    return FirstDifference(node.name or wrong, node.op_type, wrong, seen.difference, seen.bound, wrong in bad)
 
 
 def _narrow(wiring: _Wiring, probe: _Probe, wrong: str) -> str:

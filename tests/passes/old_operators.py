@@ -102,7 +102,7 @@ OPERATORS: dict[str, onnx.ModelProto] = {
     "Resize 10 nearest": one_node("Resize", 10, [np.array([1, 1, 1.5, 0.5], np.float32)], mode="nearest"),
     "Resize 11": one_node("Resize", 11, [np.zeros(0, np.float32), _SCALES], mode="cubic"),
     "RoiAlign 10": one_node("RoiAlign", 10, [_ROIS, _ints(0, 1)], output_height=2, output_width=2),
-    "Scatter 9": one_node("Scatter", 9, [_LOOK_UP, np.ones((2, 2), np.float32)], shape=(2, 2), axis=1),
+    "Scatter 9": one_node("Scatter", 9, [_LOOK_UP, np.ones((2, 2), np.float32)], shape=(2, 3), axis=1),
     "Slice 7": one_node("Slice", 7, axes=[2, 3], starts=[1, 0], ends=[3, -1]),
     "Slice 7 without axes": one_node("Slice", 7, starts=[0, 1], ends=[1, 3]),
     "Softmax 7 of the flattened": one_node("Softmax", 7, shape=(2, 3, 4), axis=1),
