@@ -48,7 +48,8 @@ class Verifier:
     def __init__(self, model: onnx.ModelProto, reference: Reference | None) -> None:
         self._reference = reference
         self._rounding = rounding_bound(model)
-        self._is_strict = not _checker_says(model, full=True)
+        # what the sent model breaks already is not a pass's fault; it may well be served
+        self._checks = [full for full in (True, False) if not _checker_says(model, full=full)]
         self._rows, reason = _samples(model, reference)
         self.unseen = f"answers were not compared: {reason}" if reason else ""
 
@@ -97,7 +98,7 @@ class Verifier:
         yield "same inputs", _changed("input", _inputs(before), _inputs(after))
         yield "same outputs", _changed("output", _outputs(before), _outputs(after))
         yield "every value is made once, before it is read", _undefined(after.graph, set())
-        said = _checker_says(after, full=self._is_strict)
+        said = _checker_says(after, full=self._checks[0]) if self._checks else ""
         yield "the checker of ONNX accepts it", ("", said) if said else None
 
 

@@ -35,6 +35,8 @@ def with_image_input(
     copy = copy_of(model)
     drop_stored_inputs(copy.graph)
     value = _image(copy, name)
+    if layout not in ("NHWC", "NCHW"):
+        raise ModelRefused(f"layout {layout!r} of input {name!r} is unknown; expected NHWC or NCHW")
     kind, dims = value.type.tensor_type.elem_type, list(value.type.tensor_type.shape.dim)
     channels = dims[1].dim_value
     for what, numbers in (("mean", mean), ("scale", scale)):

@@ -145,7 +145,7 @@ def test_a_pass_that_raises_is_named() -> None:
     def broken(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
         raise RuntimeError("out of luck\nat some line")
 
-    with pytest.raises(PassFailed, match="pass 'broken' broke the rule 'it runs to its end': out of luck$"):
+    with pytest.raises(PassFailed, match=r"pass 'broken' broke the rule 'it runs to its end': out of luck$"):
         canonical(perceptron(), passes=[Pass("broken", broken)])
 
 

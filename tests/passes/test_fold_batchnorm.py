@@ -1,4 +1,4 @@
-"""Batch normalization folded into what is before it: exact up to rounding, and refused with a reason where it is not."""
+"""Batch normalization folded into what is before it: exact up to rounding, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def stats(channels: int, kind: type = np.float32) -> dict[str, np.ndarray]:
 
 
 def normalized(
-    op_type: str, weights: Shape, x: Shape, channels: int, bias: Shape | None = None, epsilon: float = 0.01, **attributes: Any
+    op_type: str, weights: Shape, x: Shape, channels: int, bias: Shape | None = None, epsilon: float = 0.01,
+    **attributes: Any,
 ) -> onnx.ModelProto:  # fmt: skip
     """x -> op_type named `main` -> `h` -> BatchNormalization named `norm` -> y."""
     stored = {"W": RNG.standard_normal(weights, dtype=np.float32), **stats(channels)}
