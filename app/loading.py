@@ -80,7 +80,7 @@ class Loader:
             config,
             self._settings.repository / files.model,
             batchable=manifest.proof.batchable,
-            max_batch_rows=self._settings.max_batch_size,
+            max_batch_rows=manifest.max_batch or self._settings.max_batch_size,
             max_queue_rows=self._settings.max_queue_rows,
             outputs=[spec.name for spec in manifest.outputs],
         )

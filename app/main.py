@@ -106,7 +106,7 @@ def create_app(settings: Settings) -> FastAPI:
     plane = control_plane(settings, gateway, manager)
     app.include_router(plane)
     app.include_router(build_routes(settings, builds))
-    app.include_router(report_routes(Reports(manager)))
+    app.include_router(report_routes(Reports(manager, manager.plans.render)))
     app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes)
     _answer_errors(app, [*plane.routes, *app.routes])
     describe_inference(app)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from app.builds.executor import BuildLimits, run_build
+from app.builds.executor import BuildLimits, render_report, run_build
 from app.settings import Settings
 from app.warmup import warm_up
 from engines import repository
@@ -35,7 +35,7 @@ class Plans:
         folder, self._repository = _writable_cache(settings), settings.repository
         self._cache, self._is_temporary = repository.PlanCache(folder), folder != settings.cache_folder
         self._limits = BuildLimits(settings.build_timeout_s, settings.build_memory_bytes, settings.threads)
-        self._turn = asyncio.Semaphore(1)
+        self._turn, self._pages = asyncio.Semaphore(1), asyncio.Semaphore(1)
         self._known_keys: dict[Path, tuple[tuple[int, ...], str]] = {}
 
     async def sweep(self) -> None:
@@ -81,6 +81,19 @@ class Plans:
             await self._distrust(manifest.key, error)
         manifest = await self.make(request, say)
         return manifest, await self._warm(manifest, instances)
+
+    async def render(self, folder: Path) -> bytes:
+        """The page of the report in a plan's folder; kept there for the next time, where that can be written.
+
+        Raises ModelRefused or PlanInvalid where it cannot be drawn.
+        """
+        async with self._pages:
+            kept = folder / repository.REPORT_PAGE
+            if kept.is_file():
+                return await asyncio.to_thread(kept.read_bytes)
+            page = await render_report(folder / repository.REPORT_FILE, self._limits)
+            await asyncio.to_thread(repository.keep_page, folder, page)
+            return page
 
     async def folder_of(self, version: Path) -> Path | None:
         """The folder of the plan of a version's folder, if there is one; the files are hashed where they are new."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from engines.errors import EngineError
 from engines.manifest import encode
 from engines.request import BuildRequest
-from engines.spec import require_supported
 
 REFUSED = 3
 """Exit code of a build that ended with a reason (printed as {"error": ...}), as against a crash."""
@@ -28,9 +27,12 @@ def main(arguments: list[str] | None = None) -> int:
     build.add_argument("--threads", type=int, default=0, help="threads that the engine may use; 0 = all usable ones")
     inspect = commands.add_parser("inspect", help="print the manifest of a plan folder")
     inspect.add_argument("plan", type=Path)
+    report = commands.add_parser("report", help="draw the page of a report")
+    report.add_argument("report", type=Path, help="a plan's report.json")
+    report.add_argument("--out", type=Path, required=True, help="the folder that gets the page")
     options = parser.parse_args(arguments)
     try:
-        return _build(options) if options.command == "build" else _inspect(options)
+        return {"build": _build, "inspect": _inspect, "report": _report}[options.command](options)
     except EngineError as error:
         _say(error=str(error))
     except OSError as error:  # its own text would name a path of this machine
@@ -42,7 +44,6 @@ def _build(options: argparse.Namespace) -> int:
     from engines.build import build  # heavy: the compiler is imported only where it runs
 
     request = BuildRequest(options.source, options.spec, options.calibration, options.validation)
-    require_supported(request.read_spec())
     manifest = build(request, options.out, lambda stage: _say(stage=stage), options.threads)
     _say(key=manifest.key)
     return 0
@@ -53,6 +54,17 @@ def _inspect(options: argparse.Namespace) -> int:
     from engines.repository import MANIFEST_FILE
 
     sys.stdout.write(encode(decode((options.plan / MANIFEST_FILE).read_bytes())).decode())
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from engines.report import decode_report
+    from engines.report_page import page  # heavy: it draws
+    from engines.repository import REPORT_PAGE
+
+    drawn = page(decode_report(options.report.read_bytes()))
+    (options.out / REPORT_PAGE).write_text(drawn, "utf-8")
+    _say(key="")
     return 0
 
 

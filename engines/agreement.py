@@ -30,11 +30,15 @@ _SIZED_BY_DATA = frozenset(
 
 
 class WrongEngine(EngineError):
-    """The engine is not right, batched or not; nothing is published."""
+    """The engine is not right, batched or not; nothing is published. `row` is a sample that shows it."""
+
+    def __init__(self, reason: str, row: Arrays) -> None:
+        super().__init__(reason)
+        self.row = row
 
 
 def check_agreement(
-    run: Run, reference: Reference, rows: Sequence[Arrays], rounding: float, model: onnx.ModelProto,
+    run: Run, reference: Run, rows: Sequence[Arrays], rounding: float, model: onnx.ModelProto,
     run_of: Callable[[onnx.ModelProto], Run], guards: Guards,
 ) -> bool:  # fmt: skip
     """Raise WrongEngine unless the engine answers as the reference. False: the model's own answers are only rounding.
@@ -47,15 +51,15 @@ def check_agreement(
         return True
     moved = Reference(with_moved_weights(model))
     if not first_difference(moved, reference, rows, rounding):
-        raise WrongEngine(found)
+        raise WrongEngine(found, guards.wrong_row)
     twin = twin_of(model, rows)
     if first_difference(run_of(twin), Reference(twin), rows, rounding):
-        raise WrongEngine(found)
+        raise WrongEngine(found, guards.wrong_row)
     return False
 
 
 def agree_at(
-    others: Sequence[Sampler], run: Run, reference: Reference, rounding: float, model: onnx.ModelProto,
+    others: Sequence[Sampler], run: Run, reference: Run, rounding: float, model: onnx.ModelProto,
     run_of: Callable[[onnx.ModelProto], Run], guards: Guards,
 ) -> None:  # fmt: skip
     """Raise WrongEngine unless the engine answers as the reference at these sizes of the variable dimensions too."""
@@ -63,7 +67,7 @@ def agree_at(
         try:
             check_agreement(run, reference, sampler.rows(OTHER_ROWS), rounding, model, run_of, guards)
         except WrongEngine as wrong:
-            raise WrongEngine(f"{_at(sampler)}: {wrong}") from wrong
+            raise WrongEngine(f"{_at(sampler)}: {wrong}", wrong.row) from wrong
 
 
 def prove_at(
@@ -108,7 +112,7 @@ def twin_of(model: onnx.ModelProto, rows: Sequence[Arrays]) -> onnx.ModelProto:
 
 
 def integer_bits(
-    run: Run, reference: Reference, model: onnx.ModelProto, inputs: Sequence[TensorSpec], sampler: Sampler
+    run: Run, reference: Run, model: onnx.ModelProto, inputs: Sequence[TensorSpec], sampler: Sampler
 ) -> int:
     """Magnitudes below 2 to this power are computed as the reference computes them; 63 = all.
 
@@ -129,13 +133,11 @@ def integer_bits(
         else:
             return min(bits, _NARROW_BITS) if unknown else bits
     if wrong and not unknown:
-        raise WrongEngine(f"{wrong}, for whole numbers below 2**{_BITS[-1]}")
+        raise WrongEngine(f"{wrong}, for whole numbers below 2**{_BITS[-1]}", sampler.draw(0))
     return _NARROW_BITS
 
 
-def _integers_agree(
-    run: Run, reference: Reference, inputs: Sequence[TensorSpec], sampler: Sampler, bits: int
-) -> str | None:
+def _integers_agree(run: Run, reference: Run, inputs: Sequence[TensorSpec], sampler: Sampler, bits: int) -> str | None:
     """Nothing where they agree, what differs, or None where the reference raises or a guard refuses."""
     rng = np.random.default_rng(bits)
     for seed in range(3):

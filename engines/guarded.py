@@ -17,10 +17,10 @@ from engines.reference import Arrays
 from engines.samples import Sampler, find_sampler
 from engines.tensor import TensorSpec
 
-__all__ = ["Guards", "fired", "first_difference", "is_integer"]
+__all__ = ["SLACK", "Guards", "fired", "first_difference", "is_integer"]
 
 Run = Callable[[Arrays], Arrays]
-_SLACK = 16.0
+SLACK = 16.0
 """Fused kernels get this many times the rounding of a reordered sum."""
 
 
@@ -42,7 +42,7 @@ def first_difference(run: Run, reference: Run, rows: Sequence[Arrays], rounding:
 
 def _difference(expected: Arrays, got: Arrays, rounding: float) -> str:
     for name, want in expected.items():
-        found = batchproof.differs(want, got[name], rounding * _SLACK)
+        found = batchproof.differs(want, got[name], rounding * SLACK)
         # whole numbers behind a rounding or an argmax may flip on a tie: one in a hundred, not more
         tie = want.dtype.kind in "iub" and found.difference <= 0.01 * want.size
         if found.differs and not tie:
@@ -59,6 +59,8 @@ class Guards:
     def __init__(self, said: Sequence[str]) -> None:
         self.said = tuple(said)
         self.false_alarms: set[int] = set()
+        self.wrong_row: Arrays = {}
+        """The sample of the last difference."""
 
     @property
     def judged(self) -> tuple[str, ...]:
@@ -75,6 +77,8 @@ class Guards:
         for row in rows:
             expected, got = reference(row), run(row)
             found, alarms = _difference(expected, got, rounding), fired(got)
+            if found:
+                self.wrong_row = row
             if found and alarms:
                 refused += 1
                 if refused == len(rows):

@@ -10,7 +10,7 @@ from pathlib import Path
 from engines.errors import PlanInvalid
 from engines.manifest import Manifest, decode
 
-__all__ = ["ENGINE_FILE", "MANIFEST_FILE", "REPORT_FILE", "REPORT_PAGE", "check_handover"]
+__all__ = ["ENGINE_FILE", "MANIFEST_FILE", "REPORT_FILE", "REPORT_PAGE", "check_handover", "read_page"]
 
 ENGINE_FILE = "engine.blob"
 MANIFEST_FILE = "manifest.json"
@@ -43,6 +43,16 @@ def check_handover(folder: Path, key: str) -> Manifest:
     if (engine.file, engine.size_bytes, engine.sha256) != (ENGINE_FILE, found[ENGINE_FILE].st_size, digest):
         raise PlanInvalid("the compile left an engine that is not the one in its manifest")
     return manifest
+
+
+def read_page(folder: Path) -> bytes:
+    """The page that a child has drawn. Raises PlanInvalid unless it is a plain file of a sensible size."""
+    page = folder / REPORT_PAGE
+    try:
+        _check_file(REPORT_PAGE, page.lstat())
+        return page.read_bytes()
+    except OSError as error:
+        raise PlanInvalid(f"{REPORT_PAGE} cannot be read: {error.strerror}") from error
 
 
 def _check_file(name: str, status: os.stat_result) -> None:

@@ -84,6 +84,8 @@ class Manifest(msgspec.Struct, frozen=True):
     guards that fire where the answers are right, and count for nothing.
     """
     notes: tuple[str, ...] = ()
+    max_batch: int = 0
+    """Rows of a batch that the sender asked for; 0 = nothing was asked."""
     format: int = FORMAT
     seal: str = ""
 

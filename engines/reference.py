@@ -11,8 +11,9 @@ import onnxruntime as ort
 
 from engines.errors import ModelRefused
 from engines.hardware import usable_threads
+from engines.operators import Found, find_nodes, is_function, listed
 
-__all__ = ["Arrays", "Reference"]
+__all__ = ["Arrays", "Reference", "unknown_operators"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -36,7 +37,11 @@ class Reference:
         try:
             self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise ModelRefused(f"ONNX Runtime refuses the model: {str(error).splitlines()[0]}") from error
+            unknown = unknown_operators(model)
+            said = (
+                f"does not know these operators: {listed(unknown)}" if unknown else f"refuses the model: {_line(error)}"
+            )
+            raise ModelRefused(f"ONNX Runtime {said}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._kept: dict[bytes, Arrays] = {}
         self._room = _KEPT_BYTES
@@ -59,6 +64,41 @@ class Reference:
         for array in answer.values():
             array.flags.writeable = False
         return answer
+
+
+def unknown_operators(model: onnx.ModelProto) -> list[Found]:
+    """Every (operator, node) that ONNX Runtime has no definition or no code for, in the version that is imported.
+
+    It names the first alone where it refuses a model, so its own tables are asked. Which types an operator takes is not
+    looked at.
+    """
+    from onnxruntime.capi import onnxruntime_pybind11_state as tables
+
+    imported = {_domain(entry.domain): entry.version for entry in model.opset_import}
+    local = {(function.domain, function.name) for function in model.functions}
+    versions: dict[tuple[str, str], list[int]] = {}
+    for schema in tables.get_all_operator_schema():
+        versions.setdefault((schema.domain, schema.name), []).append(schema.since_version)
+    code: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for kernel in tables.get_all_opkernel_def():
+        code.setdefault((kernel.domain, kernel.op_name), []).append(kernel.version_range)
+
+    def is_unknown(node: onnx.NodeProto) -> bool:
+        key = (_domain(node.domain), node.op_type)
+        if (node.domain, node.op_type) in local:
+            return False
+        since = max((version for version in versions.get(key, ()) if version <= imported.get(key[0], 0)), default=0)
+        return since == 0 or not (is_function(*key, since) or any(a <= since <= b for a, b in code.get(key, ())))
+
+    return find_nodes(model, is_unknown)
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def _line(error: BaseException) -> str:
+    return str(error).splitlines()[0]
 
 
 def _digest(inputs: Mapping[str, np.ndarray]) -> bytes:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import msgspec
 
 from engines.errors import PlanInvalid
 
-if TYPE_CHECKING:
-    import onnx
-
 __all__ = [
     "Accuracy", "Candidate", "Layer", "PassChange", "Report", "Speed", "WorstSample", "change_of", "decode_report",
-    "encode_report", "operators_of",
+    "encode_report",
 ]  # fmt: skip
 
 
@@ -139,12 +136,7 @@ class Report(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-def operators_of(model: onnx.ModelProto) -> dict[str, int]:
-    """How many nodes of each operator the top graph has, the most frequent first."""
-    return dict(Counter(node.op_type for node in model.graph.node).most_common())
-
-
-def change_of(name: str, before: dict[str, int], after: dict[str, int], note: str = "") -> PassChange:
+def change_of(name: str, before: Mapping[str, int], after: Mapping[str, int], note: str = "") -> PassChange:
     """What a pass did, from the operators before it and after it."""
     removed, added = Counter(before), Counter(after)
     return PassChange(name, removed.total(), added.total(), dict(removed - added), dict(added - removed), note)

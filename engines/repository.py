@@ -35,7 +35,7 @@ from engines.manifest import Manifest, decode, encode
 __all__ = [
     "CALIBRATION_FILE", "CONFIG_FILE", "MANIFEST_FILE", "MODEL_FILE", "REPORT_FILE", "REPORT_PAGE", "SPEC_FILE",
     "VALIDATION_FILE", "Manifest", "PlanCache", "VersionFiles", "check_model_name", "encode", "file_sha256",
-    "is_model_name", "next_version", "plan_key", "publish_version", "scan", "staged_folder", "stamp_of",
+    "is_model_name", "keep_page", "next_version", "plan_key", "publish_version", "scan", "staged_folder", "stamp_of",
     "sweep_versions", "tool_versions", "withdraw_version",
 ]  # fmt: skip
 
@@ -48,7 +48,7 @@ _RESERVED = frozenset({"stats"})  # GET /v2/models/stats is the statistics of al
 _PASSING_ERRORS = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE})
 _STAGING, _DISCARDED = ".staging", ".discarded."
 _LEFT_VERSION = re.compile(r"\.[0-9]+\.[^.]+\.staging")
-_TOOLS = ("bitserve", "onnx", "onnxruntime", "openvino")
+_TOOLS = ("bitserve", "onnx", "onnxruntime", "onnxscript", "openvino")
 PLAN_FORMAT = "13"
 """Part of every plan key: raise it when the build itself changes what it makes."""
 
@@ -224,6 +224,18 @@ def publish_version(repository: Path, model: str, version: int, files: Mapping[s
     except FileExistsError as error:
         raise BadRepository(f"model {model!r} has a version {version} already; versions are immutable") from error
     return final
+
+
+def keep_page(folder: Path, page: bytes) -> None:
+    """Put the page of a plan's report beside it, whole or not at all; nothing where that cannot be written."""
+    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(prefix=".page.", dir=folder, delete=False) as file:
+        try:
+            file.write(page)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.rename(file.name, folder / REPORT_PAGE)
+        except OSError:
+            os.unlink(file.name)
 
 
 def next_version(repository: Path, model: str) -> int:

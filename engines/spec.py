@@ -14,7 +14,7 @@ import msgspec
 from engines.errors import ModelRefused
 
 __all__ = [
-    "LABEL_METRICS", "ImageInput", "Metric", "Spec", "decode_spec", "encode_spec", "require_supported",
+    "LABEL_METRICS", "ImageInput", "Metric", "Spec", "decode_spec", "encode_spec", "require_supported", "require_truth",
 ]  # fmt: skip
 
 Precision = Literal["auto", "fp32", "fp16", "int8", "binary"]
@@ -65,7 +65,7 @@ class Spec:
     """All keys are optional. `accuracy_budget` is the largest loss allowed, absolute, in the unit of `metric`.
 
     `shapes` gives sizes to the variable dimensions of an input, the first one left out since it carries the rows; -1
-    stays variable. `max_batch` counts rows.
+    stays variable. `max_batch` counts rows; without it, the server's setting holds.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -76,7 +76,7 @@ class Spec:
     objective: Objective = "throughput"
     search: Search | None = None
     targets: tuple[Target, ...] = ("openvino",)
-    max_batch: int = 32
+    max_batch: int | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     inputs: Mapping[str, ImageInput] = field(default_factory=dict)
 
@@ -87,7 +87,7 @@ class Spec:
             if self.metric is None:
                 raise ValueError("accuracy_budget needs metric: it is the loss allowed in that metric's unit")
             object.__setattr__(self, "accuracy_budget", float(self.accuracy_budget) + 0.0)
-        if not 1 <= self.max_batch <= _HIGHEST_BATCH:
+        if self.max_batch is not None and not 1 <= self.max_batch <= _HIGHEST_BATCH:
             raise ValueError(f"max_batch must be from 1 to {_HIGHEST_BATCH}")
         if not self.targets or len(set(self.targets)) != len(self.targets):
             raise ValueError("targets must name at least one target, and each once")
@@ -97,11 +97,8 @@ class Spec:
         object.__setattr__(self, "shapes", {name: tuple(shape) for name, shape in self.shapes.items()})
 
 
-def require_supported(spec: Spec, *, truth: Literal["labels", "targets"] | None = None) -> None:
-    """Raise ModelRefused for what is asked and cannot be done, by its name: nothing asked is ignored.
-
-    `truth` is what the validation set holds, None where none was sent.
-    """
+def require_supported(spec: Spec) -> None:
+    """Raise ModelRefused for what is asked and cannot be done, by its name: nothing asked is ignored."""
     if spec.precision not in ("auto", "fp32"):
         raise ModelRefused(f"precision {spec.precision!r} is not built yet; expected auto or fp32")
     if spec.search is not None:
@@ -109,13 +106,17 @@ def require_supported(spec: Spec, *, truth: Literal["labels", "targets"] | None 
     for target in spec.targets:
         if target != "openvino":
             raise ModelRefused(f"target {target!r} is not built yet; expected openvino")
+
+
+def require_truth(spec: Spec, truth: Literal["labels", "targets"] | None) -> None:
+    """Raise ModelRefused where what is asked needs another validation set; `truth` is what the one sent holds."""
     if spec.accuracy_budget is not None and truth is None:
         raise ModelRefused("accuracy_budget needs a validation set: send `validation` with labels or targets")
     if spec.metric is not None:
-        _require_truth(spec.metric, truth)
+        _require_fitting(spec.metric, truth)
 
 
-def _require_truth(metric: Metric, truth: Literal["labels", "targets"] | None) -> None:
+def _require_fitting(metric: Metric, truth: Literal["labels", "targets"] | None) -> None:
     if metric in LABEL_METRICS:
         if truth != "labels":
             raise ModelRefused(f"metric {metric!r} needs a validation set with 'labels', one class number a sample")

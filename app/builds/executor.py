@@ -18,10 +18,11 @@ import psutil
 
 import engines
 from engines.errors import ModelRefused
+from engines.handover import read_page
 from engines.request import BuildRequest
 from engines.runtime import usable_threads
 
-__all__ = ["COMPILER", "BuildLimits", "run_build"]
+__all__ = ["COMPILER", "BuildLimits", "render_report", "run_build"]
 
 log = logging.getLogger(__name__)
 _PACKAGE = Path(engines.__file__).parent
@@ -32,6 +33,7 @@ _KEPT_ERROR_CHARS = 1000
 _FILE_BYTES = 2**33
 _SANDBOX = (sys.executable, "-m", "engines.sandbox")
 _LAST_WORDS_S = 5.0
+_RENDERER = (sys.executable, "-m", "engines", "report")
 COMPILER = (sys.executable, "-m", "engines", "build")
 """What is run, in the sandbox, with the source, its other inputs, `--out DIR` and `--threads N` appended."""
 
@@ -54,21 +56,39 @@ async def run_build(
 
     Raises ModelRefused with the reason, however the child ended. Nothing of its process group outlives this call.
     """
+    arguments = [*command, *_arguments(request), "--out", str(out.absolute()), "--threads", str(limits.threads)]
+    await _run_child(arguments, list(request.files().values()), out, limits, stage)
+
+
+async def render_report(report: Path, limits: BuildLimits) -> bytes:
+    """The page of a report, drawn by a child as little trusted as a compile: what it draws came from a model.
+
+    Raises ModelRefused with the reason where there is none.
+    """
+    with tempfile.TemporaryDirectory(prefix="bitserve-page-", ignore_cleanup_errors=True) as out:
+        arguments = [*_RENDERER, str(report.absolute()), "--out", out]
+        await _run_child(arguments, [report], Path(out), limits, lambda name: None)
+        return await asyncio.to_thread(read_page, Path(out))
+
+
+async def _run_child(
+    command: Sequence[str], files: Sequence[Path], out: Path, limits: BuildLimits, stage: Callable[[str], None]
+) -> None:
+    """Run it in the sandbox, where it may read `files` and write into `out`."""
     with tempfile.TemporaryDirectory(prefix="bitserve-build-", ignore_cleanup_errors=True) as own:
         empty, packages = Path(own, "work"), Path(own, "packages")
         empty.mkdir()
         packages.mkdir()
         (packages / "engines").symlink_to(_PACKAGE)  # a folder to import from that holds nothing else of a checkout
         child = await asyncio.create_subprocess_exec(
-            *_sandboxed(command, [*request.files().values(), packages], (out, empty), limits),
-            *_arguments(request), "--out", str(out.absolute()), "--threads", str(limits.threads),
+            *_sandboxed(command, [*files, packages], (out, empty), limits),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             cwd=empty,
             env=_environment(empty, packages),
             start_new_session=True,
-        )  # fmt: skip
+        )
         said: dict[str, str] = {}
         complaint = bytearray()
         readers = asyncio.gather(_read_said(child, said, stage), _read_tail(child, complaint))
@@ -79,7 +99,7 @@ async def run_build(
             await child.wait()
             await asyncio.wait({readers}, timeout=_LAST_WORDS_S)
             readers.cancel()
-        hidden = (*(str(path.absolute().parent) for path in request.files().values()), str(out.absolute()), own)
+        hidden = (*(str(path.absolute().parent) for path in files), str(out.absolute()), own)
     _judge(child.returncode or 0, said, complaint.decode("utf-8", "replace"), stopped, hidden)
 
 

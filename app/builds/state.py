@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = ["STAGES", "Asked", "BuildState", "Event", "Progress", "percent_of"]
 
 STAGES = {
-    "queued": 0, "read": 5, "prove": 15, "measure": 60, "compile": 75, "publish": 90, "load": 95, "done": 100,
+    "queued": 0, "read": 5, "rewrite": 10, "prove": 20, "measure": 60, "compile": 70, "check": 75, "publish": 90,
+    "load": 95, "done": 100,
 }  # fmt: skip
 """In the order in which a build passes them, with the share of it that is done when one begins."""
 

@@ -18,7 +18,7 @@ from app.settings import Settings
 from app.specs import read_spec
 from engines.repository import CALIBRATION_FILE, MODEL_FILE, SPEC_FILE, VALIDATION_FILE, check_model_name
 from engines.request import MAX_SPEC_BYTES, spec_digest
-from engines.spec import Spec, encode_spec
+from engines.spec import Spec, encode_spec, require_truth
 
 __all__ = ["accept"]
 
@@ -74,6 +74,8 @@ async def _receive(
         if not part.size_bytes:
             raise BadRequest(f"part '{name}' is empty; leave it out, or send its bytes")
     spec = read_spec(received["spec"].text) if "spec" in received else Spec()
+    if "validation" not in received:
+        require_truth(spec, None)
     if spec != Spec():
         (folder / SPEC_FILE).write_bytes(encode_spec(spec))
     return received, spec

@@ -16,6 +16,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from engines.graphs import copy_of, drop_stored_inputs
+
 __all__ = ["BATCH", "with_batch_axes"]
 
 BATCH = "batch"
@@ -26,10 +28,9 @@ _RECURRENT_STATES = {"RNN": (5,), "GRU": (5,), "LSTM": (5, 6)}
 def with_batch_axes(model: onnx.ModelProto, axes: Mapping[str, int]) -> onnx.ModelProto:
     """A copy of the model in which dimension `axes[name]` of each named input is variable."""
     dims = _known_dims(model)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_of(model)
     graph = copy.graph
-    _drop_stored_inputs(graph)
+    drop_stored_inputs(graph)
     del graph.value_info[:]
     was_fixed = False
     for value in graph.input:
@@ -51,14 +52,6 @@ def with_batch_axes(model: onnx.ModelProto, axes: Mapping[str, int]) -> onnx.Mod
         elif node.op_type in _RECURRENT_STATES:
             _drop_zero_states(node, constants)
     return copy
-
-
-def _drop_stored_inputs(graph: onnx.GraphProto) -> None:
-    """IR version 3 lists every initializer as an input too; such inputs are not part of the model's interface."""
-    stored = {tensor.name for tensor in graph.initializer}
-    kept = [value for value in graph.input if value.name not in stored]
-    del graph.input[:]
-    graph.input.extend(kept)
 
 
 def _has_subgraph(node: onnx.NodeProto) -> bool:

@@ -13,18 +13,21 @@ import openvino as ov
 
 from engines.errors import ModelRefused
 from engines.manifest import GUARD_OUTPUT, StreamTiming
+from engines.operators import Found, find_nodes, listed, operator_of
 from engines.passes.guards import with_guards
 from engines.reference import Arrays
 from engines.runtime.openvino import core, first_line, stream_config
 
 __all__ = [
     "Candidate", "compile_model", "export", "guards_of", "read_model", "runner", "stream_choices", "time_streams",
+    "unsupported",
 ]  # fmt: skip
 
 Candidate = tuple[int, int]
 """(streams, threads)."""
 
 _GUARDS = ["bitserve", "guards"]
+_NO_RULE, _FAILED = "No conversion rule found for operations:", "Conversion is failed for:"
 _ROUNDS = 5
 _BUDGET_S = 2.0
 _ENOUGH_S = 0.5
@@ -42,7 +45,45 @@ def read_model(model: onnx.ModelProto) -> ov.Model:
         graph.set_rt_info("\n".join(said), _GUARDS)
         return graph
     except Exception as error:
-        raise ModelRefused(f"OpenVINO refuses the model: {first_line(error)}") from error
+        raise ModelRefused(_refusal(model, error)) from error
+
+
+def unsupported(model: onnx.ModelProto) -> list[Found]:
+    """Every (operator, node) of the model that OpenVINO has no conversion for; nothing where it has all."""
+    try:
+        core().read_model(model.SerializeToString())
+    except Exception as error:
+        return _named_by(model, str(error), _NO_RULE)
+    return []
+
+
+def _refusal(model: onnx.ModelProto, error: Exception) -> str:
+    unknown = _named_by(model, str(error), _NO_RULE)
+    if unknown:
+        return f"OpenVINO does not know these operators: {listed(unknown)}"
+    failed = _named_by(model, str(error), _FAILED)
+    if failed:
+        return f"OpenVINO cannot convert these operators as they are used: {listed(failed)}: {_reason(str(error))}"
+    return f"OpenVINO refuses the model: {first_line(error)}"
+
+
+def _named_by(model: onnx.ModelProto, said: str, heading: str) -> list[Found]:
+    """Nodes of the operators that the front end lists after `heading`: `Foo-21` (its opset), `domain.Foo` else."""
+    line = next((line for line in said.splitlines() if heading in line), "")
+    names = {name.strip() for name in line.partition(heading)[2].split(",") if name.strip()}
+    standard = {name.rpartition("-")[0] for name in names}
+    return find_nodes(
+        model, lambda node: operator_of(node) in (standard if operator_of(node) == node.op_type else names)
+    )
+
+
+def _reason(said: str) -> str:
+    """The first line of the front end's log that says what went wrong with an operator, without source positions."""
+    lines = iter(said.splitlines())
+    next((line for line in lines if "with a message:" in line), "")
+    log = [line.strip() for line in lines]
+    meant = (line for line in log if line and "Exception from" not in line and not line.startswith("Check '"))
+    return next(meant, "it does not say why")
 
 
 def guards_of(graph: ov.Model) -> tuple[str, ...]:
@@ -94,18 +135,20 @@ class runner:
         return {name: self._request.get_tensor(name).data.copy() for name in outputs}
 
 
-def stream_choices(threads: int) -> list[Candidate]:
+def stream_choices(threads: int, one_stream: bool = False) -> list[Candidate]:
     """One stream over all threads (lowest latency) and one stream a thread (no synchronization)."""
-    return [(1, threads)] if threads == 1 else [(threads, threads), (1, threads)]
+    return [(1, threads)] if threads == 1 or one_stream else [(threads, threads), (1, threads)]
 
 
-def time_streams(model: ov.Model, batch: Arrays, rows: int, threads: int) -> list[StreamTiming]:
+def time_streams(
+    model: ov.Model, batch: Arrays, rows: int, threads: int, *, one_stream: bool = False
+) -> list[StreamTiming]:
     """Rows a second of each choice, best first: medians of up to 5 interleaved rounds, none begun after 2 s.
 
     The first choice (a stream a thread) is kept unless another is 5 % faster: it also runs two models side by side.
     Where all rounds of the first half second, two at least, say the same of these 5 %, no more are run.
     """
-    choices = stream_choices(threads)
+    choices = stream_choices(threads, one_stream)
     engines = [compile_model(model, *choice) for choice in choices]
     pools = [_requests(engine, batch, streams) for engine, (streams, _) in zip(engines, choices, strict=True)]
     speeds: list[list[float]] = [[] for _ in choices]

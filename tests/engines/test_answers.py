@@ -232,6 +232,6 @@ def test_a_build_reports_its_stages(tmp_path: Path) -> None:
     stages: list[str] = []
     started = time.monotonic()
     manifest = compile_into(PlanCache(tmp_path / "cache"), source, stages.append)
-    assert stages == ["read", "prove", "measure", "compile", "publish"]
+    assert stages == ["read", "rewrite", "prove", "measure", "compile", "check", "publish"]
     assert 0 < manifest.build_s <= time.monotonic() - started + 0.01
     assert {timing.streams for timing in manifest.stream_timings} >= {manifest.streams}

@@ -21,7 +21,7 @@ from app.builds.store import BuildStore, new_id, now
 from tests.support.onnx_models import linear, place
 from tests.support.servers import ADMIN, ROOT, Server, running, until
 
-STAGES = ["queued", "read", "prove", "measure", "compile", "publish", "load"]
+STAGES = ["queued", "read", "rewrite", "prove", "measure", "compile", "check", "publish", "load"]
 MODEL = linear(scale=3).SerializeToString()
 
 

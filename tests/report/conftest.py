@@ -14,9 +14,10 @@ from engines.accuracy import assess
 from engines.frontend import onnx as frontend
 from engines.hardware import cpu_fingerprint
 from engines.npz import read_samples
+from engines.operators import operators_of
 from engines.passes.dynamic_batch import with_batch_axes
 from engines.reference import Arrays, Reference
-from engines.report import Candidate, Report, change_of, operators_of
+from engines.report import Candidate, Report, change_of
 from engines.targets import openvino as target
 from engines.targets.openvino_profile import speeds_of, timed_layers
 from engines.verify import rounding_bound

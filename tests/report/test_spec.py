@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from engines.errors import ModelRefused
 from engines.inputs import as_model_inputs, declared_inputs
-from engines.spec import ImageInput, Spec, decode_spec, encode_spec, require_supported
+from engines.spec import ImageInput, Spec, decode_spec, encode_spec, require_supported, require_truth
 from engines.tensor import TensorSpec
 
 SERVICE = TypeAdapter(Spec)
@@ -92,14 +92,18 @@ def test_an_unknown_key_is_named_with_the_one_that_was_meant() -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(spec: Spec, truth: Any, named: str) -> None:
+    def require() -> None:
+        require_supported(spec)
+        require_truth(spec, truth)
+
     with pytest.raises(ModelRefused, match=named):
-        require_supported(spec, truth=truth)
+        require()
 
 
 def test_what_is_built_is_supported() -> None:
     require_supported(Spec())
     require_supported(Spec(precision="fp32", metric="cosine", objective="size"))
-    require_supported(Spec(metric="top5", accuracy_budget=0.0), truth="labels")
+    require_truth(Spec(metric="top5", accuracy_budget=0.0), "labels")
 
 
 IMAGE = TensorSpec("x", "FP32", (-1, 3, -1, 4))

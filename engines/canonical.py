@@ -1,0 +1,110 @@
+"""Bring a model into the one form that later passes and all targets read, checked after every step.
+
+inline functions -> store constants -> opset 21 -> name nodes -> fold batch norm
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import onnx
+
+from engines.errors import ModelRefused
+from engines.graphs import all_nodes, opset_of
+from engines.legality import PassFailed, Rewrite, Verifier
+from engines.operators import operators_of
+from engines.passes.inline import inline_functions
+from engines.passes.names import name_nodes
+from engines.passes.opset import to_opset_21
+from engines.passes.weights import store_constants
+from engines.reference import Reference
+from engines.report import PassChange, change_of
+
+__all__ = ["PASSES", "Pass", "canonical"]
+
+
+class Pass(NamedTuple):
+    """`name` is what reports and errors call it. `may_fail`: the model serves without it too; a failure is a note."""
+
+    name: str
+    rewrite: Rewrite
+    may_fail: bool = False
+
+
+def _fold_batchnorm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """Loading the rewriter takes longer than building a small model."""
+    if not any(node.op_type == "BatchNormalization" for node in all_nodes(model.graph)):
+        return model, ""
+    from engines.passes.fold_batchnorm import fold_batchnorm
+
+    return fold_batchnorm(model)
+
+
+PASSES = (
+    Pass("inline functions", inline_functions),
+    Pass("store constants", store_constants),
+    Pass("opset 21", to_opset_21, may_fail=True),  # the converter is not ours
+    Pass("name nodes", name_nodes),
+    Pass("fold batch norm", _fold_batchnorm),
+)
+
+
+def canonical(
+    model: onnx.ModelProto, reference: Reference | None = None, passes: Sequence[Pass] = PASSES
+) -> tuple[onnx.ModelProto, tuple[PassChange, ...]]:
+    """The model after all passes, and what each did. `model` itself is not changed.
+
+    `reference` runs the model as it was sent (one is made where it is None). Raises PassFailed, a ModelRefused that
+    names the pass, the rule it broke and the node where one is known.
+
+    Running a large model takes longer than all passes. So answers are compared once, at the end; only where they differ
+    do the passes run again, with a comparison after each, which tells the one that did it.
+    """
+    verifier = Verifier(model, reference or _reference(model))
+    done, changes = _run(model, passes, verifier, compare=False)
+    if verifier.same_answers(model, done):
+        return done, changes
+    return _run(model, passes, verifier, compare=True)
+
+
+def _run(
+    model: onnx.ModelProto, passes: Sequence[Pass], verifier: Verifier, *, compare: bool
+) -> tuple[onnx.ModelProto, tuple[PassChange, ...]]:
+    changes = []
+    for one in passes:
+        model, change = _apply(one, model, verifier, compare=compare)
+        changes.append(change)
+    return model, tuple(changes)
+
+
+def _apply(
+    one: Pass, model: onnx.ModelProto, verifier: Verifier, *, compare: bool
+) -> tuple[onnx.ModelProto, PassChange]:
+    before = operators_of(model)
+    after, note = model, ""
+    try:
+        after, note = _rewritten(one, model)
+        if after is not model:
+            verifier.verify_form(one.name, model, after)
+            said = verifier.verify_answers(one.name, model, after, one.rewrite) if compare else verifier.unseen
+            note = "; ".join(filter(None, [note, said]))
+    except PassFailed as failed:
+        if not one.may_fail:
+            raise
+        after, note = model, f"opset {opset_of(model)} is kept: {failed}"
+    return after, change_of(one.name, before, operators_of(after), note)
+
+
+def _rewritten(one: Pass, model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    try:
+        return one.rewrite(model)
+    except Exception as error:
+        raise PassFailed(one.name, "it runs to its end", str(error).splitlines()[0]) from error
+
+
+def _reference(model: onnx.ModelProto) -> Reference | None:
+    try:
+        return Reference(model)
+    except ModelRefused:
+        return None

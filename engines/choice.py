@@ -1,0 +1,208 @@
+"""What will be compiled: the first assignment of batch axes that is proven, else the model as it is."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import msgspec
+import onnx
+import openvino as ov
+
+from engines import batchproof
+from engines.agreement import WrongEngine, agree_at, check_agreement, integer_bits, prove_at, twin_of
+from engines.batchproof import Blind, Proven, Refuted
+from engines.errors import ModelRefused
+from engines.frontend.ranges import takes_sizes_from_values
+from engines.guarded import Guards, first_difference
+from engines.hardware import usable_threads
+from engines.manifest import BatchProof
+from engines.passes.dynamic_batch import with_batch_axes
+from engines.reference import Arrays
+from engines.samples import GivenSampler, Sampler, find_sampler, integer_limits, other_samplers
+from engines.targets import openvino as target
+from engines.tensor import DYNAMIC, TensorSpec
+from engines.verify import rounding_bound
+
+__all__ = ["Choice", "Subject", "choose", "with_axis"]
+
+_ROUNDING = "the answers change when weights move by one unit in the last place"
+Run = Callable[[Arrays], Arrays]
+
+
+class Subject(NamedTuple):
+    """The model whose engine is wanted. `reference` answers what a client sends; `own` are samples of its sender."""
+
+    model: onnx.ModelProto
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    reference: Run
+    own: Sequence[Arrays] = ()
+
+    @property
+    def names(self) -> list[str]:
+        return [spec.name for spec in self.outputs]
+
+
+class Choice(msgspec.Struct):
+    """A graph, its inputs, and whether its rows were proven independent. `steady` is False where the model's own
+    answers are only rounding, so that nothing can be compared with them.
+    """
+
+    graph: ov.Model
+    inputs: list[TensorSpec]
+    axes: dict[str, int]
+    output_axes: dict[str, int]
+    proof: BatchProof
+    sampler: Sampler
+    notes: list[str]
+    integer_bits: int
+    guards: Guards
+    bounds: dict[str, int]
+    """Of integer inputs that the engine computes rightly below this number only."""
+    steady: bool
+
+
+def choose(subject: Subject) -> Choice:
+    """Raises WrongEngine where the engine is not right, batched or not, and ModelRefused where there is none."""
+    reasons: list[str] = []
+    for axes in batchproof.axis_candidates(subject.inputs):
+        try:
+            found = _try_axes(subject, axes)
+        except (ModelRefused, WrongEngine) as refused:  # as it is, the model may still be right
+            reasons.append(str(refused))
+            continue
+        if isinstance(found, Choice):
+            return found
+        reasons.append(found.reason)
+    return _unbatched(subject, _why_not(subject.inputs, reasons))
+
+
+def _why_not(inputs: list[TensorSpec], reasons: list[str]) -> str:
+    """One sentence for the index; the reason of the first (most natural) assignment stands for all."""
+    if reasons:
+        return reasons[0]
+    fixed = [f"{spec.name!r} {list(spec.shape)}" for spec in inputs if not {DYNAMIC, 1} & set(spec.shape)]
+    if fixed:
+        return f"no batch axis: input {fixed[0]} has no dimension that is variable or 1"
+    return "no batch axis: no input carries rows in its first dimension"
+
+
+class _Trial:
+    """One engine under test: what it is asked, what it answers, what its guards say."""
+
+    def __init__(self, subject: Subject, axes: dict[str, int]) -> None:
+        self.subject, self.axes = subject, axes
+        limits = integer_limits(takes_sizes_from_values(subject.model))
+        sampler = _sampler(subject, axes, limits)
+        self.graph = target.read_model(with_batch_axes(subject.model, axes) if axes else subject.model)
+        self.run = _runner(self.graph, subject.names)
+        self.guards, self.rounding = Guards(target.guards_of(self.graph)), rounding_bound(subject.model)
+        self.sampler, self.bounds = self.guards.narrowed(
+            sampler, subject.inputs, axes, self.run.watched, subject.reference, self.rounding, limits
+        )
+        self.rows = self.sampler.rows()
+        self.others = other_samplers(self.sampler, subject.reference)
+        self._run_of = functools.partial(_runner, outputs=subject.names)
+
+    def is_steady(self) -> bool:
+        """Raises WrongEngine where the engine is not right on synthetic samples, or on those of the sender."""
+        given = [row for row in self.subject.own if not any(row is other for other in self.rows)]
+        checks = [self._check(rows) for rows in (self.rows, given) if rows]
+        return all(checks)
+
+    def _check(self, rows: Sequence[Arrays]) -> bool:
+        subject = self.subject
+        return check_agreement(
+            self.run.watched, subject.reference, rows, self.rounding, subject.model, self._run_of, self.guards
+        )  # fmt: skip
+
+    def agree_elsewhere(self) -> None:
+        """The same at other sizes of the variable dimensions."""
+        subject = self.subject
+        agree_at(
+            self.others, self.run.watched, subject.reference, self.rounding, subject.model, self._run_of, self.guards
+        )  # fmt: skip
+
+    def integer_bits(self) -> int:
+        subject = self.subject
+        return integer_bits(self.run.watched, subject.reference, subject.model, subject.inputs, self.sampler)
+
+
+def _sampler(subject: Subject, axes: dict[str, int], limits: Sequence[int]) -> Sampler:
+    try:
+        return find_sampler(subject.inputs, axes, subject.reference, limits)
+    except ModelRefused:
+        if len(subject.own) < 2:
+            raise
+        return GivenSampler(subject.inputs, axes, subject.own)
+
+
+def _try_axes(subject: Subject, axes: dict[str, int]) -> Choice | Refuted | Blind:
+    trial = _Trial(subject, axes)
+    notes: list[str] = []
+    steady = trial.is_steady()
+    prove_run: Run = trial.run
+    verdict: Proven | Refuted | Blind = Blind(_ROUNDING)
+    if steady:
+        verdict = batchproof.prove(trial.run, trial.rows, axes, trial.rounding)
+    if isinstance(verdict, Blind):
+        prove_run = _runner(with_batch_axes(twin_of(subject.model, trial.rows), axes), subject.names)
+        blind, verdict = verdict, batchproof.prove(prove_run, trial.rows, axes, trial.rounding)
+        if isinstance(verdict, Proven):
+            notes.append(f"{blind.reason}; proven on a twin with random weights instead")
+    if not isinstance(verdict, Proven):
+        return verdict
+    if steady and all(spec.shape[axes[spec.name]] == DYNAMIC for spec in subject.inputs):
+        meaning = _meaning_of_rows(trial, batchproof.join(trial.rows[:3], axes))
+        if meaning:
+            return Refuted(meaning)
+    trial.agree_elsewhere()
+    verdict = prove_at(trial.others, prove_run, axes, trial.rounding, verdict)
+    if isinstance(verdict, Refuted):
+        return verdict
+    if trial.sampler.is_variable and not trial.others:
+        notes.append(f"proven with variable dimensions of {trial.sampler.size} alone: ONNX Runtime took no other size")
+    batched = [with_axis(spec, axes[spec.name]) for spec in subject.inputs]
+    return _choice(trial, batched, axes, verdict.output_axes, verdict.proof, notes, steady)
+
+
+def _unbatched(subject: Subject, reason: str) -> Choice:
+    trial = _Trial(subject, {})
+    steady = trial.is_steady()
+    notes = [] if steady else [f"{_ROUNDING}; the engine was checked on a twin with random weights instead"]
+    trial.agree_elsewhere()
+    return _choice(trial, subject.inputs, {}, {}, BatchProof(False, reason), notes, steady)
+
+
+def _choice(
+    trial: _Trial, inputs: list[TensorSpec], axes: dict[str, int], output_axes: dict[str, int], proof: BatchProof,
+    notes: list[str], steady: bool,
+) -> Choice:  # fmt: skip
+    return Choice(
+        trial.graph, inputs, axes, output_axes, proof, trial.sampler, notes, trial.integer_bits(), trial.guards,
+        trial.bounds, steady,
+    )  # fmt: skip
+
+
+def _meaning_of_rows(trial: _Trial, company: Arrays) -> str:
+    """Why several rows mean something else to the model as its file has it (one cloud of points, say), or nothing."""
+    try:
+        trial.subject.reference(company)
+    except Exception:  # it takes one row only, whatever its shapes say: there is no meaning to change
+        return ""
+    wrong = first_difference(trial.run, trial.subject.reference, [company], trial.rounding)
+    return f"rows belong together: {wrong}" if wrong else ""
+
+
+def _runner(graph: ov.Model | onnx.ModelProto, outputs: list[str]) -> target.runner:
+    if isinstance(graph, onnx.ModelProto):
+        graph = target.read_model(graph)
+    return target.runner(target.compile_model(graph, 1, usable_threads()), outputs)
+
+
+def with_axis(spec: TensorSpec, axis: int) -> TensorSpec:
+    """The tensor with any number of rows along this axis."""
+    shape = tuple(DYNAMIC if i == axis else d for i, d in enumerate(spec.shape))
+    return msgspec.structs.replace(spec, shape=shape, batch_axis=axis)

@@ -1,0 +1,102 @@
+"""What a build found out, put into its report."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import onnx
+
+from engines.graphs import opset_of
+from engines.manifest import Manifest
+from engines.operators import operators_of
+from engines.report import Accuracy, Candidate, Layer, PassChange, Report, Speed
+from engines.spec import Spec, encode_spec
+from engines.tensor import DYNAMIC, TensorSpec
+
+__all__ = ["Clock", "Found", "report_of"]
+
+
+class Clock:
+    """Tells the stages of a build as they begin, and keeps how long each took."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell, self._stage = tell, ""
+        self._began_s = self._started_s = time.monotonic()
+        self.stages_s: dict[str, float] = {}
+
+    def begin(self, stage: str) -> None:
+        now_s = time.monotonic()
+        if self._stage:
+            self.stages_s[self._stage] = round(now_s - self._began_s, 3)
+        self._stage, self._began_s = stage, now_s
+        self._tell(stage)
+
+    @property
+    def total_s(self) -> float:
+        return round(time.monotonic() - self._started_s, 2)
+
+
+class Found(NamedTuple):
+    """What the stages of a build found, beside its manifest. `sent` is the model as its file has it."""
+
+    sent: onnx.ModelProto
+    passes: Sequence[PassChange]
+    accuracy: Accuracy
+    layers: Sequence[Layer]
+    speeds: Sequence[Speed]
+    max_batch: int
+    digests: dict[str, str]
+
+
+def report_of(found: Found, manifest: Manifest, spec: Spec, stages_s: dict[str, float]) -> Report:
+    """The report of a build that succeeded."""
+    accuracy, sent = found.accuracy, found.sent
+    candidate = Candidate(
+        manifest.precision,
+        accuracy.metric,
+        accuracy.value,
+        found.speeds[0].latency_us,
+        manifest.engine.size_bytes,
+        True,
+    )
+    return Report(
+        model=sent.graph.name or manifest.source.file,
+        source_format="ONNX",
+        opset=opset_of(sent) or 0,
+        nodes=operators_of(sent).total(),
+        parameters=sum(math.prod(tensor.dims) for tensor in sent.graph.initializer),
+        source_bytes=manifest.source.size_bytes,
+        operators=dict(operators_of(sent).most_common()),
+        inputs={tensor.name: _words(tensor) for tensor in manifest.inputs},
+        outputs={tensor.name: _words(tensor) for tensor in manifest.outputs},
+        passes=tuple(found.passes),
+        accuracy=accuracy,
+        candidates=(candidate,),
+        chosen=manifest.precision,
+        layers=tuple(found.layers),
+        speeds=tuple(found.speeds),
+        max_batch=found.max_batch,
+        batched=manifest.proof.batchable,
+        batching="; ".join(manifest.proof.checks) if manifest.proof.batchable else manifest.proof.reason,
+        engine_bytes=manifest.engine.size_bytes,
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in KiB
+        build_s=manifest.build_s,
+        stages_s=stages_s,
+        spec=json.loads(encode_spec(spec)),
+        tools=manifest.tools,
+        hashes={**found.digests, manifest.engine.file: manifest.engine.sha256},
+        hardware=manifest.hardware,
+        created=manifest.created,
+        notes=manifest.remarks,
+    )
+
+
+def _words(tensor: TensorSpec) -> str:
+    dims = ["rows" if axis == tensor.batch_axis else "any" if size == DYNAMIC else str(size)
+            for axis, size in enumerate(tensor.shape)]  # fmt: skip
+    return f"{tensor.datatype} [{', '.join(dims)}]"

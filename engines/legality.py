@@ -1,0 +1,209 @@
+"""What has to hold after every pass over a graph: same interface, defined values, ONNX's rules, the same answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import onnx
+
+from engines.batchproof import differs
+from engines.errors import ModelRefused
+from engines.frontend.onnx import tensor_specs
+from engines.graphs import all_nodes, without_weights
+from engines.layers import first_differing_layer
+from engines.passes.calm_softmax import with_outputs
+from engines.passes.names import with_plain_names
+from engines.passes.random_weights import with_moved_weights, with_random_weights
+from engines.reference import Arrays, Reference
+from engines.samples import find_sampler
+from engines.tensor import DYNAMIC
+from engines.verify import rounding_bound
+
+__all__ = ["PassFailed", "Rewrite", "Verifier"]
+
+Rewrite = Callable[[onnx.ModelProto], tuple[onnx.ModelProto, str]]
+"""A pass: the model after it (the same object where nothing changed), and what is to be said of it."""
+
+_TIES = 0.01
+_SAME_ANSWERS = "same answers"
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+
+
+class PassFailed(ModelRefused):
+    """A pass made something else of the model. `rule` is what it broke, `node` where, if that is known."""
+
+    def __init__(self, name: str, rule: str, detail: str, node: str = "") -> None:
+        super().__init__(f"pass {name!r} broke the rule {rule!r}: {detail}")
+        self.name, self.rule, self.node = name, rule, node
+
+
+class Verifier:
+    """Holds the answers of the model as it was sent. `reference` runs it, None where ONNX Runtime cannot.
+
+    `unseen` says so where answers cannot be compared, and why.
+    """
+
+    def __init__(self, model: onnx.ModelProto, reference: Reference | None) -> None:
+        self._reference = reference
+        self._rounding = rounding_bound(model)
+        # what the sent model breaks already is not a pass's fault; it may well be served
+        self._checks = [full for full in (True, False) if not _checker_says(model, full=full)]
+        self._rows, reason = _samples(model, reference)
+        self.unseen = f"answers were not compared: {reason}" if reason else ""
+
+    def verify_form(self, name: str, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+        """Raise PassFailed where the pass `name` broke a rule that can be seen without running the model."""
+        for rule, found in self._structure(before, after):
+            if found:
+                node, detail = found
+                raise PassFailed(name, rule, detail, node)
+
+    def same_answers(self, before: onnx.ModelProto, after: onnx.ModelProto) -> bool:
+        """Whether the answers are those of the model as it was sent, as far as they can be compared."""
+        if after is before or not self._rows or _same_but_names(before, after):
+            return True
+        assert self._reference is not None
+        try:
+            return not _difference(self._reference, Reference(after), self._rows, self._rounding)
+        except Exception:
+            return False
+
+    def verify_answers(self, name: str, before: onnx.ModelProto, after: onnx.ModelProto, rewrite: Rewrite) -> str:
+        """Raise PassFailed where the pass `name` changed the answers. A note says how they were compared, if otherwise.
+
+        A model whose answers are only rounding (they change when its weights move by one unit in the last place) is
+        judged by what `rewrite` makes of its twin with random weights.
+        """
+        if _same_but_names(before, after) or not self._rows:
+            return self.unseen
+        assert self._reference is not None
+        try:
+            found = _difference(self._reference, Reference(after), self._rows, self._rounding)
+        except Exception as error:
+            raise PassFailed(name, _SAME_ANSWERS, f"ONNX Runtime cannot run it any more: {_line(error)}") from error
+        if not found:
+            return ""
+        if _difference(Reference(before), Reference(with_moved_weights(before)), self._rows, self._rounding):
+            twin = with_random_weights(before)
+            if not _difference(Reference(twin), Reference(rewrite(twin)[0]), self._rows, self._rounding):
+                return "answers are decided by rounding, so a twin with random weights was compared instead"
+        node = _where(before, after, self._rows, self._rounding)
+        raise PassFailed(name, _SAME_ANSWERS, f"{found}{f', first at node {node!r}' if node else ''}", node)
+
+    def _structure(
+        self, before: onnx.ModelProto, after: onnx.ModelProto
+    ) -> Iterator[tuple[str, tuple[str, str] | None]]:
+        yield "same inputs", _changed("input", _inputs(before), _inputs(after))
+        yield "same outputs", _changed("output", _outputs(before), _outputs(after))
+        yield "every value is made once, before it is read", _undefined(after.graph, set())
+        said = _checker_says(after, full=self._checks[0]) if self._checks else ""
+        yield "the checker of ONNX accepts it", ("", said) if said else None
+
+
+def _samples(model: onnx.ModelProto, reference: Reference | None) -> tuple[list[Arrays], str]:
+    """Inputs to compare answers on, or none and why."""
+    if reference is None:
+        return [], "ONNX Runtime refuses the model as it was sent"
+    if any(node.op_type in _RANDOM for node in all_nodes(model.graph)):
+        return [], "they are random"
+    try:
+        inputs, _ = tensor_specs(model)
+    except ModelRefused as refused:
+        return [], str(refused)
+    reason = ""
+    for axes in ({spec.name: 0 for spec in inputs if spec.shape[:1] == (DYNAMIC,)}, {}):
+        try:
+            rows = find_sampler(inputs, axes, reference).rows()
+        except ModelRefused as refused:
+            reason = reason or str(refused)
+        else:
+            return rows, ""
+    return [], reason
+
+
+def _difference(before: Reference, after: Reference, rows: Sequence[Arrays], rounding: float) -> str:
+    for row in rows:
+        want, got = before(row), after(row)
+        for name, array in want.items():
+            found = differs(array, got[name], rounding)
+            # whole numbers behind a rounding or an argmax may flip on a tie
+            tie = array.dtype.kind in "iub" and found.difference <= _TIES * array.size
+            if found.differs and not tie:
+                return f"output {name!r} is off by {found.difference:.3g}, bound {found.bound:.3g}"
+    return ""
+
+
+def _where(before: onnx.ModelProto, after: onnx.ModelProto, rows: Sequence[Arrays], rounding: float) -> str:
+    """The first node, as it was called before, behind which both differ; nothing where that cannot be told."""
+    there = {name for node in after.graph.node for name in node.output}
+
+    def inside(_: onnx.ModelProto, names: Sequence[str]) -> Reference:
+        return Reference(with_outputs(after, [name for name in names if name in there]))
+
+    for row in rows:
+        found = first_differing_layer(before, row, Reference, inside, rounding)
+        if found:
+            return found.node
+    return ""
+
+
+def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in stored]
+
+
+def _outputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    return list(model.graph.output)
+
+
+def _changed(
+    kind: str, before: Sequence[onnx.ValueInfoProto], after: Sequence[onnx.ValueInfoProto]
+) -> tuple[str, str] | None:
+    names, now = [value.name for value in before], [value.name for value in after]
+    if names != now:
+        return "", f"{kind}s were {names}, and are {now}"
+    for old, new in zip(before, after, strict=True):
+        if old.type != new.type:
+            return "", f"{kind} {old.name!r} has another type or shape than before"
+    return None
+
+
+def _undefined(graph: onnx.GraphProto, around: set[str]) -> tuple[str, str] | None:
+    """(node, what is wrong) of the first value that is read before it is made, or made twice."""
+    known = {*around, "", *(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)}
+    known.update(tensor.values.name for tensor in graph.sparse_initializer)
+    for node in graph.node:
+        unknown = [name for name in node.input if name not in known]
+        if unknown:
+            return node.name, f"node {node.name!r} ({node.op_type}) reads {unknown[0]!r}, which nothing made before it"
+        for attribute in node.attribute:
+            for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                found = _undefined(body, known)
+                if found:
+                    return found
+        again = [name for name in node.output if name and name in known]
+        if again:
+            return node.name, f"node {node.name!r} ({node.op_type}) makes {again[0]!r}, which is there already"
+        known.update(node.output)
+    missing = [value.name for value in graph.output if value.name not in known]
+    return ("", f"nothing makes output {missing[0]!r}") if missing else None
+
+
+def _checker_says(model: onnx.ModelProto, *, full: bool) -> str:
+    try:
+        onnx.checker.check_model(without_weights(model)[0], full_check=full)
+    except Exception as error:
+        return _line(error)
+    return ""
+
+
+def _same_but_names(before: onnx.ModelProto, after: onnx.ModelProto) -> bool:
+    """Whether only names of nodes differ: then the answers are the same without being run."""
+    (bare, weights), (now, new_weights) = without_weights(before), without_weights(after)
+    return with_plain_names(bare) == with_plain_names(now) and weights == new_weights
+
+
+def _line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
