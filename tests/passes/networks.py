@@ -1,4 +1,4 @@
-"""Networks as people send them: recurrent ones of several layers, a transformer encoder, the CNNs of the onnx package."""
+"""Networks as people send them: recurrent ones of several layers, a transformer encoder, CNNs of the onnx package."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ def light(name: str) -> onnx.ModelProto:
     model = onnx.load(_LIGHT / f"light_{name}.onnx")
     sizes = {t.name: math.prod(numpy_helper.to_array(t)) for t in model.graph.initializer if t.data_type == INT64}
     nodes = list(model.graph.node)
-    large = [
-        one for one in nodes if one.op_type == "ConstantOfShape" and sizes.get(one.input[0], 0) > _LARGE_WEIGHTS
-    ]
+    large = [one for one in nodes if one.op_type == "ConstantOfShape" and sizes.get(one.input[0], 0) > _LARGE_WEIGHTS]
     del model.graph.node[:]
     model.graph.node.extend(one for one in nodes if one not in large)
     drawn = with_random_weights(model)
