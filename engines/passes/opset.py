@@ -1,6 +1,6 @@
 """Bring the standard operators to opset 21, which every later pass, the quantizer and both targets read.
 
-Up (7 to 20)      `onnx.version_converter`, and what it gets wrong or leaves out done here:
+Up (to 20)        `onnx.version_converter`, and what it gets wrong or leaves out done here:
   Hardmax < 13          meant the input flattened at `axis`:  Reshape(Hardmax(Flatten(x, axis), 1), Shape(x))
   Resize 10, Upsample   counted pixels from their corners: coordinate_transformation_mode = asymmetric; the nearest one
                         is the floor where it enlarges, the ceiling where it shrinks (one Resize cannot do both)
@@ -29,7 +29,7 @@ from engines.operators import is_function
 __all__ = ["HIGHEST", "IR_VERSION", "LOWEST", "OPSET", "to_opset_21"]
 
 OPSET = 21
-LOWEST, HIGHEST = 7, 25
+LOWEST, HIGHEST = 1, 25
 IR_VERSION = 10
 """The first that knows opset 21."""
 _FLATTENING_UNTIL, _CORNERS_UNTIL = 12, 10
@@ -43,10 +43,13 @@ def to_opset_21(model: ModelProto) -> tuple[ModelProto, str]:
     if not LOWEST <= present <= HIGHEST:
         return model, f"opset {present} is kept: conversion is from opset {LOWEST} to {HIGHEST}"
     bare, weights = without_weights(model)
-    reason = _raise(bare, present) if present < OPSET else _lower(bare, present)
-    if isinstance(reason, str):
-        return model, f"opset {present} is kept: {reason}"
-    converted = with_weights(reason, weights)
+    try:
+        found = _raise(bare, present) if present < OPSET else _lower(bare, present)
+    except Exception as error:  # an assertion of the converter or the inliner, behind a path of its source
+        found = f"the converter of ONNX says: {str(error).splitlines()[0].rpartition('failed: ')[2]}"
+    if isinstance(found, str):
+        return model, f"opset {present} is kept: {found}"
+    converted = with_weights(found, weights)
     converted.ir_version = max(converted.ir_version, IR_VERSION)
     _restore_interface(model, converted)
     return converted, ""
@@ -70,10 +73,7 @@ def _raise(model: ModelProto, present: int) -> ModelProto | str:
     if present <= _FLATTENING_UNTIL:
         for graph in all_graphs(model.graph):
             _flatten_hardmax(graph)
-    try:
-        converted: ModelProto = onnx.version_converter.convert_version(model, OPSET)
-    except Exception as error:
-        return str(error).splitlines()[0].rpartition("failed: ")[2]
+    converted: ModelProto = onnx.version_converter.convert_version(model, OPSET)
     if present <= _CORNERS_UNTIL:
         _count_from_corners(converted, nearest)
     return converted

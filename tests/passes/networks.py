@@ -1,4 +1,4 @@
-"""Networks as people send them: recurrent ones of several layers, a transformer encoder, the CNNs of the onnx package."""
+"""Networks as people send them: recurrent ones of several layers, a transformer encoder, CNNs of the onnx package."""
 
 from __future__ import annotations
 

@@ -117,6 +117,8 @@ OPERATORS: dict[str, onnx.ModelProto] = {
     "Upsample 7 linear": one_node("Upsample", 7, mode="linear", scales=[1.0, 1.0, 2.0, 2.0]),
     "Upsample 9": one_node("Upsample", 9, [np.array([1, 1, 2, 3], np.float32)], mode="nearest"),
     "Upsample 9 linear": one_node("Upsample", 9, [_SCALES], mode="linear"),
+    "Selu 6": one_node("Selu", 6),
+    "MaxPool 1": one_node("MaxPool", 1, kernel_shape=[2, 2]),
     "ArgMax 11": one_node("ArgMax", 11, kind=TensorProto.INT64, axis=1),
     **{f"Reduce{kind} 7": one_node(f"Reduce{kind}", 7, axes=[2, 3], keepdims=0)
        for kind in ("Sum", "Mean", "Max", "Min", "L2", "L1", "Prod", "SumSquare", "LogSumExp")},

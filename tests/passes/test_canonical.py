@@ -200,6 +200,38 @@ def test_answers_that_cannot_be_compared_are_said_not_to_be() -> None:
     assert note.startswith("answers were not compared: no sample input could be run by ONNX Runtime")
 
 
+def saturated(scale: float = 1e4) -> onnx.ModelProto:
+    """The perceptron with a softmax of huge numbers, which is 1 at one place: a bias decides which."""
+    model = perceptron()
+    model.graph.node.extend(
+        [node("Mul", ["y", "tiny"], ["t"]), node("Add", ["t", "bias"], ["b"]), node("Mul", ["b", "huge"], ["l"]),
+         node("Softmax", ["l"], ["p"], axis=-1)],
+    )  # fmt: skip
+    numbers = {"tiny": np.float32(0.01), "bias": np.array([1, 0, 0, 0], np.float32), "huge": np.float32(scale)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in numbers.items())
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("p", FLOAT, ["N", 4]))
+    return model
+
+
+def test_what_a_saturated_softmax_hides_is_looked_at() -> None:
+    model = saturated()
+    answers = [Reference(one)({"x": np.ones((1, 8), np.float32)})["p"] for one in (model, saturated(2e4))]
+    np.testing.assert_array_equal(*answers)
+    (change,) = canonical(model, passes=[Pass("name nodes", name_nodes)])[1]
+    assert not change.note
+    with pytest.raises(PassFailed, match="first at node 'second'"):
+        canonical(model, passes=[Pass("wrong pass", on_a_copy(change_a_weight))])
+
+
+def test_a_model_that_answers_all_samples_alike_is_said_to() -> None:
+    nodes = [node("Mul", ["x", "zero"], ["m"]), node("Add", ["m", "c"], ["y"])]
+    stored = {"zero": np.float32(0), "c": np.ones(4, np.float32)}
+    model = build(nodes, {"x": (FLOAT, ["N", 4])}, {"y": (FLOAT, ["N", 4])}, stored)
+    notes = [change.note for change in canonical(model)[1]]
+    assert notes[2:4] == ["every sample is answered alike, so that a change of the answers may not show"] * 2
+
+
 def test_answers_that_are_only_rounding_are_compared_on_a_twin() -> None:
     """1e8 (h - 3) where h is nearly 3: folding moves the last bit of h, and that is all of the answer."""
     model = copy_of(FOLDED["Gemm"])

@@ -106,7 +106,7 @@ def image_that_is_an_output() -> onnx.ModelProto:
 
 NO_IMAGES: dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, object], str]] = {
     "unknown": (classifier, {"name": "image"}, "the model has no input 'image' to take images; its inputs are 'x'"),
-    "integers": (lambda: add_sub(), {"name": "INPUT0"}, "input 'INPUT0' is INT32 of 2 dimensions; an image input is"),
+    "integers": (add_sub, {"name": "INPUT0"}, "input 'INPUT0' is INT32 of 2 dimensions; an image input is"),
     "an output": (image_that_is_an_output, {}, "input 'x' is an output too"),
     "means": (classifier, {"mean": (1.0, 2.0)}, "input 'x' has 3 channels; expected 1 or 3 numbers of mean"),
     "scales": (classifier, {"scale": (1.0, 2.0)}, "input 'x' has 3 channels; expected 1 or 3 numbers of scale"),
@@ -148,22 +148,22 @@ def two_inputs() -> onnx.ModelProto:
     return build([node("Add", ["a", "b"], ["y"])], {"a": table, "b": table}, {"y": table})
 
 
-MISFITS: dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, list[int]], str]] = {
-    "unknown input": (classifier, {"z": [1]}, "a shape is given for 'z', which is no input; inputs are 'x'"),
-    "rank": (classifier, {"x": [1, 3, 32, 32]}, "has 4 sizes; expected 3: the first dimension carries the rows"),
-    "fixed": (classifier, {"x": [4, 32, 32]}, r"input 'x' has shape \[-1, 3, -1, -1\]; it cannot become \[4, 32, 32\]"),
-    "zero": (classifier, {"x": [3, 0, 32]}, "has 0 in it; expected 1 or more, or -1"),
-    "too small for the layers": (lambda: variable_cnn(), {"x": [1, 12, 12]}, "cannot take inputs of shape 'x'"),
-    "not each other's": (two_inputs, {"a": [5, 4], "b": [6, 4]}, "cannot take inputs of shape 'a' .*'b'"),
-}
-
-
 def variable_cnn() -> onnx.ModelProto:
     """A CNN that says it takes any size, and takes 8 x 8 alone: its last product has a fixed width."""
     model = copy_of(cnn())
     for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
         dim.Clear()
     return model
+
+
+MISFITS: dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, list[int]], str]] = {
+    "unknown input": (classifier, {"z": [1]}, "a shape is given for 'z', which is no input; inputs are 'x'"),
+    "rank": (classifier, {"x": [1, 3, 32, 32]}, "has 4 sizes; expected 3: the first dimension carries the rows"),
+    "fixed": (classifier, {"x": [4, 32, 32]}, r"input 'x' has shape \[-1, 3, -1, -1\]; it cannot become \[4, 32, 32\]"),
+    "zero": (classifier, {"x": [3, 0, 32]}, "has 0 in it; expected 1 or more, or -1"),
+    "too small for the layers": (variable_cnn, {"x": [1, 12, 12]}, "cannot take inputs of shape 'x'"),
+    "not each other's": (two_inputs, {"a": [5, 4], "b": [6, 4]}, "cannot take inputs of shape 'a' .*'b'"),
+}
 
 
 @pytest.mark.parametrize("case", MISFITS)

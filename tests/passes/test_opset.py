@@ -85,13 +85,12 @@ def test_every_opset_from_7_to_25(opset: int) -> None:
     assert_same_answers(model, after)
 
 
-@pytest.mark.parametrize("opset", [6, 26])
-def test_other_opsets_are_left_alone(opset: int) -> None:
+def test_newer_opsets_are_left_alone() -> None:
     model = one_node("Relu", 21)
-    model.opset_import[0].version = opset
+    model.opset_import[0].version = 26
     after, note = to_opset_21(model)
     assert after is model
-    assert note == f"opset {opset} is kept: conversion is from opset 7 to 25"
+    assert note == "opset 26 is kept: conversion is from opset 1 to 25"
 
 
 def test_a_model_without_standard_operators_has_nothing_to_convert() -> None:
@@ -124,7 +123,7 @@ def test_a_converter_that_gives_up_is_quoted() -> None:
     model = one_node("BatchNormalization", 7, stats, spatial=0)
     after, note = to_opset_21(model)
     assert after is model
-    assert note.startswith("opset 7 is kept: ")
+    assert note.startswith("opset 7 is kept: the converter of ONNX says: ")
     assert "/project" not in note
 
 
