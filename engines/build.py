@@ -23,19 +23,20 @@ from engines.errors import ModelRefused
 from engines.evidence import Clock, Found, report_of
 from engines.frontend import onnx as frontend
 from engines.frontend.ranges import index_ranges, takes_sizes_from_values
-from engines.guarded import SLACK, is_integer
+from engines.guarded import SLACK, fired, is_integer
 from engines.handover import ENGINE_FILE
 from engines.hardware import cpu_fingerprint, usable_threads
 from engines.inputs import as_model_inputs, declared_inputs
 from engines.layers import first_differing_layer
 from engines.manifest import EngineFile, Manifest, Source, StreamTiming, encode
-from engines.npz import DrawnSamples, Samples, read_samples
+from engines.npz import DrawnSamples, Samples, SomeSamples, read_samples
 from engines.operators import operators_of
 from engines.passes.fixed_shapes import with_shapes
 from engines.passes.image_input import with_image_input
 from engines.reference import Arrays, Reference
 from engines.report import Accuracy, PassChange, change_of, encode_report
 from engines.request import BuildRequest
+from engines.samples import SCALES
 from engines.spec import Spec, require_supported, require_truth
 from engines.targets import openvino as target
 from engines.targets.openvino_profile import layers_of, speeds_of
@@ -47,7 +48,6 @@ __all__ = ["build"]
 _TIMING_ROWS = 8
 _OWN_ROWS = 8
 """Of the sender's samples, how many the engine is held against before anything is proven of it."""
-_DRAWN = 6
 _USUAL_BATCH = 32
 _CHECK_BUDGET_S = 10.0
 """For samples without a truth; a validation set is run to its end."""
@@ -144,11 +144,11 @@ def _rewritten(sent: onnx.ModelProto, spec: Spec, samples: Samples | None) -> tu
 
 
 def _checked(
-    subject: Subject, choice: Choice, compiled: ov.CompiledModel, samples: Samples | None, spec: Spec
+    subject: Subject, choice: Choice, compiled: ov.CompiledModel, given: Samples | None, spec: Spec
 ) -> Accuracy:
     """The engine that will serve, held against the reference and the truth. Raises WrongEngine or ModelRefused."""
-    judged = samples if samples is not None else DrawnSamples(choice.sampler, _DRAWN)
     run = target.runner(compiled, subject.names)
+    kept, judged = _answered(run, choice, given if given is not None else DrawnSamples(choice.sampler, len(SCALES)))
     accuracy = assess(
         run, subject.reference, judged, spec.metric, tolerance=SLACK * rounding_bound(subject.model), axes=choice.axes,
         output_axes=choice.output_axes, budget_s=None if judged.truth else _CHECK_BUDGET_S,
@@ -156,15 +156,35 @@ def _checked(
     if accuracy.over_bound and choice.steady:
         worst = accuracy.worst[0]
         row = next(itertools.islice(judged, worst.index, None)).inputs
-        found = f"{accuracy.over_bound} of {accuracy.samples} samples differ from ONNX Runtime by more than rounding; "
-        found += (
-            f"worst is sample {worst.index}, output {worst.output!r}: off by {worst.difference}, bound {worst.bound}"
+        raise WrongEngine(
+            f"{accuracy.over_bound} of {accuracy.samples} samples differ from ONNX Runtime by more than rounding; the "
+            f"worst is sample {kept[worst.index]}, output {worst.output!r}: off by {worst.difference}, bound {worst.bound}"
+            f"{_first_layer(subject, row)}",
+            row,
         )
-        raise WrongEngine(found + _first_layer(subject, row), row)
     lacking = shortfall(accuracy, spec.accuracy_budget)
     if lacking:
         raise ModelRefused(f"precision fp32: {lacking}")
-    return accuracy
+    worst_ones = tuple(msgspec.structs.replace(one, index=kept[one.index]) for one in accuracy.worst)
+    return msgspec.structs.replace(accuracy, worst=worst_ones)
+
+
+def _answered(run: target.runner, choice: Choice, samples: Samples) -> tuple[Sequence[int], Samples]:
+    """The samples that the engine does not refuse by a guard, and their numbers. Raises ModelRefused for none."""
+    if not any(choice.guards.judged):
+        return range(samples.count), samples
+    refused = {}
+    for i, sample in enumerate(samples):
+        heard = fired(run.watched(sample.inputs)) - choice.guards.false_alarms
+        if heard:
+            refused[i] = choice.guards.said[min(heard)]
+    if len(refused) == samples.count:
+        raise ModelRefused(f"the engine refuses every sample: {next(iter(refused.values()))}")
+    if refused and not samples.synthetic:
+        first, why = next(iter(refused.items()))
+        choice.notes.append(f"{len(refused)} of {samples.count} samples are refused, the first is {first}: {why}")
+    kept = [i for i in range(samples.count) if i not in refused]
+    return kept, SomeSamples(samples, kept) if refused else samples
 
 
 def _first_layer(subject: Subject, row: Arrays) -> str:

@@ -9,13 +9,14 @@ import onnx
 from engines.batchproof import differs
 from engines.errors import ModelRefused
 from engines.frontend.onnx import tensor_specs
+from engines.frontend.ranges import takes_sizes_from_values
 from engines.graphs import all_nodes, without_weights
 from engines.layers import first_differing_layer
 from engines.passes.calm_softmax import saturating_inputs, with_outputs
 from engines.passes.names import with_plain_names
 from engines.passes.random_weights import with_moved_weights, with_random_weights
 from engines.reference import Arrays, Reference
-from engines.samples import find_sampler
+from engines.samples import find_sampler, integer_limits
 from engines.tensor import DYNAMIC
 from engines.verify import rounding_bound
 
@@ -125,10 +126,10 @@ def _samples(model: onnx.ModelProto, reference: Reference | None) -> tuple[list[
         inputs, _ = tensor_specs(model)
     except ModelRefused as refused:
         return [], str(refused)
-    reason = ""
+    reason, limits = "", integer_limits(takes_sizes_from_values(model))
     for axes in ({spec.name: 0 for spec in inputs if spec.shape[:1] == (DYNAMIC,)}, {}):
         try:
-            rows = find_sampler(inputs, axes, reference).rows()
+            rows = find_sampler(inputs, axes, reference, limits).rows()
         except ModelRefused as refused:
             reason = reason or str(refused)
         else:

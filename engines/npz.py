@@ -9,11 +9,11 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from engines.errors import ModelRefused
-from engines.samples import Sampler
+from engines.samples import SCALES, Sampler
 from engines.tensor import DYNAMIC, TensorSpec, datatype
 from engines.zipped import Member, blocks, members
 
-__all__ = ["DrawnSamples", "FileSamples", "Sample", "Samples", "Truth", "read_samples"]
+__all__ = ["DrawnSamples", "FileSamples", "Sample", "Samples", "SomeSamples", "Truth", "read_samples"]
 
 Truth = Literal["labels", "targets"]
 _TRUTHS: tuple[Truth, Truth] = ("labels", "targets")
@@ -44,7 +44,7 @@ class Samples(Protocol):
 
 
 class DrawnSamples:
-    """Samples made up by the inputs' types, for a model that came without any."""
+    """Samples made up by the inputs' types, for a model that came without any: those that the proofs begin with."""
 
     truth: Truth | None = None
     synthetic = True
@@ -54,7 +54,19 @@ class DrawnSamples:
 
     def __iter__(self) -> Iterator[Sample]:
         for seed in range(self.count):
-            yield Sample(self._sampler.draw(seed), None)
+            yield Sample(self._sampler.draw(seed, SCALES[seed] if seed < len(SCALES) else 1.0), None)
+
+
+class SomeSamples:
+    """Those of other samples that are numbered in `kept`, ascending."""
+
+    def __init__(self, samples: Samples, kept: Sequence[int]) -> None:
+        self._samples, self._kept = samples, kept
+        self.count, self.truth, self.synthetic = len(kept), samples.truth, samples.synthetic
+
+    def __iter__(self) -> Iterator[Sample]:
+        kept = set(self._kept)
+        return (sample for i, sample in enumerate(self._samples) if i in kept)
 
 
 class FileSamples:

@@ -104,12 +104,12 @@ def integer_limits(sized_by_values: bool) -> tuple[int, ...]:
 
 def find_sampler(
     inputs: Sequence[TensorSpec], axes: Mapping[str, int], reference: Callable[[Arrays], Arrays],
-    limits: Sequence[int] = _INT_LIMITS,
+    limits: Sequence[int],
 ) -> Sampler:  # fmt: skip
     """The first combination of sizes and integer range that the reference runs without an error.
 
     A table look-up with an index out of range is undefined in an engine but an error in the reference, so the
-    reference decides. Raises ModelRefused with its last words where none runs.
+    reference decides. `limits` are those of `integer_limits`. Raises ModelRefused with its last words where none runs.
     """
     last = "every combination of sizes needs more than 256 MiB a row"
     for sampler in _combinations(inputs, axes, limits):

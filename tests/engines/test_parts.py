@@ -21,7 +21,7 @@ from engines.passes.dynamic_batch import BATCH, with_batch_axes
 from engines.passes.random_weights import with_moved_weights, with_random_weights
 from engines.reference import Arrays
 from engines.repository import check_model_name, is_model_name, plan_key
-from engines.samples import SCALES, Sampler, find_sampler
+from engines.samples import SCALES, Sampler, find_sampler, integer_limits
 from engines.tensor import BY_NAME, DYNAMIC, TensorSpec, datatype
 from engines.verify import rounding_bound
 from tests.engines import zoo
@@ -123,14 +123,14 @@ def test_the_first_sizes_that_the_reference_takes_are_used() -> None:
         assert row["n"].max() < 32
         return {}
 
-    sampler = find_sampler(SPECS, {"x": 0, "n": 0}, reference)
+    sampler = find_sampler(SPECS, {"x": 0, "n": 0}, reference, integer_limits(False))
     assert (sampler.size, sampler.int_limit) == (7, 32)
 
     def refuse(row: Arrays) -> Arrays:
         raise ValueError("never\nat all")
 
     with pytest.raises(ModelRefused, match=r"the last attempt said: never$"):
-        find_sampler(SPECS, {}, refuse)
+        find_sampler(SPECS, {}, refuse, integer_limits(False))
 
 
 def test_axes_worth_trying() -> None:

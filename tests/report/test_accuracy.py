@@ -17,7 +17,7 @@ from engines.npz import DrawnSamples, FileSamples, read_samples
 from engines.passes.dynamic_batch import with_batch_axes
 from engines.reference import Arrays, Reference
 from engines.report import Accuracy
-from engines.samples import find_sampler
+from engines.samples import find_sampler, integer_limits
 from engines.targets import openvino as target
 from engines.tensor import TensorSpec
 from tests.support.onnx_models import FLOAT, build, linear
@@ -81,7 +81,7 @@ def test_drawn_samples_are_judged_by_the_reference_and_say_what_they_are() -> No
     model = linear()
     inputs, _ = tensor_specs(model)
     reference = Reference(model)
-    samples = DrawnSamples(find_sampler(inputs, {"x": 0}, reference), 900)
+    samples = DrawnSamples(find_sampler(inputs, {"x": 0}, reference, integer_limits(False)), 900)
     found = assess(
         engine_of(model, {"x": 0}), reference, samples, None, tolerance=TOLERANCE, axes={"x": 0}, output_axes={"y": 0}
     )
@@ -135,7 +135,7 @@ def test_what_is_not_finite_on_one_side_is_the_worst_there_is(tmp_path: Path, st
 def test_an_answer_of_another_shape_is_no_answer() -> None:
     model = linear()
     reference = Reference(model)
-    samples = DrawnSamples(find_sampler(tensor_specs(model)[0], {"x": 0}, reference), 3)
+    samples = DrawnSamples(find_sampler(tensor_specs(model)[0], {"x": 0}, reference, integer_limits(False)), 3)
     with pytest.raises(ModelRefused, match=r"output 'y' has shape \[1, 3\]; the reference \[1, 4\]"):
         assess(lambda inputs: {"y": reference(inputs)["y"][:, :3]}, reference, samples, None, tolerance=TOLERANCE)
 
@@ -220,7 +220,7 @@ def test_a_batch_is_bounded_in_bytes() -> None:
         return {"y": inputs["x"][:, :1]}
 
     spec = TensorSpec("x", "FP32", (-1, 2**22))  # 16 MiB a row
-    samples = DrawnSamples(find_sampler([spec], {"x": 0}, run), 9)
+    samples = DrawnSamples(find_sampler([spec], {"x": 0}, run, integer_limits(False)), 9)
     sizes.clear()
     assess(
         run,
