@@ -158,8 +158,8 @@ def _checked(
         row = next(itertools.islice(judged, worst.index, None)).inputs
         raise WrongEngine(
             f"{accuracy.over_bound} of {accuracy.samples} samples differ from ONNX Runtime by more than rounding; the "
-            f"worst is sample {kept[worst.index]}, output {worst.output!r}: off by {worst.difference}, bound {worst.bound}"
-            f"{_first_layer(subject, row)}",
+            f"worst is sample {kept[worst.index]}, output {worst.output!r}: off by {worst.difference}, bound "
+            f"{worst.bound}{_first_layer(subject, row)}",
             row,
         )
     lacking = shortfall(accuracy, spec.accuracy_budget)

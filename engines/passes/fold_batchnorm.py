@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx import ModelProto
 from onnxscript.rewriter import RULE_NAME_TAG, MatchResult, pattern
 
-from engines.graphs import all_nodes
+from engines.graphs import all_graphs, all_nodes
 
 __all__ = ["fold_batchnorm"]
 
@@ -36,10 +36,12 @@ def fold_batchnorm(model: ModelProto) -> tuple[ModelProto, str]:
     """
     if not any(node.op_type == "BatchNormalization" for node in all_nodes(model.graph)):
         return model, ""
+    if any(graph.sparse_initializer for graph in all_graphs(model.graph)):
+        return model, "nothing is folded: the rewriter would lose the sparse weights"
     try:
         graph = ir.from_proto(model)
-    except Exception as error:  # a form of storing that the rewriter does not read, sparse weights say
-        return model, f"not folded: {str(error).splitlines()[0]}"
+    except Exception as error:  # it does not read every form that ONNX has
+        return model, f"nothing is folded: the rewriter says: {str(error).splitlines()[0]}"
     left: dict[str, str] = {}
     taken = {tensor.name for tensor in model.graph.initializer}.union(
         name for node in all_nodes(model.graph) for name in (*node.input, *node.output)

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from engines.canonical import canonical
 from engines.graphs import copy_of
 from engines.passes.fold_batchnorm import fold_batchnorm
 from tests.passes.answers import assert_same_answers, operators
@@ -195,3 +196,20 @@ def test_half_precision_is_computed_in_double_and_rounded_once() -> None:
     weights, gamma, var = (numpy_helper.to_array(stored(model, n)).astype(np.float64) for n in ("W", "gamma", "var"))
     exact = weights * (gamma / np.sqrt(var + 0.01)).reshape(-1, 1, 1, 1)
     np.testing.assert_array_equal(numpy_helper.to_array(stored(after, "W")), exact.astype(np.float16))
+
+
+def test_sparse_weights_stay_what_they_are() -> None:
+    model = changed()
+    values, at = np.array([2], np.float32), np.array([1], np.int64)
+    sparse = helper.make_sparse_tensor(
+        numpy_helper.from_array(values, "sparse"), numpy_helper.from_array(at, "at"), [1, 1, 2, 2]
+    )
+    model.graph.sparse_initializer.append(sparse)
+    model.graph.node.append(node("Add", ["y", "sparse"], ["z"], name="add"))
+    model.graph.output[0].name = "z"
+    after, note = fold_batchnorm(model)
+    assert after is model
+    assert note == "nothing is folded: the rewriter would lose the sparse weights"
+    after, changes = canonical(model)
+    assert len(after.graph.sparse_initializer) == 1
+    assert [change.note for change in changes if change.note] == [note]
