@@ -56,8 +56,12 @@ def _path(where: Sequence[object]) -> str:
 def _keys(where: Sequence[object]) -> str:
     """What may stand where an unknown key stood."""
     schema = _SCHEMA.json_schema()
-    known = schema["$defs"]["ImageInput"] if len(where) > 1 else schema
-    return ", ".join(known["properties"])
+    node = schema
+    for part in where[:-1]:
+        node = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+    return ", ".join(node.get("properties", {}))
 
 
 def _shown(value: object) -> str:

@@ -64,7 +64,7 @@ def _report(options: argparse.Namespace) -> int:
 
     drawn = page(decode_report(options.report.read_bytes()))
     (options.out / REPORT_PAGE).write_text(drawn, "utf-8")
-    _say(key="")
+    _say(page=REPORT_PAGE)
     return 0
 
 

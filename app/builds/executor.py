@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
@@ -22,7 +23,7 @@ from engines.handover import read_page
 from engines.request import BuildRequest
 from engines.runtime import usable_threads
 
-__all__ = ["COMPILER", "BuildLimits", "render_report", "run_build"]
+__all__ = ["COMPILER", "BuildLimits", "render_report", "run_build", "run_child"]
 
 log = logging.getLogger(__name__)
 _PACKAGE = Path(engines.__file__).parent
@@ -56,39 +57,42 @@ async def run_build(
 
     Raises ModelRefused with the reason, however the child ended. Nothing of its process group outlives this call.
     """
-    arguments = [*command, *_arguments(request), "--out", str(out.absolute()), "--threads", str(limits.threads)]
-    await _run_child(arguments, list(request.files().values()), out, limits, stage)
+    words = [*_arguments(request), "--out", str(out.absolute()), "--threads", str(limits.threads)]
+    await run_child([*command, *words], list(request.files().values()), out, limits, "key", stage)
 
 
 async def render_report(report: Path, limits: BuildLimits) -> bytes:
     """The page of a report, drawn by a child as little trusted as a compile: what it draws came from a model.
 
-    Raises ModelRefused with the reason where there is none.
+    Raises ModelRefused or PlanInvalid with the reason where there is none.
     """
     with tempfile.TemporaryDirectory(prefix="bitserve-page-", ignore_cleanup_errors=True) as out:
-        arguments = [*_RENDERER, str(report.absolute()), "--out", out]
-        await _run_child(arguments, [report], Path(out), limits, lambda name: None)
+        await run_child([*_RENDERER, str(report.absolute()), "--out", out], [report], Path(out), limits, "page")
         return await asyncio.to_thread(read_page, Path(out))
 
 
-async def _run_child(
-    command: Sequence[str], files: Sequence[Path], out: Path, limits: BuildLimits, stage: Callable[[str], None]
-) -> None:
-    """Run it in the sandbox, where it may read `files` and write into `out`."""
+async def run_child(
+    command: Sequence[str], readable: Sequence[Path], out: Path, limits: BuildLimits, result: str,
+    stage: Callable[[str], None] = lambda name: None,
+) -> None:  # fmt: skip
+    """Run a command that is not trusted, which may read these files and write the folder `out`, as `run_build` does.
+
+    It has succeeded if it ends with code 0 and a line of JSON on stdout had the field `result`.
+    """
     with tempfile.TemporaryDirectory(prefix="bitserve-build-", ignore_cleanup_errors=True) as own:
         empty, packages = Path(own, "work"), Path(own, "packages")
         empty.mkdir()
         packages.mkdir()
         (packages / "engines").symlink_to(_PACKAGE)  # a folder to import from that holds nothing else of a checkout
         child = await asyncio.create_subprocess_exec(
-            *_sandboxed(command, [*files, packages], (out, empty), limits),
+            *_sandboxed(command, [*readable, packages], (out, empty), limits),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             cwd=empty,
             env=_environment(empty, packages),
             start_new_session=True,
-        )
+        )  # fmt: skip
         said: dict[str, str] = {}
         complaint = bytearray()
         readers = asyncio.gather(_read_said(child, said, stage), _read_tail(child, complaint))
@@ -99,8 +103,9 @@ async def _run_child(
             await child.wait()
             await asyncio.wait({readers}, timeout=_LAST_WORDS_S)
             readers.cancel()
-        hidden = (*(str(path.absolute().parent) for path in files), str(out.absolute()), own)
-    _judge(child.returncode or 0, said, complaint.decode("utf-8", "replace"), stopped, hidden)
+        hidden = (*(str(path.absolute().parent) for path in readable), str(out.absolute()), own)
+    if child.returncode or stopped or result not in said:
+        _complain(child.returncode or 0, said, complaint.decode("utf-8", "replace"), stopped, hidden)
 
 
 def _arguments(request: BuildRequest) -> list[str]:
@@ -212,12 +217,10 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _judge(code: int, said: dict[str, str], complaint: str, stopped: str, hidden: Sequence[str]) -> None:
+def _complain(code: int, said: dict[str, str], complaint: str, stopped: str, hidden: Sequence[str]) -> NoReturn:
     stage = said.get("stage", "start")
     if stopped:
         raise ModelRefused(f"the compile was ended at stage '{stage}': {stopped}")
-    if code == 0 and "key" in said:
-        return
     if "error" in said:
         raise ModelRefused(_without_paths(said["error"], hidden))
     last = next((line for line in reversed(complaint.splitlines()) if line.strip()), "it said nothing")

@@ -65,7 +65,12 @@ def _allow(ruleset: int, path: Path, rights: int) -> None:
                 rights &= _ON_FILES
             _checked(_call(_ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("=Qi", rights, place), 0))
         finally:
-            os.close(place)
+            if path.is_relative_to("/proc"):
+                # held for good: where memory is short the kernel forgets what nobody holds, and what it then makes
+                # anew in /proc under the same name is another file to Landlock
+                os.set_inheritable(place, True)
+            else:
+                os.close(place)
 
 
 def _call(number: int, *arguments: object) -> int:

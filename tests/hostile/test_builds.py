@@ -114,6 +114,23 @@ def test_it_writes_nowhere_else(tmp_path: Path) -> None:
     assert (tmp_path / "upload" / "model.onnx").read_bytes() == b"x"
 
 
+def test_what_it_may_read_in_proc_is_held_so_that_it_stays_the_same_file(tmp_path: Path) -> None:
+    """The kernel forgets files of /proc that nobody holds, and makes them anew as others, which would be denied."""
+    script = (
+        "def held():\n"
+        "    for number in range(64):\n"
+        "        try:\n"
+        "            yield os.fstat(number)\n"
+        "        except OSError:\n"
+        "            pass\n"
+        "places = [(found.st_dev, found.st_ino) for found in held()]\n"
+        "wanted = {name: os.stat(name) for name in ('/proc/cpuinfo', '/proc/meminfo', '/proc/stat')}\n"
+        "tell(**{name: (found.st_dev, found.st_ino) in places for name, found in wanted.items()})"
+    )
+    _, seen = attack(script, tmp_path)
+    assert seen == {"/proc/cpuinfo": True, "/proc/meminfo": True, "/proc/stat": True}
+
+
 @pytest.mark.parametrize(
     ("script", "limits", "reason"),
     [

@@ -25,7 +25,7 @@ from app.serving.gateway import Gateway
 from app.serving.registry import Registry
 from app.settings import Settings
 from tests.support.onnx_models import linear, place, slow
-from tests.support.servers import Server, running, until
+from tests.support.servers import ADMIN, Server, running, until
 
 X: dict[str, Any] = {"x": ("FP32", [[1.0] * 16])}
 
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def call(server: Server, model: str, what: str = "load", **parameters: str) -> httpx.Response:
     body = {"parameters": parameters}
-    return httpx.post(f"{server.url}/v2/repository/models/{model}/{what}", json=body, timeout=120)
+    return httpx.post(f"{server.url}/v2/repository/models/{model}/{what}", json=body, headers=ADMIN, timeout=120)
 
 
 def bring(server: Server, model: str, files: dict[int, bytes], config: str = "{}") -> httpx.Response:
