@@ -25,6 +25,7 @@ from onnx import GraphProto, ModelProto, NodeProto, defs, helper, numpy_helper
 
 from engines.graphs import all_graphs, all_nodes, drop_stored_inputs, opset_of, with_weights, without_weights
 from engines.operators import is_function
+from engines.passes.weights import store_constants
 
 __all__ = ["HIGHEST", "IR_VERSION", "LOWEST", "OPSET", "to_opset_21"]
 
@@ -49,7 +50,7 @@ def to_opset_21(model: ModelProto) -> tuple[ModelProto, str]:
         found = f"the converter of ONNX says: {str(error).splitlines()[0].rpartition('failed: ')[2]}"
     if isinstance(found, str):
         return model, f"opset {present} is kept: {found}"
-    converted = with_weights(found, weights)
+    converted = with_weights(store_constants(found)[0], weights)  # axes and limits that were attributes
     converted.ir_version = max(converted.ir_version, IR_VERSION)
     _restore_interface(model, converted)
     return converted, ""

@@ -22,6 +22,7 @@ FOLDS = {"densenet121": 59, "inception_v2": 69, "resnet50": 53, "shufflenet": 49
 def in_the_canonical_form(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, PassChange]]:
     after, changes = canonical(model)
     assert opset_of(after) == 21
+    assert "Constant" not in operators(after)
     assert not after.functions
     names = [node.name for node in all_nodes(after.graph)]
     assert all(names)
