@@ -97,6 +97,10 @@ class Manifest(msgspec.Struct, frozen=True):
     """SHA-256 of the manifest without this field: a flipped digit in it would be believed otherwise."""
 
 
+# made once and here: threads that all are the first to decode a type would meet msgspec's half-made notion of it
+_DECODER = msgspec.json.Decoder(Manifest)
+
+
 def encode(manifest: Manifest) -> bytes:
     """The manifest as indented JSON, for people to read, sealed."""
     sealed = msgspec.structs.replace(manifest, seal=_seal(manifest))
@@ -110,7 +114,7 @@ def _seal(manifest: Manifest) -> str:
 def decode(data: bytes) -> Manifest:
     """Parse a manifest; PlanInvalid where it is not one of this format, or not what was written."""
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
+        manifest = _DECODER.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PlanInvalid(f"manifest is not readable: {error}") from error
     if manifest.format != FORMAT:

@@ -14,6 +14,7 @@ from engines.spec import Spec, decode_spec, encode_spec
 __all__ = ["MAX_SPEC_BYTES", "BuildRequest", "spec_digest"]
 
 MAX_SPEC_BYTES = 2**20
+decode_spec(encode_spec(Spec()))  # msgspec's notion of the type is made here, before threads could meet it half-made
 
 
 @dataclass(frozen=True)
