@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 from tests.support.onnx_models import linear, place, slow
 from tests.support.servers import ADMIN, Server, running, until
+from tests.support.streams import asking
 from tests.support.uploads import build_of, ended, send
 
 X: dict[str, Any] = {"x": ("FP32", [[1.0] * 16])}
@@ -66,34 +66,13 @@ def test_every_stage_is_an_event_and_the_percent_never_falls(server: Server) -> 
 
 
 def test_versions_are_swapped_with_no_failed_request(server: Server) -> None:
-    seen: list[float] = []
-    failed: list[str] = []
-    stop = threading.Event()
-
-    def ask() -> None:
-        with httpx.Client() as client:
-            body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}]}
-            while not stop.is_set():
-                answer = client.post(f"{server.url}/v2/models/swapped/infer", json=body)
-                if answer.status_code == 200:
-                    seen.append(round(answer.json()["outputs"][0]["data"][0] / 1.75, 3))
-                else:
-                    failed.append(answer.text)
-
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
+    with asking(server, "swapped") as stream:
         for version, scale in ((2, 7), (3, 9)):
             done = ended(server, send(server, "swapped", scaled(scale)))
             assert (done["state"], done["version"]) == ("succeeded", version)
-            until(lambda scale=scale: seen[-1] == scale, "the new version answers")
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert not failed, failed[:3]
-    assert set(seen) == {1.0, 7.0, 9.0}, "every answer is that of one version"
+            until(lambda scale=scale: stream.seen[-1] == 1.75 * scale, "the new version answers")
+    assert not stream.failed, stream.failed[:3]
+    assert set(stream.seen) == {1.75 * scale for scale in (1, 7, 9)}, "every answer is that of one version"
 
 
 def test_a_build_that_fails_leaves_what_is_served(server: Server, tmp_path: Path) -> None:
