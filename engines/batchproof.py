@@ -14,18 +14,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from engines.manifest import BatchProof
 from engines.reference import Arrays
 from engines.tensor import DYNAMIC, TensorSpec, datatype
 
-__all__ = ["Blind", "Difference", "Proven", "Refuted", "axis_candidates", "differs", "join", "prove", "prove_again"]
+__all__ = [
+    "FULL_BATCH_ROWS",
+    "Blind",
+    "Difference",
+    "Proven",
+    "Refuted",
+    "axis_candidates",
+    "differs",
+    "join",
+    "prove",
+    "prove_again",
+]
 
 Run = Callable[[Arrays], Arrays]
 _LARGE = 1e4
 _MAX_CANDIDATES = 8
-_FULL_BATCH_ROWS = 32
+FULL_BATCH_ROWS = 32
 _OTHER_SIZES = (4, 7, 16)
 _LARGER_SIZES = (33, 64, 256)
 """Rows; an engine may change its algorithm with the size of a batch, and users may ask for more than a full one."""
@@ -89,7 +101,8 @@ def prove_again(
     a, b = proven.proof, found.proof
     checks = (*a.checks, f"{where}: {', '.join(b.checks)}")
     worst, bound = max(a.worst_difference, b.worst_difference), max(a.bound, b.bound)
-    return Proven(BatchProof(True, "", checks, worst, bound, a.rows), proven.output_axes)
+    combined = msgspec.structs.replace(a, checks=checks, worst_difference=worst, bound=bound)
+    return Proven(combined, proven.output_axes)
 
 
 def _judged(prove: Callable[[], Proven]) -> Proven | Refuted | Blind:
@@ -112,7 +125,7 @@ class _Proof:
         self._alone = [run(row) for row in rows]
         self._worst = self._bound = 0.0
         self._checks: list[str] = []
-        self._last_run_s = 0.0
+        self._last_run_s = self._full_batch_s = 0.0
         self._largest = 1
 
     def result(self) -> Proven:
@@ -138,7 +151,8 @@ class _Proof:
         # shuffled: an order with a period would hide rows that meet rows a period away
         rng = np.random.default_rng(0)
         self._check("in other sizes", [list(rng.integers(0, count, size)) for size in _OTHER_SIZES])
-        self._check("in a full batch", [list(rng.integers(0, count, _FULL_BATCH_ROWS))])
+        self._check("in a full batch", [list(rng.integers(0, count, FULL_BATCH_ROWS))])
+        self._full_batch_s = self._last_run_s
         self._check_larger()
         return self._proven()
 
@@ -157,7 +171,9 @@ class _Proof:
         return self._proven()
 
     def _proven(self) -> Proven:
-        proof = BatchProof(True, "", tuple(self._checks), self._worst, self._bound, self._largest)
+        proof = BatchProof(
+            True, "", tuple(self._checks), self._worst, self._bound, self._largest, self._full_batch_s
+        )  # fmt: skip
         return Proven(proof, self._output_axes)
 
     def _find_output_axes(self) -> dict[str, int]:
@@ -202,7 +218,7 @@ class _Proof:
 
     def _check_larger(self) -> None:
         """Beyond a full batch, which was run last, as long as the next size promises to take little time and memory."""
-        rng, rows = np.random.default_rng(1), _FULL_BATCH_ROWS
+        rng, rows = np.random.default_rng(1), FULL_BATCH_ROWS
         row_bytes = sum(array.nbytes for arrays in (self._rows[0], self._alone[0]) for array in arrays.values())
         for size in _LARGER_SIZES:
             if self._last_run_s / rows * size > _CHEAP_S or row_bytes * size > _CHEAP_BYTES:

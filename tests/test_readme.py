@@ -81,7 +81,8 @@ def test_an_example_prints_what_readme_shows(name: str, server: Server) -> None:
 
 def test_a_model_is_sent_as_readme_shows(tmp_path: Path) -> None:
     with running(tmp_path) as started:
-        assert run_example("send", started) == example("send")[3]
+        for name in ("send", "report"):
+            assert run_example(name, started) == example(name)[3]
         assert started.state("letters") == "READY"
 
 
