@@ -89,7 +89,7 @@ def prove_at(
 
 
 def _at(sampler: Sampler) -> str:
-    return f"variable dimensions of {sampler.size}"
+    return f"variable dimensions of {sampler.words}"
 
 
 def twin_of(model: onnx.ModelProto, rows: Sequence[Arrays]) -> onnx.ModelProto:

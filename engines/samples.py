@@ -24,6 +24,7 @@ _LARGER = (75, 64, 48, 33, 17, 9, 256)
 _SMALLER = (13, 16, 8, 7, 4, 3, 2, 192)
 """Sizes to compare with the first: odd ones before those that networks with strides or pieces ask for."""
 
+_STEP = 3
 _INT_LIMITS = (256, 100, 32, 8, 2, 1)
 _SIZE_LIMITS = (8, 2, 1, 32, 100)
 _MAX_SAMPLE_BYTES = 2**28
@@ -32,14 +33,26 @@ _MAX_OTHER_S = 1.0
 
 
 class Sampler:
-    """Draws single rows: every dynamic dimension has `size`, integers lie in [0, int_limit)."""
+    """Draws single rows: a dynamic dimension has `size`, and `step` more for each axis before it; integers lie in
+    [0, int_limit).
+    """
 
-    def __init__(self, inputs: Sequence[TensorSpec], axes: Mapping[str, int], size: int, int_limit: int) -> None:
-        self.inputs, self.axes, self.size, self.int_limit = inputs, dict(axes), size, int_limit
+    def __init__(
+        self, inputs: Sequence[TensorSpec], axes: Mapping[str, int], size: int, int_limit: int, step: int = 0
+    ) -> None:
+        self.inputs, self.axes, self.size, self.int_limit, self.step = inputs, dict(axes), size, int_limit, step
 
     def shape(self, spec: TensorSpec) -> tuple[int, ...]:
-        axis = self.axes.get(spec.name)
-        return tuple(1 if i == axis else self.size if d == DYNAMIC else d for i, d in enumerate(spec.shape))
+        row = self.axes.get(spec.name)
+        sizes = (
+            (1 if i == row else self.size + i * self.step if d == DYNAMIC else d) for i, d in enumerate(spec.shape)
+        )
+        return tuple(sizes)
+
+    @property
+    def words(self) -> str:
+        """The size, in words."""
+        return f"{self.size} and {self.step} more for each axis" if self.step else str(self.size)
 
     def draw(self, seed: int, scale: float = 1.0) -> Arrays:
         """One row of each input, of standard deviation `scale` where it is floating point."""
@@ -67,6 +80,14 @@ class Sampler:
     def resized(self, size: int) -> Sampler:
         """The same inputs at another size of the variable dimensions."""
         return Sampler(self.inputs, self.axes, size, self.int_limit)
+
+    def uneven(self) -> list[Sampler]:
+        """The same with another size along each axis, as far as an input has several that are variable."""
+        several = any(
+            sum(d == DYNAMIC and i != self.axes.get(s.name) for i, d in enumerate(s.shape)) > 1 for s in self.inputs
+        )
+        steps = (_STEP, self.size) if several else ()  # a multiple for networks with strides
+        return [Sampler(self.inputs, self.axes, self.size, self.int_limit, step) for step in steps]
 
     def bytes_per_row(self) -> int:
         return sum(int(np.prod(self.shape(s), dtype=np.int64)) * datatype(s.datatype).item_bytes for s in self.inputs)
@@ -126,7 +147,8 @@ def find_sampler(
 
 
 def other_samplers(first: Sampler, reference: Callable[[Arrays], Arrays]) -> list[Sampler]:
-    """A larger and a smaller size of the variable dimensions, as far as the reference takes one within a second.
+    """A larger, a smaller and an uneven size of the variable dimensions, as far as the reference takes one within a
+    second.
 
     Nothing where the shapes are fixed.
     """
@@ -134,7 +156,8 @@ def other_samplers(first: Sampler, reference: Callable[[Arrays], Arrays]) -> lis
         return []
     larger = (first.resized(size) for size in _LARGER if size > first.size)
     smaller = (first.resized(size) for size in _SMALLER if size < first.size)
-    taken = (next((sampler for sampler in side if _is_taken(sampler, reference)), None) for side in (larger, smaller))
+    sides = (larger, smaller, first.uneven())
+    taken = (next((sampler for sampler in side if _is_taken(sampler, reference)), None) for side in sides)
     return [sampler for sampler in taken if sampler is not None]
 
 

@@ -233,3 +233,16 @@ def test_the_engine_that_won_the_timing_is_the_one_exported_and_goes_with_its_gr
 def test_timing_ends_where_all_rounds_say_the_same(first: list[float], second: list[float], clear: bool) -> None:
     assert target._is_clear(first, second) is clear
     assert target._is_clear(first)
+
+
+def test_sizes_that_differ_from_each_other_are_tried_too() -> None:
+    image = Sampler([TensorSpec("x", "FP32", (DYNAMIC, 3, DYNAMIC, DYNAMIC))], AXES, 32, 256)
+    shapes = [sampler.shape(sampler.inputs[0]) for sampler in other_samplers(image, lambda row: {})]
+    assert shapes == [(1, 3, 75, 75), (1, 3, 13, 13), (1, 3, 38, 41)]
+
+    def multiples_alone(row: Arrays) -> Arrays:
+        assert row["x"].shape[2] % 32 == row["x"].shape[3] % 32 == 0
+        return {}
+
+    shapes = [sampler.shape(sampler.inputs[0]) for sampler in other_samplers(image, multiples_alone)]
+    assert shapes == [(1, 3, 64, 64), (1, 3, 96, 128)]
