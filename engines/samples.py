@@ -25,7 +25,7 @@ _SMALLER = (13, 16, 8, 7, 4, 3, 2, 192)
 """Sizes to compare with the first: odd ones before those that networks with strides or pieces ask for."""
 
 _INT_LIMITS = (256, 100, 32, 8, 2, 1)
-_SIZE_LIMITS = (8, 2, 1, 32, 100)
+_SIZE_LIMITS = (8, 4, 2, 1, 32, 100)
 _MAX_SAMPLE_BYTES = 2**28
 _MAX_OTHER_BYTES = 2**24
 _MAX_OTHER_S = 1.0

@@ -15,6 +15,7 @@ from engines.errors import ModelRefused
 from engines.manifest import GUARD_OUTPUT, StreamTiming
 from engines.operators import Found, find_nodes, listed, operator_of
 from engines.passes.guards import with_guards
+from engines.passes.sequence_lens import with_lengths_written_out
 from engines.reference import Arrays
 from engines.runtime.openvino import core, first_line, stream_config
 from engines.targets.openvino_sequences import keep_batch_order
@@ -39,10 +40,10 @@ _fastest: weakref.WeakKeyDictionary[ov.Model, tuple[Candidate, ov.CompiledModel]
 
 
 def read_model(model: onnx.ModelProto) -> ov.Model:
-    """OpenVINO's graph of an ONNX model, guarded; ModelRefused names what it cannot convert."""
+    """OpenVINO's graph of an ONNX model, guarded, lengths written out; ModelRefused names what it cannot convert."""
     guarded, said = with_guards(model)
     try:
-        graph = core().read_model(guarded.SerializeToString())
+        graph = core().read_model(with_lengths_written_out(guarded).SerializeToString())
         keep_batch_order(graph)
         graph.set_rt_info("\n".join(said), _GUARDS)
         return graph
