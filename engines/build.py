@@ -77,10 +77,11 @@ def build(request: BuildRequest, out: Path, progress: Progress = lambda stage: N
     clock.begin("measure")
     timings = _measure(choice, threads or usable_threads(), spec)
     clock.begin("compile")
-    compiled = target.compile_model(choice.graph, timings[0].streams, timings[0].threads)
+    config = timings[0].streams, timings[0].threads
+    compiled = target.compile_model(choice.graph, *config)
     blob = target.export(compiled)
     clock.begin("check")
-    accuracy = _checked(subject, choice, compiled, samples, spec)
+    accuracy = _checked(subject, choice, target.reimported(blob, *config), samples, spec)
     layers = layers_of(compiled)
     max_batch = (spec.max_batch or _USUAL_BATCH) if choice.axes else 1
     speeds = _speeds(choice, compiled, max_batch)

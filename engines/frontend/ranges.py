@@ -20,9 +20,9 @@ _SAME_VALUES = frozenset(
 )
 """Operators whose first output holds nothing but values of their first input."""
 _SIZE_INPUTS = {
-    "ConstantOfShape": (0,), "Expand": (1,), "If": (0,), "Loop": (0, 1), "OneHot": (1,), "Pad": (1,),
-    "Range": (0, 1, 2),
-    "Reshape": (1,), "Resize": (2, 3), "Slice": (1, 2, 3, 4), "Tile": (1,), "TopK": (1,),
+    "ConstantOfShape": (0,), "Expand": (1,), "GRU": (4,), "If": (0,), "LSTM": (4,), "Loop": (0, 1), "OneHot": (1,),
+    "Pad": (1,), "RNN": (4,), "Range": (0, 1, 2), "Reshape": (1,), "Resize": (2, 3), "Slice": (1, 2, 3, 4),
+    "Tile": (1,), "TopK": (1,),
 }  # fmt: skip
 """Positions of the inputs that say how large something is, by operator."""
 INDEX_INPUTS = {

@@ -18,12 +18,12 @@ class Checks:
     2**24 on; never 0 for more than none).
     """
 
-    def __init__(self) -> None:
-        self._made = 0
+    def __init__(self, prefix: str = _PREFIX) -> None:
+        self._prefix, self._made = prefix, 0
 
     def name(self) -> str:
         self._made += 1
-        return f"{_PREFIX}.{self._made}"
+        return f"{self._prefix}.{self._made}"
 
     def constant(self, value: np.ndarray) -> tuple[str, NodeProto]:
         name = self.name()
@@ -127,7 +127,7 @@ class Nodes:
         self.nodes.append(helper.make_node(name, inputs, [out], **attributes))
         return out
 
-    def constant(self, value: float | list[int], dtype: np.dtype | type = np.float32) -> str:
+    def constant(self, value: float | list[int] | np.ndarray, dtype: np.dtype | type = np.float32) -> str:
         name, node = self.checks.constant(np.array(value, dtype))
         self.nodes.append(node)
         return name

@@ -19,11 +19,14 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, num
 
 from engines.errors import ModelRefused
 from engines.frontend.ranges import INDEX_INPUTS, checked_lookups, from_shapes, never_empty
+from engines.graphs import opset_of, read_anywhere
 from engines.manifest import GUARD_OUTPUT
 from engines.passes.guard_empty import guard_axes, guard_compress, guard_regions, guard_turns, needed_axes
 from engines.passes.guard_integers import WIDE, guard_cast, guard_integers, must_be_exact, reads
+from engines.passes.guard_lengths import are_full, guard_lengths, time_axis
 from engines.passes.guard_ops import Checks, Nodes
 from engines.passes.guard_sizes import SIZE_INPUT, guard_size, range_forwards
+from engines.passes.sequence_lens import LENGTHS, WEIGHTS, forget_unread, has_lengths, reason_to_keep
 
 __all__ = ["with_guards"]
 
@@ -75,6 +78,7 @@ class _Pass:
         self._from_shapes = from_shapes(model)
         self._never_empty = never_empty(model)
         self._top = model.graph
+        self._opset, self._read = opset_of(model) or 0, read_anywhere(model.graph)
 
     def guard(self, graph: GraphProto, outer: Mapping[str, _Value]) -> list[str]:
         """Add guards to a graph in place; names of the scalar counts, one for each entry of `said`."""
@@ -114,6 +118,10 @@ class _Pass:
         if variable:
             before, after, count, why = guard_integers(self.checks, node, variable)
             return before, after, count, f"{what} {why}"
+        if has_lengths(node):
+            nodes, count, why = self._check_lengths(node, known)
+            if count:
+                return nodes, [], count, f"{what} {why}"
         axes = needed_axes(node)
         if axes is not None and self._may_be_empty(node, axes, known):
             nodes, count = guard_axes(self.checks, node, axes)
@@ -150,6 +158,21 @@ class _Pass:
         rows = _dim(known.get(node.input[0]), _axis(node))
         is_shape = node.input[0] in self._from_shapes  # its length is the rank: the reference has looked it up
         return not is_shape and not (rows is not None and -rows <= low and high < rows)
+
+    def _check_lengths(self, node: NodeProto, known: Mapping[str, _Value]) -> tuple[list[NodeProto], str, str]:
+        """Nodes to run before it, the count, and why. Nothing, and no lengths any more, where all are known to be T."""
+        lengths = known.get(node.input[LENGTHS])
+        if lengths is not None and are_full(lengths.stored, _dim(known.get(node.input[0]), time_axis(node))):
+            node.input[LENGTHS] = ""
+            self.changed = True
+            return [], "", ""
+        kind = known.get(node.input[WEIGHTS], _Value(0, None)).kind
+        forget_unread(node, self._read)
+        reason = reason_to_keep(node, kind, self._opset)
+        nodes, count = guard_lengths(self.checks, node, full=bool(reason))
+        if reason:
+            return nodes, count, f"ends a sequence before its last step, which the engine cannot: {reason}"
+        return nodes, count, "has a length below 0 or beyond the steps there are, or not one for each sequence"
 
     def _check_size(self, node: NodeProto, known: Mapping[str, _Value]) -> tuple[list[NodeProto], str]:
         """Where a size is neither stored nor computed from shapes, which are bounded by the request itself."""

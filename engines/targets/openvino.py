@@ -15,12 +15,14 @@ from engines.errors import ModelRefused
 from engines.manifest import GUARD_OUTPUT, StreamTiming
 from engines.operators import Found, find_nodes, listed, operator_of
 from engines.passes.guards import with_guards
+from engines.passes.sequence_lens import with_lengths_written_out
 from engines.reference import Arrays
 from engines.runtime.openvino import core, first_line, stream_config
+from engines.targets.openvino_sequences import keep_batch_order
 
 __all__ = [
-    "Candidate", "compile_model", "export", "guards_of", "read_model", "runner", "stream_choices", "time_streams",
-    "unsupported",
+    "Candidate", "compile_model", "export", "guards_of", "read_model", "reimported", "runner", "stream_choices",
+    "time_streams", "unsupported",
 ]  # fmt: skip
 
 Candidate = tuple[int, int]
@@ -38,10 +40,11 @@ _fastest: weakref.WeakKeyDictionary[ov.Model, tuple[Candidate, ov.CompiledModel]
 
 
 def read_model(model: onnx.ModelProto) -> ov.Model:
-    """OpenVINO's graph of an ONNX model, guarded; ModelRefused names what it cannot convert."""
+    """OpenVINO's graph of an ONNX model, guarded, lengths written out; ModelRefused names what it cannot convert."""
     guarded, said = with_guards(model)
     try:
-        graph = core().read_model(guarded.SerializeToString())
+        graph = core().read_model(with_lengths_written_out(guarded).SerializeToString())
+        keep_batch_order(graph)
         graph.set_rt_info("\n".join(said), _GUARDS)
         return graph
     except Exception as error:
@@ -110,6 +113,11 @@ def export(compiled: ov.CompiledModel) -> bytes:
     """The compiled blob. It does not keep the stream configuration."""
     blob: bytes = compiled.export_model().getvalue()
     return blob
+
+
+def reimported(blob: bytes, streams: int, threads: int) -> ov.CompiledModel:
+    """What a server makes of a blob, which may have lost something. The blob is not copied."""
+    return core().import_model(ov.Tensor(np.frombuffer(blob, np.uint8)), "CPU", stream_config(streams, threads))
 
 
 class runner:
