@@ -136,9 +136,12 @@ def _binary_size(tensor: RequestInput) -> int | None:
 
 def _call(request: InferRequest, inputs: Mapping[str, InputTensor]) -> Call:
     parameters = request.parameters
+    outputs = tuple(output.name for output in request.outputs) if request.outputs else None  # [] is all, as in Triton
+    if not parameters:
+        return Call(inputs, outputs)
     return Call(
         inputs,
-        tuple(output.name for output in request.outputs) if request.outputs else None,  # [] is all, as in Triton
+        outputs,
         priority=_unsigned(parameters, "priority"),
         timeout_us=_unsigned(parameters, "timeout"),
         sequence_id=_sequence_id(parameters),

@@ -68,7 +68,10 @@ class Head(NamedTuple):
 
 def announced_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
     """Content-Length, or 0 where there is none."""
-    return next((int(value) for name, value in headers if name == b"content-length" and value.isdigit()), 0)
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return 0
 
 
 _HEADERS = frozenset((b"inference-header-content-length", b"content-encoding", b"accept-encoding", b"x-request-id"))

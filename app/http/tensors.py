@@ -62,14 +62,15 @@ def element_count(name: str, shape: list[int], kind: DataType) -> int:
     """
     if len(shape) > _MAX_DIMS:
         raise BadRequest(f"shape of input '{name}' has {len(shape)} dimensions; expected at most {_MAX_DIMS}")
-    extent = math.prod(size or 1 for size in shape)
+    count = math.prod(shape)
+    extent = count or math.prod(size or 1 for size in shape)
     if extent > _MAX_INT64:
         raise BadRequest(
             f"shape {_shown(shape)} of input '{name}' causes total element count to exceed maximum size of {_MAX_INT64}"
         )
     if extent * max(1, kind.item_bytes) > _MAX_INT64:
         raise BadRequest(f"byte size overflow for input '{name}' with shape {_shown(shape)} of {kind.name}")
-    return 0 if 0 in shape else extent
+    return count
 
 
 def _shown(shape: list[int]) -> str:
