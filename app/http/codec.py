@@ -40,10 +40,8 @@ class Wanted:
 
 def takes_long(body: Body, header_length: bytes | None) -> bool:
     """Whether to decode it would hold up the event loop: long JSON, or many strings."""
-    if len(body) <= INLINE_BYTES:
-        return False
     json_bytes = _json_length(header_length, len(body))
-    return json_bytes > INLINE_BYTES or b'"BYTES"' in body[:json_bytes]
+    return json_bytes > INLINE_BYTES or (len(body) > INLINE_BYTES and b'"BYTES"' in body[:json_bytes])
 
 
 def decode(
@@ -110,7 +108,7 @@ def _inputs(request: InferRequest, rest: memoryview, model: str, pause: Callable
         kind = tensors.kind_of(tensor.datatype, tensor.name)
         count = tensors.element_count(tensor.name, tensor.shape, kind)
         if size is None:
-            array = tensors.from_json(tensor.name, memoryview(tensor.data), tensor.shape, kind, pause)
+            array = tensors.from_json(tensor.name, tensor.data, tensor.shape, kind, pause)
         else:
             if kind.item_bytes and size != count * kind.item_bytes:
                 raise BadRequest(

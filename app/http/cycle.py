@@ -75,7 +75,10 @@ class FastCycle:
             self._drop_body()
             self._refuse(error)
         else:
-            add_part(self.chunks, chunk)
+            if self.chunks:
+                add_part(self.chunks, chunk)
+            else:  # most bodies have one part
+                self.chunks.append(chunk)
 
     def _refuse_size(self) -> None:
         self._refuse(too_large(self.connection.handler.max_body_bytes))
@@ -97,7 +100,7 @@ class FastCycle:
             self.run()
 
     def run(self) -> None:
-        body = whole(self.chunks)
+        body = self.chunks[0] if len(self.chunks) == 1 else whole(self.chunks)
         self.chunks.clear()
         self.exchange = self.connection.handler.start(self.head, body, self.hold, self.reply)
 

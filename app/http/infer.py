@@ -216,7 +216,7 @@ class Exchange:
     def _decode(self, body: Body) -> None:
         """The loop decodes what it can in some milliseconds; a thread does what takes longer."""
         try:
-            if codec.takes_long(body, self._head.header_length):
+            if len(body) > INLINE_BYTES and codec.takes_long(body, self._head.header_length):
                 work = functools.partial(codec.decode, body, self._head.header_length, self._endpoint, self._pause)
                 self._handler.workers.run(work, self._decoded)
                 return

@@ -109,12 +109,13 @@ def from_json(
     then where it takes long; what it raises ends the work.
     """
     opening = _OPENING.match(data)
-    depth = opening[0].count(b"[") if opening is not None else 0
+    assert opening is not None  # nothing at all matches, too
+    depth = opening[0].count(b"[")
     if depth == 0:
         raise BadRequest(f"'data' of input '{name}' is not a list")
     try:
         if len(data) > INLINE_BYTES and kind.name != "BYTES":
-            array = read_numbers(memoryview(data), depth, lambda piece: _array(_values(piece, kind, 1), kind, 1), pause)
+            array = read_numbers(memoryview(data), depth, functools.partial(_flat, kind), pause)
         else:
             array = _array(_values(data, kind, depth), kind, depth)
     except (msgspec.DecodeError, ValueError, OverflowError, TypeError) as error:
@@ -126,6 +127,10 @@ def from_json(
             f"data has {array.size}"
         )
     return array.reshape(shape)
+
+
+def _flat(kind: DataType, piece: bytes) -> np.ndarray:
+    return _array(_values(piece, kind, 1), kind, 1)
 
 
 def _array(values: list[Any], kind: DataType, depth: int) -> np.ndarray:
