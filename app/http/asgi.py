@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from app.http.answers import Answer
+from app.http.bodies import Body, add_part, whole
 from app.http.errors import HttpError, too_large
 from app.http.held import Hold
 from app.http.infer import Exchange, Head, InferHandler, announced_bytes
@@ -61,7 +62,7 @@ class InferAsgi:
             return None
         return answer.result()
 
-    async def _body(self, announced: int, hold: Hold, receive: Receive) -> bytes | None:
+    async def _body(self, announced: int, hold: Hold, receive: Receive) -> Body | None:
         """The whole body; None where the client left before its end. Raises BodyTooLarge or QueueFull.
 
         One that is announced as too large is not asked for.
@@ -70,7 +71,7 @@ class InferAsgi:
         if announced > limit_bytes:
             raise too_large(limit_bytes)
         hold.check(announced)
-        parts: list[bytes] = []
+        parts: list[Body] = []
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -79,9 +80,9 @@ class InferAsgi:
             if hold.size_bytes + len(part) > limit_bytes:
                 raise too_large(limit_bytes)
             hold.take(len(part))
-            parts.append(part)
+            add_part(parts, part)
             if not message.get("more_body", False):
-                return b"".join(parts)
+                return whole(parts)
 
 
 async def _wait(answer: asyncio.Future[Answer], receive: Receive, exchange: Exchange) -> bool:

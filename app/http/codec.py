@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
 from app.http import tensors
+from app.http.bodies import Body
 from app.http.errors import BadRequest
 from app.http.wire import InferRequest, InferResponse, RequestInput, RequestOutput, ResponseOutput
+from app.http.workers import INLINE_BYTES
 from app.serving.endpoint import Endpoint
 from app.serving.gateway import Call, InputTensor
 from engines.tensor import DYNAMIC, TensorSpec, datatype
 
-__all__ = ["Wanted", "decode", "encode"]
+__all__ = ["Wanted", "decode", "encode", "takes_long"]
 
 _decoder = msgspec.json.Decoder(InferRequest)
 _encoder = msgspec.json.Encoder()
@@ -36,17 +38,25 @@ class Wanted:
     classes: Mapping[str, int]
 
 
-def decode(body: bytes, header_length: bytes | None, endpoint: Endpoint) -> tuple[Call, Wanted]:
+def takes_long(body: Body, header_length: bytes | None) -> bool:
+    """Whether to decode it would hold up the event loop: long JSON, or many strings."""
+    json_bytes = _json_length(header_length, len(body))
+    return json_bytes > INLINE_BYTES or (len(body) > INLINE_BYTES and b'"BYTES"' in body[:json_bytes])
+
+
+def decode(
+    body: Body, header_length: bytes | None, endpoint: Endpoint, pause: Callable[[], None] = lambda: None
+) -> tuple[Call, Wanted]:
     """Decode a whole (decompressed) body. `header_length` is the header Inference-Header-Content-Length, if any.
 
-    Raises BadRequest. Whether the tensors fit the model is for the gateway to say, except for a raw body, whose shape
-    is the model's.
+    Raises BadRequest, and what `pause` raises, which is called now and then where it takes long. Whether the tensors
+    fit the model is for the gateway to say, except for a raw body, whose shape is the model's.
     """
     json_bytes = _json_length(header_length, len(body))
     if json_bytes == 0 and header_length is not None:
         return _decode_raw(body, endpoint)
     request = _parse(body if json_bytes == len(body) else body[:json_bytes])
-    inputs = _inputs(request, memoryview(body)[json_bytes:], endpoint.model)
+    inputs = _inputs(request, memoryview(body)[json_bytes:], endpoint.model, pause)
     return _call(request, inputs), _wanted(request)
 
 
@@ -60,7 +70,7 @@ def _json_length(header: bytes | None, total: int) -> int:
     return int(digits)
 
 
-def _parse(data: bytes) -> InferRequest:
+def _parse(data: Body) -> InferRequest:
     tensors.check_depth(data)
     try:
         return _decoder.decode(data)
@@ -72,7 +82,7 @@ def _parse(data: bytes) -> InferRequest:
         raise BadRequest(f"failed to parse the request JSON buffer: {error}") from error
 
 
-def _parse_constants(data: bytes, first: Exception) -> InferRequest:
+def _parse_constants(data: Body, first: Exception) -> InferRequest:
     """The rare request with NaN or Infinity in it: not JSON, but what Triton's clients send and Triton takes."""
     try:
         document = json.loads(data)
@@ -88,7 +98,7 @@ def _parse_constants(data: bytes, first: Exception) -> InferRequest:
     return request
 
 
-def _inputs(request: InferRequest, rest: memoryview, model: str) -> dict[str, InputTensor]:
+def _inputs(request: InferRequest, rest: memoryview, model: str, pause: Callable[[], None]) -> dict[str, InputTensor]:
     inputs: dict[str, InputTensor] = {}
     offset = 0
     for tensor in request.inputs:
@@ -98,7 +108,7 @@ def _inputs(request: InferRequest, rest: memoryview, model: str) -> dict[str, In
         kind = tensors.kind_of(tensor.datatype, tensor.name)
         count = tensors.element_count(tensor.name, tensor.shape, kind)
         if size is None:
-            array = tensors.from_json(tensor.name, bytes(tensor.data), tensor.shape, kind)
+            array = tensors.from_json(tensor.name, tensor.data, tensor.shape, kind, pause)
         else:
             if kind.item_bytes and size != count * kind.item_bytes:
                 raise BadRequest(
@@ -124,7 +134,7 @@ def _binary_size(tensor: RequestInput) -> int | None:
     if "shared_memory_region" in tensor.parameters:
         raise BadRequest(f"input '{tensor.name}' uses shared memory, which this server does not offer")
     size = tensor.parameters.get("binary_data_size")
-    has_data = bool(bytes(tensor.data))
+    has_data = len(tensor.data) > 0
     if (size is None) == (not has_data):
         raise BadRequest(f"input '{tensor.name}' must set exactly one of 'data' and the parameter 'binary_data_size'")
     if size is None:
@@ -136,9 +146,12 @@ def _binary_size(tensor: RequestInput) -> int | None:
 
 def _call(request: InferRequest, inputs: Mapping[str, InputTensor]) -> Call:
     parameters = request.parameters
+    outputs = tuple(output.name for output in request.outputs) if request.outputs else None  # [] is all, as in Triton
+    if not parameters:
+        return Call(inputs, outputs)
     return Call(
         inputs,
-        tuple(output.name for output in request.outputs) if request.outputs else None,  # [] is all, as in Triton
+        outputs,
         priority=_unsigned(parameters, "priority"),
         timeout_us=_unsigned(parameters, "timeout"),
         sequence_id=_sequence_id(parameters),
@@ -188,7 +201,7 @@ def _want(output: RequestOutput, binary: dict[str, bool], classes: dict[str, int
             classes[output.name] = count
 
 
-def _decode_raw(body: bytes, endpoint: Endpoint) -> tuple[Call, Wanted]:
+def _decode_raw(body: Body, endpoint: Endpoint) -> tuple[Call, Wanted]:
     """The whole body is the one input of the model, one row of it; every output comes back binary."""
     model = endpoint.model
     if len(endpoint.inputs) != 1:
@@ -200,7 +213,7 @@ def _decode_raw(body: bytes, endpoint: Endpoint) -> tuple[Call, Wanted]:
     kind = datatype(spec.datatype)
     if kind.name == "BYTES":  # the body is the one element itself, without a length before it
         array = np.empty(shape, np.object_)
-        array.fill(body)
+        array.fill(bytes(body))
     else:
         array = tensors.from_bytes(spec.name, memoryview(body), shape, kind)
     return Call({spec.name: InputTensor(spec.datatype, array)}), Wanted("", True, {}, {})

@@ -7,6 +7,7 @@ import math
 import zlib
 from collections.abc import Iterator
 
+from app.http.bodies import Body
 from app.http.errors import BadRequest, BodyTooLarge
 from app.http.workers import INLINE_BYTES
 
@@ -52,7 +53,7 @@ def is_coded(coding: str) -> bool:
     return coding not in ("", "identity")
 
 
-def unpacked(body: bytes, coding: str, limit_bytes: int) -> Iterator[bytes]:
+def unpacked(body: Body, coding: str, limit_bytes: int) -> Iterator[bytes]:
     """The decompressed body in parts of at most 64 KiB, so that whoever takes them can count, stop, or change threads.
 
     Never makes more than `limit_bytes` of it: BodyTooLarge. BadRequest where it is broken, when its turn comes.
@@ -62,7 +63,7 @@ def unpacked(body: bytes, coding: str, limit_bytes: int) -> Iterator[bytes]:
     return _parts(body, coding, limit_bytes)
 
 
-def _parts(body: bytes, coding: str, limit_bytes: int) -> Iterator[bytes]:
+def _parts(body: Body, coding: str, limit_bytes: int) -> Iterator[bytes]:
     made_bytes = offset = members = 0
     while offset < len(body):  # gzip allows several members, one after another
         members += 1

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from app.http.answers import Answer
+from app.http.bodies import Body, add_part, whole
 from app.http.errors import HttpError, too_large
 from app.http.held import Hold
 from app.http.infer import Exchange, Head, InferHandler
@@ -38,7 +39,7 @@ class FastCycle:
         self.announced_bytes, self.expects_continue = announced_bytes, expects_continue
         self.response_complete = self.disconnected = False
         self.message_event = _NoEvent()
-        self.chunks: list[bytes] = []
+        self.chunks: list[Body] = []
         self.size = 0
         self.hold = Hold(connection.handler.room)
         self.active = self.complete = False
@@ -74,7 +75,10 @@ class FastCycle:
             self._drop_body()
             self._refuse(error)
         else:
-            self.chunks.append(chunk)
+            if self.chunks:
+                add_part(self.chunks, chunk)
+            else:  # most bodies have one part
+                self.chunks.append(chunk)
 
     def _refuse_size(self) -> None:
         self._refuse(too_large(self.connection.handler.max_body_bytes))
@@ -96,7 +100,7 @@ class FastCycle:
             self.run()
 
     def run(self) -> None:
-        body = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
+        body = self.chunks[0] if len(self.chunks) == 1 else whole(self.chunks)
         self.chunks.clear()
         self.exchange = self.connection.handler.start(self.head, body, self.hold, self.reply)
 

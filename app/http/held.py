@@ -20,9 +20,10 @@ class Room:
         with self._lock:
             if hold.released:
                 raise Cancelled("nobody waits for this request any more")
-            if size_bytes > 0 and not self._has_room(hold, size_bytes):
+            held_bytes = self.held_bytes + size_bytes
+            if held_bytes > self.limit_bytes and size_bytes > 0 and not self._has_room(hold, size_bytes):
                 raise self._full()
-            self.held_bytes += size_bytes
+            self.held_bytes = held_bytes
             hold.size_bytes += size_bytes
 
     def _empty(self, hold: Hold) -> None:

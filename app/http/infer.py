@@ -15,12 +15,13 @@ from urllib.parse import unquote
 
 from app.http import codec, compression
 from app.http.answers import BINARY, JSON, Answer, refusal
+from app.http.bodies import Body
 from app.http.errors import OK, HttpError
 from app.http.held import Hold, Room
 from app.http.workers import INLINE_BYTES, Workers
 from app.serving.endpoint import Endpoint
-from app.serving.errors import ModelNotReady, ServingError, UnknownModel
-from app.serving.gateway import Gateway
+from app.serving.errors import Cancelled, ModelNotReady, ServingError, UnknownModel
+from app.serving.gateway import Call, Gateway
 from app.serving.ticket import Outcome, Reply, Ticket
 
 __all__ = ["Exchange", "Head", "InferHandler", "announced_bytes"]
@@ -68,7 +69,10 @@ class Head(NamedTuple):
 
 def announced_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
     """Content-Length, or 0 where there is none."""
-    return next((int(value) for name, value in headers if name == b"content-length" and value.isdigit()), 0)
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return 0
 
 
 _HEADERS = frozenset((b"inference-header-content-length", b"content-encoding", b"accept-encoding", b"x-request-id"))
@@ -93,7 +97,7 @@ class InferHandler:
         """Calls that are not answered: in serving, or with a body that is being packed or unpacked."""
         return self.gateway.in_flight + self.workers.busy
 
-    def start(self, head: Head, body: bytes, hold: Hold, reply: Callable[[Answer], None]) -> Exchange | None:
+    def start(self, head: Head, body: Body, hold: Hold, reply: Callable[[Answer], None]) -> Exchange | None:
         """Decode and submit. `reply` is called exactly once; before returning (then None) where it was refused.
 
         The caller has taken the body's bytes, and releases the hold when it is answered or its client has gone.
@@ -124,8 +128,8 @@ class Exchange:
         self._ticket: Ticket | None = None
         self.answered = self._cancelled = False
 
-    def begin(self, body: bytes) -> None:
-        """Take the body to the gateway; through a thread where it is large and coded."""
+    def begin(self, body: Body) -> None:
+        """Take the body to the gateway; through a thread where it is large, and coded or JSON."""
         try:
             self._endpoint = self._resolve()
         except ServingError as error:
@@ -135,7 +139,7 @@ class Exchange:
         if coding and compression.is_coded(name := coding.decode("latin-1").strip().lower()):
             self._unpack(body, name)
         else:
-            self._submit(body)
+            self._decode(body)
 
     def cancel(self) -> None:
         """The client has gone: whatever becomes of the call, nobody is told."""
@@ -179,7 +183,7 @@ class Exchange:
     def _age_ns(self) -> int:
         return time.monotonic_ns() - self._received_ns
 
-    def _unpack(self, body: bytes, coding: str) -> None:
+    def _unpack(self, body: Body, coding: str) -> None:
         """The loop begins with what the body becomes; a thread goes on where that is large."""
         made = compression.Unpacked()
         try:
@@ -207,14 +211,42 @@ class Exchange:
             self.refuse(made)
             return
         self._hold.give_back(coded_bytes)  # what came over the wire is no longer there
-        self._submit(made)
+        self._decode(made)
 
-    def _submit(self, body: bytes) -> None:
+    def _decode(self, body: Body) -> None:
+        """The loop decodes what it can in some milliseconds; a thread does what takes longer."""
         try:
+            if len(body) > INLINE_BYTES and codec.takes_long(body, self._head.header_length):
+                work = functools.partial(codec.decode, body, self._head.header_length, self._endpoint, self._pause)
+                self._handler.workers.run(work, self._decoded)
+                return
             call, self._wanted = codec.decode(body, self._head.header_length, self._endpoint)
         except Exception as error:
             self.refuse(error)
             return
+        self._submit(call)
+
+    def _pause(self) -> None:
+        """In the thread: make way for the loop, which else would wait as long as the interpreter's switch interval."""
+        if self._cancelled:
+            raise Cancelled("nobody waits for this request any more")
+        time.sleep(0)
+
+    def _decoded(self, made: tuple[Call, codec.Wanted] | BaseException) -> None:
+        if self._cancelled:
+            return
+        if isinstance(made, BaseException):
+            self.refuse(made)
+            return
+        call, self._wanted = made
+        try:
+            self._endpoint = self._resolve()  # the model may have been loaded anew meanwhile
+        except ServingError as error:
+            self._fail(error)
+            return
+        self._submit(call)
+
+    def _submit(self, call: Call) -> None:
         try:
             self._ticket = self._handler.gateway.submit(self._endpoint, call, self, self._received_ns)
         except Exception as error:  # the gateway has counted it

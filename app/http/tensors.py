@@ -7,12 +7,16 @@ import json
 import math
 import re
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from app.http.bodies import Body
 from app.http.errors import BadRequest
+from app.http.pieces import Buffer, read_numbers
+from app.http.workers import INLINE_BYTES
 from engines.tensor import BY_NAME, DataType
 
 __all__ = ["MAX_DEPTH", "bytes_of", "check_depth", "element_count", "from_bytes", "from_json", "json_of", "kind_of"]
@@ -23,18 +27,22 @@ MAX_DEPTH = 100
 _MAX_INT64 = 2**63 - 1
 _MAX_DIMS = 64
 """NumPy's own limit; without it a shape could also be so long that its product takes minutes."""
+_OPENING = re.compile(rb"[\[ \t\r\n]*")
 _NO_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
 _STRING = re.compile(rb'"[^"]*"')
+_LOOK_BYTES = 1_048_576
+"""Looked through at once: whoever does holds the interpreter meanwhile."""
 _STEP = np.zeros(256, np.int8)
 _STEP[list(b"[{")], _STEP[list(b"]}")] = 1, -1
 
 
-def check_depth(data: bytes) -> None:
+def check_depth(data: Body) -> None:
     """BadRequest where JSON nests too deep, wherever that is: also in keys that nobody reads.
 
     Few brackets cannot nest deep, so that flat data costs two counts; only nested lists are looked at closely.
     """
-    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+    starts = range(0, len(data), _LOOK_BYTES)
+    if sum(data.count(bracket, at, at + _LOOK_BYTES) for at in starts for bracket in b"[{") <= MAX_DEPTH:
         return
     if b"\\" in data:
         data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
@@ -62,14 +70,15 @@ def element_count(name: str, shape: list[int], kind: DataType) -> int:
     """
     if len(shape) > _MAX_DIMS:
         raise BadRequest(f"shape of input '{name}' has {len(shape)} dimensions; expected at most {_MAX_DIMS}")
-    extent = math.prod(size or 1 for size in shape)
+    count = math.prod(shape)
+    extent = count or math.prod(size or 1 for size in shape)
     if extent > _MAX_INT64:
         raise BadRequest(
             f"shape {_shown(shape)} of input '{name}' causes total element count to exceed maximum size of {_MAX_INT64}"
         )
     if extent * max(1, kind.item_bytes) > _MAX_INT64:
         raise BadRequest(f"byte size overflow for input '{name}' with shape {_shown(shape)} of {kind.name}")
-    return 0 if 0 in shape else extent
+    return count
 
 
 def _shown(shape: list[int]) -> str:
@@ -91,17 +100,24 @@ def _element(kind: DataType) -> str:
     return {"BOOL": "bool", "BYTES": "str"}.get(kind.name, "int")
 
 
-def from_json(name: str, data: bytes, shape: list[int], kind: DataType) -> np.ndarray:
-    """Decode `data` strictly: numbers for numbers, in range for the datatype, as many as the shape says.
+def from_json(
+    name: str, data: Buffer, shape: list[int], kind: DataType, pause: Callable[[], None] = lambda: None
+) -> np.ndarray:
+    """Decode JSON `data` strictly: numbers for numbers, in range for the datatype, as many as the shape says.
 
-    Nested lists must not be ragged; how deep they nest is the client's choice, as in Triton.
+    Nested lists must not be ragged; how deep they nest is the client's choice, as in Triton. `pause` is called now and
+    then where it takes long; what it raises ends the work.
     """
-    stripped = data.lstrip(b"[ \t\r\n")
-    depth = data[: len(data) - len(stripped)].count(b"[")
+    opening = _OPENING.match(data)
+    assert opening is not None  # nothing at all matches, too
+    depth = opening[0].count(b"[")
     if depth == 0:
         raise BadRequest(f"'data' of input '{name}' is not a list")
     try:
-        array = _array(_values(data, kind, depth), kind, depth)
+        if len(data) > INLINE_BYTES and kind.name != "BYTES":
+            array = read_numbers(memoryview(data), depth, functools.partial(_flat, kind), pause)
+        else:
+            array = _array(_values(data, kind, depth), kind, depth)
     except (msgspec.DecodeError, ValueError, OverflowError, TypeError) as error:
         raise BadRequest(f"'data' of input '{name}' cannot be read as {kind.name}: {error}") from error
     count = math.prod(shape)
@@ -111,6 +127,10 @@ def from_json(name: str, data: bytes, shape: list[int], kind: DataType) -> np.nd
             f"data has {array.size}"
         )
     return array.reshape(shape)
+
+
+def _flat(kind: DataType, piece: bytes) -> np.ndarray:
+    return _array(_values(piece, kind, 1), kind, 1)
 
 
 def _array(values: list[Any], kind: DataType, depth: int) -> np.ndarray:
@@ -131,10 +151,11 @@ def _array(values: list[Any], kind: DataType, depth: int) -> np.ndarray:
     return array
 
 
-def _values(data: bytes, kind: DataType, depth: int) -> Any:
+def _values(data: Buffer, kind: DataType, depth: int) -> Any:
     try:
         return _decoder(_element(kind), depth).decode(data)
     except msgspec.DecodeError:
+        data = bytes(data)
         if not kind.is_float or not (b"NaN" in data or b"Infinity" in data):
             raise
     values = json.loads(data)

@@ -1,4 +1,7 @@
-"""Threads for what would hold up the event loop: packing and unpacking large bodies (zlib lets go of the GIL)."""
+"""Threads for what would hold up the event loop: packing, unpacking and decoding large bodies.
+
+zlib lets go of the interpreter; who decodes must do so itself, piece by piece.
+"""
 
 from __future__ import annotations
 

@@ -106,7 +106,11 @@ class Endpoint:
     @property
     def running(self) -> int:
         """Batches on the device now."""
-        return sum(1 for batch in self._launched if batch.launched_ns and not batch.finished_ns)
+        count = 0
+        for batch in self._launched:  # read several times a batch: a generator would cost more than what it counts
+            if batch.launched_ns and not batch.finished_ns:
+                count += 1
+        return count
 
     def submit(self, ticket: Ticket) -> None:
         """Queue a ticket. Raises QueueFull or Stopping, and then the ticket was never accepted."""
@@ -260,9 +264,12 @@ class Endpoint:
             done_ns - batch.finished_ns,
         )
         self.stats.executed(batch.rows, batch.reason, compute)
-        for ticket in batch.tickets:
-            if ticket.launched_ns:  # a cancelled one was counted when it was cancelled
-                self.stats.answered(done_ns - ticket.received_ns, ticket.launched_ns - ticket.enqueued_ns, compute)
+        spent = [
+            (done_ns - ticket.received_ns, ticket.launched_ns - ticket.enqueued_ns)
+            for ticket in batch.tickets
+            if ticket.launched_ns  # a cancelled one was counted when it was cancelled
+        ]
+        self.stats.answered(spent, compute)
 
     def _end(self, ticket: Ticket, error: ServingError, outcome: Outcome) -> bool:
         now_ns = self._host.now_ns()

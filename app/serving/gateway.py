@@ -121,10 +121,6 @@ def _fit(endpoint: Endpoint, call: Call) -> tuple[dict[str, np.ndarray], int, tu
             f"expected {len(endpoint.inputs)} inputs but got {len(given)} inputs for model '{model}'; it takes "
             + ", ".join(f"'{spec.name}'" for spec in endpoint.inputs)
         )
-    known = {spec.name for spec in endpoint.inputs}
-    for name in given:
-        if name not in known:
-            raise InvalidInput(f"unexpected inference input '{name}' for model '{model}'; it takes {_quoted(known)}")
     if call.outputs is not None:
         offered = {spec.name for spec in endpoint.outputs}
         for name in call.outputs:
@@ -136,7 +132,9 @@ def _fit(endpoint: Endpoint, call: Call) -> tuple[dict[str, np.ndarray], int, tu
     key: list[tuple[int, ...]] = []
     rows = 0
     for spec in endpoint.inputs:
-        tensor = given[spec.name]
+        tensor = given.get(spec.name)
+        if tensor is None:
+            raise _unexpected(endpoint, given)
         arrays[spec.name] = tensor.array
         shape = tensor.array.shape
         _check(model, spec, tensor.datatype, shape)
@@ -158,6 +156,13 @@ def _fit(endpoint: Endpoint, call: Call) -> tuple[dict[str, np.ndarray], int, tu
     if limit and rows > limit:
         raise InvalidInput(f"inference request batch-size must be <= {limit} for '{model}', got {rows}")
     return arrays, max(1, rows), tuple(key)
+
+
+def _unexpected(endpoint: Endpoint, given: Mapping[str, InputTensor]) -> InvalidInput:
+    """As many inputs as the model has, but one of them has another name."""
+    known = {spec.name for spec in endpoint.inputs}
+    name = next(name for name in given if name not in known)
+    return InvalidInput(f"unexpected inference input '{name}' for model '{endpoint.model}'; it takes {_quoted(known)}")
 
 
 def _check(model: str, spec: TensorSpec, datatype: str, shape: tuple[int, ...]) -> None:

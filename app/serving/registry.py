@@ -68,10 +68,11 @@ class Registry:
         if versions is None:
             raise UnknownModel(f"Request for unknown model: '{model}' is not found")
         if number is None:
-            ready = [v for v in versions.values() if v.state is ModelState.READY]
-            if not ready:
-                return self._none_ready(model, list(versions.values()))
-            return self._endpoint(max(ready, key=lambda v: v.number))
+            newest = None
+            for v in versions.values():
+                if v.state is ModelState.READY and (newest is None or v.number > newest.number):
+                    newest = v
+            return self._none_ready(model, list(versions.values())) if newest is None else self._endpoint(newest)
         version = versions.get(number)
         if version is None or version.state is ModelState.UNAVAILABLE:
             why = f": {version.reason}" if version is not None and version.reason else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from app.serving.ticket import Outcome
 
@@ -35,9 +35,9 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0
 
-    def observe(self, value: int) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def observe(self, value: int, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
 
     @property
     def count(self) -> int:
@@ -65,16 +65,20 @@ class Stats:
         self.executions = 0
         self.last_inference_ms = 0
 
-    def answered(self, request_ns: int, queue_ns: int, compute: tuple[int, int, int]) -> None:
-        """One request succeeded."""
-        self.request_ns[Outcome.SUCCESS].observe(request_ns)
-        self.queue_ns[Outcome.SUCCESS].observe(queue_ns)
-        self.observe_compute(Outcome.SUCCESS, compute)
+    def answered(self, request_and_queue_ns: Iterable[tuple[int, int]], compute: tuple[int, int, int]) -> None:
+        """Requests of one batch succeeded."""
+        request, queue = self.request_ns[Outcome.SUCCESS], self.queue_ns[Outcome.SUCCESS]
+        requests = 0
+        for request_ns, queue_ns in request_and_queue_ns:
+            request.observe(request_ns)
+            queue.observe(queue_ns)
+            requests += 1
+        self.observe_compute(Outcome.SUCCESS, compute, requests)
 
-    def observe_compute(self, outcome: Outcome, compute: tuple[int, int, int]) -> None:
-        """The three phases of one request's batch: input, infer, output."""
+    def observe_compute(self, outcome: Outcome, compute: tuple[int, int, int], requests: int = 1) -> None:
+        """The three phases of the batch of so many requests: input, infer, output."""
         for histogram, spent_ns in zip(self.compute_ns[outcome], compute, strict=True):
-            histogram.observe(spent_ns)
+            histogram.observe(spent_ns, requests)
 
     def ended(self, outcome: Outcome, request_ns: int, queue_ns: int | None, reason: str | None = None) -> None:
         """One request ended without outputs; `queue_ns` None where it never waited."""

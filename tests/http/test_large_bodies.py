@@ -3,97 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gzip
 import json
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI
-from pydantic import SecretStr
 
-from app.http.answers import Answer
-from app.http.cycle import FastCycle
-from app.http.infer import Head, InferHandler
 from app.http.workers import INLINE_BYTES
-from app.main import _Server, create_app
-from app.serving.ticket import Outcome
-from app.settings import Settings
+from app.main import _Server
 from tests.hostile.wire import WIDE, Client, json_body, post
-from tests.support.servers import ADMIN, TOKEN, running
+from tests.http.benches import Bench, on_the_wire, until, with_bench
+from tests.support.servers import ADMIN, running
 
 LARGE = json_body(3.0, padding="." * INLINE_BYTES)
-INFER = "/v2/models/m/infer"
 GZIP = {"Content-Encoding": "gzip"}
-
-
-class Bench:
-    """The application on this loop, a client of it, and its threads held until `let_go`."""
-
-    def __init__(self, app: FastAPI, client: httpx.AsyncClient) -> None:
-        self.app, self.client = app, client
-        self.handler: InferHandler = app.state.handler
-        self._gate = threading.Event()
-
-    def serves(self, *models: str) -> bool:
-        return set(models) <= {endpoint.model for endpoint in self.handler.gateway.registry.endpoints()}
-
-    def hold(self) -> None:
-        for _ in range(4):
-            self.handler.workers.run(self._gate.wait, lambda _: None)
-
-    @property
-    def held(self) -> int:
-        """Works that wait behind the held ones."""
-        return self.handler.workers.busy - 4
-
-    def let_go(self) -> None:
-        self._gate.set()
-
-    def ask(
-        self, body: bytes, headers: dict[str, str] | None = None, path: str = INFER
-    ) -> asyncio.Task[httpx.Response]:
-        return asyncio.create_task(self.client.post(path, content=body, headers=headers))
-
-    def cancelled(self) -> int:
-        return self.handler.gateway.resolve("m").stats.request_ns[Outcome.CANCELLED].count
-
-
-async def until(met: Callable[[], Any]) -> None:
-    async with asyncio.timeout(60):
-        while not met():
-            await asyncio.sleep(0.005)
-
-
-@contextlib.asynccontextmanager
-async def serving(repository: Path) -> AsyncIterator[Bench]:
-    app = create_app(Settings(repository=repository, watch_s=0, admin_token=SecretStr(TOKEN)))
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
-    ):
-        bench = Bench(app, client)
-        await until(lambda: bench.serves("m", "wide"))
-        try:
-            yield bench
-        finally:
-            bench.let_go()
-
-
-def with_bench(repository: Path, test: Callable[[Bench], Awaitable[None]]) -> None:
-    async def run() -> None:
-        async with serving(repository) as bench:
-            await test(bench)
-
-    asyncio.run(run())
 
 
 @pytest.mark.parametrize(
@@ -140,38 +67,12 @@ def test_what_a_thread_finds_wrong_is_answered(wire_repository: Path, body: byte
     with_bench(wire_repository, test)
 
 
-class Wire:
-    """A connection that remembers what is written on it."""
-
-    def __init__(self, handler: InferHandler) -> None:
-        self.handler = handler
-        self.answers: list[Answer] = []
-
-    def write_answer(self, answer: Answer, *, keep_alive: bool) -> None:
-        self.answers.append(answer)
-
-    def ask_for_body(self) -> None: ...
-
-    def end_with(self, answer: Answer) -> None: ...
-
-
-def on_the_wire(bench: Bench, body: bytes) -> tuple[FastCycle, Wire]:
-    """The protocol's own cycle, with a whole gzip body."""
-    wire = Wire(bench.handler)
-    head = Head("m", None, None, b"gzip", b"", b"id")
-    cycle = FastCycle(wire, head, keep_alive=True, expects_continue=False, announced_bytes=len(body))
-    cycle.activate()
-    cycle.add(body)
-    cycle.finish()
-    return cycle, wire
-
-
 def test_a_client_may_leave_while_its_body_is_unpacked(wire_repository: Path) -> None:
     async def test(bench: Bench) -> None:
         bench.hold()
         before = bench.cancelled()
-        staying, kept = on_the_wire(bench, gzip.compress(LARGE))
-        leaving, unread = on_the_wire(bench, gzip.compress(LARGE))
+        staying, kept = on_the_wire(bench, gzip.compress(LARGE), b"gzip")
+        leaving, unread = on_the_wire(bench, gzip.compress(LARGE), b"gzip")
         asgi = bench.ask(gzip.compress(LARGE), GZIP)
         await until(lambda: bench.held == 3)
         leaving.abandon()
