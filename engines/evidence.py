@@ -5,40 +5,20 @@ from __future__ import annotations
 import json
 import math
 import resource
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import onnx
 
+from engines.engine import Engine
 from engines.graphs import opset_of
 from engines.manifest import Manifest
 from engines.operators import operators_of
-from engines.report import Accuracy, Candidate, Layer, PassChange, Report, Speed
+from engines.report import Candidate, PassChange, Report
 from engines.spec import Spec, encode_spec
 from engines.tensor import DYNAMIC, TensorSpec
 
-__all__ = ["Clock", "Found", "report_of"]
-
-
-class Clock:
-    """Tells the stages of a build as they begin, and keeps how long each took."""
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell, self._stage = tell, ""
-        self._began_s = self._started_s = time.monotonic()
-        self.stages_s: dict[str, float] = {}
-
-    def begin(self, stage: str) -> None:
-        now_s = time.monotonic()
-        if self._stage:
-            self.stages_s[self._stage] = round(now_s - self._began_s, 3)
-        self._stage, self._began_s = stage, now_s
-        self._tell(stage)
-
-    @property
-    def total_s(self) -> float:
-        return round(time.monotonic() - self._started_s, 2)
+__all__ = ["Found", "report_of"]
 
 
 class Found(NamedTuple):
@@ -46,21 +26,19 @@ class Found(NamedTuple):
 
     sent: onnx.ModelProto
     passes: Sequence[PassChange]
-    accuracy: Accuracy
-    layers: Sequence[Layer]
-    speeds: Sequence[Speed]
-    max_batch: int
+    engine: Engine
     digests: dict[str, str]
 
 
 def report_of(found: Found, manifest: Manifest, spec: Spec, stages_s: dict[str, float]) -> Report:
     """The report of a build that succeeded."""
-    accuracy, sent = found.accuracy, found.sent
+    engine, sent = found.engine, found.sent
+    accuracy = engine.accuracy
     candidate = Candidate(
         manifest.precision,
         accuracy.metric,
         accuracy.value,
-        found.speeds[0].latency_us,
+        engine.speeds[0].latency_us,
         manifest.engine.size_bytes,
         True,
     )
@@ -78,9 +56,9 @@ def report_of(found: Found, manifest: Manifest, spec: Spec, stages_s: dict[str, 
         accuracy=accuracy,
         candidates=(candidate,),
         chosen=manifest.precision,
-        layers=tuple(found.layers),
-        speeds=tuple(found.speeds),
-        max_batch=found.max_batch,
+        layers=engine.layers,
+        speeds=engine.speeds,
+        max_batch=engine.max_batch,
         batched=manifest.proof.batchable,
         batching="; ".join(manifest.proof.checks) if manifest.proof.batchable else manifest.proof.reason,
         engine_bytes=manifest.engine.size_bytes,

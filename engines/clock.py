@@ -1,0 +1,28 @@
+"""The stages of a build, told as they begin and timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+__all__ = ["Clock"]
+
+
+class Clock:
+    """Tells the stages of a build as they begin, and keeps how long each took."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell, self._stage = tell, ""
+        self._began_s = self._started_s = time.monotonic()
+        self.stages_s: dict[str, float] = {}
+
+    def begin(self, stage: str) -> None:
+        now_s = time.monotonic()
+        if self._stage:
+            self.stages_s[self._stage] = round(now_s - self._began_s, 3)
+        self._stage, self._began_s = stage, now_s
+        self._tell(stage)
+
+    @property
+    def total_s(self) -> float:
+        return round(time.monotonic() - self._started_s, 2)

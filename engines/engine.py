@@ -1,0 +1,157 @@
+"""One engine: its axes proven, its streams measured, compiled, held against the reference, and timed."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+import onnx
+import openvino as ov
+
+from engines import batchproof
+from engines.accuracy import assess, shortfall
+from engines.agreement import WrongEngine
+from engines.choice import Choice, Run, Subject, choose
+from engines.clock import Clock
+from engines.errors import ModelRefused
+from engines.guarded import SLACK, fired
+from engines.hardware import usable_threads
+from engines.layers import first_differing_layer
+from engines.manifest import StreamTiming
+from engines.npz import DrawnSamples, Samples, SomeSamples
+from engines.reference import Arrays, Reference
+from engines.report import Accuracy, Layer, Speed
+from engines.samples import SCALES
+from engines.spec import Spec
+from engines.targets import openvino as target
+from engines.targets.openvino_profile import layers_of, speeds_of
+from engines.verify import rounding_bound
+
+__all__ = ["Engine", "make_engine"]
+
+_TIMING_ROWS = 8
+_USUAL_BATCH = 32
+_CHECK_BUDGET_S = 10.0
+"""For samples without a truth; a validation set is run to its end."""
+
+
+class Engine(NamedTuple):
+    """What was built, and what was found out about it. `blob` is what a server imports."""
+
+    precision: str
+    choice: Choice
+    timings: list[StreamTiming]
+    blob: bytes
+    accuracy: Accuracy
+    layers: tuple[Layer, ...]
+    speeds: tuple[Speed, ...]
+    max_batch: int
+
+
+def make_engine(subject: Subject, samples: Samples | None, spec: Spec, threads: int, clock: Clock) -> Engine:
+    """Build it for this machine. Raises WrongEngine where it answers differently from the reference, naming the first
+    layer that does; ModelRefused where there is no engine, or it loses too much.
+    """
+    clock.begin("prove")
+    try:
+        choice = choose(subject)
+    except WrongEngine as wrong:
+        raise WrongEngine(f"{wrong}{_first_layer(subject, wrong.row)}", wrong.row) from wrong
+    clock.begin("measure")
+    timings = _measure(choice, threads or usable_threads(), spec)
+    clock.begin("compile")
+    config = timings[0].streams, timings[0].threads
+    compiled = target.compile_model(choice.graph, *config)
+    blob = target.export(compiled)
+    clock.begin("check")
+    accuracy = _checked(subject, choice, target.reimported(blob, *config), samples, spec)
+    max_batch = (spec.max_batch or _USUAL_BATCH) if choice.axes else 1
+    speeds = _speeds(choice, compiled, max_batch)
+    return Engine("fp32", choice, timings, blob, accuracy, layers_of(compiled), speeds, max_batch)
+
+
+def _checked(
+    subject: Subject, choice: Choice, compiled: ov.CompiledModel, given: Samples | None, spec: Spec
+) -> Accuracy:
+    """The engine that will serve, held against the reference and the truth. Raises WrongEngine or ModelRefused."""
+    run = target.runner(compiled, subject.names)
+    kept, judged = _answered(run, choice, given if given is not None else DrawnSamples(choice.sampler, len(SCALES)))
+    accuracy = assess(
+        run, subject.reference, judged, spec.metric, tolerance=SLACK * rounding_bound(subject.model), axes=choice.axes,
+        output_axes=choice.output_axes, budget_s=None if judged.truth else _CHECK_BUDGET_S,
+    )  # fmt: skip
+    if accuracy.over_bound and choice.steady:
+        worst = accuracy.worst[0]
+        row = next(itertools.islice(judged, worst.index, None)).inputs
+        raise WrongEngine(
+            f"{accuracy.over_bound} of {accuracy.samples} samples differ from ONNX Runtime by more than rounding; the "
+            f"worst is sample {kept[worst.index]}, output {worst.output!r}: off by {worst.difference}, bound "
+            f"{worst.bound}{_first_layer(subject, row)}",
+            row,
+        )
+    lacking = shortfall(accuracy, spec.accuracy_budget)
+    if lacking:
+        raise ModelRefused(f"precision fp32: {lacking}")
+    worst_ones = tuple(msgspec.structs.replace(one, index=kept[one.index]) for one in accuracy.worst)
+    return msgspec.structs.replace(accuracy, worst=worst_ones)
+
+
+def _answered(run: target.runner, choice: Choice, samples: Samples) -> tuple[Sequence[int], Samples]:
+    """The samples that the engine does not refuse by a guard, and their numbers. Raises ModelRefused for none."""
+    if not any(choice.guards.judged):
+        return range(samples.count), samples
+    refused = {}
+    for i, sample in enumerate(samples):
+        heard = fired(run.watched(sample.inputs)) - choice.guards.false_alarms
+        if heard:
+            refused[i] = choice.guards.said[min(heard)]
+    if len(refused) == samples.count:
+        raise ModelRefused(f"the engine refuses every sample: {next(iter(refused.values()))}")
+    if refused and not samples.synthetic:
+        first, why = next(iter(refused.items()))
+        choice.notes.append(f"{len(refused)} of {samples.count} samples are refused, the first is {first}: {why}")
+    kept = [i for i in range(samples.count) if i not in refused]
+    return kept, SomeSamples(samples, kept) if refused else samples
+
+
+def _first_layer(subject: Subject, row: Arrays) -> str:
+    """Where the engine goes wrong, in words; nothing where that cannot be seen."""
+
+    def engine_of(opened: onnx.ModelProto, names: Sequence[str]) -> Run:
+        return target.runner(target.compile_model(target.read_model(opened), 1, usable_threads()), names)
+
+    try:
+        rounding = SLACK * rounding_bound(subject.model)
+        first = first_differing_layer(subject.model, row, Reference, engine_of, rounding)
+    except Exception:  # a search for more words must not hide the reason itself
+        return ""
+    if first is None:
+        return ""
+    return (
+        f"; the first layer that differs is {first.op_type} {first.node!r} (output {first.output!r}, off by "
+        f"{first.difference:.3g}, bound {first.bound:.3g})"
+    )
+
+
+def _measure(choice: Choice, threads: int, spec: Spec) -> list[StreamTiming]:
+    rows = _TIMING_ROWS if choice.axes else 1
+    one_stream = spec.objective == "latency"  # all threads for each request, whatever that costs the others
+    return target.time_streams(choice.graph, _batch(choice, rows), rows, threads, one_stream=one_stream)
+
+
+def _speeds(choice: Choice, compiled: ov.CompiledModel, max_batch: int) -> tuple[Speed, ...]:
+    """At one row and at `max_batch`; where that takes too long to be timed again, the proof has run it once."""
+    speeds = speeds_of(compiled, functools.partial(_batch, choice), max_batch)
+    full_s = choice.proof.full_batch_s
+    if speeds[-1].rows < max_batch == batchproof.FULL_BATCH_ROWS and full_s:
+        once = Speed(max_batch, round(full_s * 1e6, 1), round(max_batch / full_s, 1), 1)
+        speeds = (speeds[0], once)
+    return speeds
+
+
+def _batch(choice: Choice, rows: int) -> Arrays:
+    drawn = [choice.sampler.draw(seed) for seed in range(rows)]
+    return batchproof.join(drawn, choice.axes) if choice.axes else drawn[0]
