@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 
 import numpy as np
 
@@ -35,18 +35,19 @@ def default_metric(truth: str | None) -> Metric:
 def assess(
     run: Run, reference: Run, samples: Samples, metric: Metric | None, *, tolerance: float,
     axes: Mapping[str, int] | None = None, output_axes: Mapping[str, int] | None = None, rows: int = 16,
-    budget_s: float | None = None,
+    budget_s: float | None = None, exact: Container[str] = (), output: str | None = None,
 ) -> Accuracy:  # fmt: skip
     """Run the engine (`run`) in batches and the reference on each sample alone, and compare.
 
     `axes` and `output_axes` say where inputs and outputs carry rows; without them, samples run one at a time. A batch
     has at most `rows` samples and 64 MiB of inputs and answers. Floats may differ by `tolerance` times the largest
-    |answer| of the reference. `metric` None takes `default_metric`. After `budget_s` no further batch is begun; the
-    result says how many samples there were. Raises ModelRefused where the truth does not fit the answers; what `run`
-    or `reference` raise passes through.
+    |answer| of the reference; whole numbers must be equal in the outputs named in `exact`. `metric` None takes
+    `default_metric`; it is taken of `output`, without a name of the one output that the truth fits. After `budget_s`
+    no further batch is begun; the result says how many samples there were. Raises ModelRefused where the truth does
+    not fit the answers; what `run` or `reference` raise passes through.
     """
     chosen = metric or default_metric(samples.truth)
-    judge = _Judge(samples, chosen, tolerance)
+    judge = _Judge(samples, chosen, tolerance, exact, output)
     where = dict(output_axes or {}) if axes else {}
     started = time.monotonic()
     for batch in _batches(samples, dict(axes or {}), rows, judge):
@@ -98,10 +99,12 @@ def _part(answers: Arrays, axes: Mapping[str, int], index: int) -> Arrays:
 class _Judge:
     """Takes answers one sample at a time and keeps sums, the worst samples and one number each few samples."""
 
-    def __init__(self, samples: Samples, metric: Metric, tolerance: float) -> None:
-        self._samples, self._metric, self._tolerance = samples, metric, tolerance
+    def __init__(
+        self, samples: Samples, metric: Metric, tolerance: float, exact: Container[str], output: str | None
+    ) -> None:
+        self._samples, self._metric, self._tolerance, self._exact = samples, metric, tolerance, exact
         self._own, self._reference = measure(metric), measure(metric)
-        self._output = ""
+        self._output, self._asked = "", output
         self._count = self._over = self._changed = 0
         self._is_scores = False
         self._worst: list[tuple[float, WorstSample]] = []
@@ -111,7 +114,7 @@ class _Judge:
 
     def take(self, want: Arrays, got: Arrays, truth: np.ndarray | None) -> None:
         if not self._output:
-            self._output = _output_of(self._metric, want, truth)
+            self._output = _output_of(self._metric, want, truth, self._asked)
             guess = truth is None and np.squeeze(want[self._output]).ndim == 1
             self._is_scores = self._metric in LABEL_METRICS or guess
         self.answer_bytes = max(self.answer_bytes, 1, _bytes(want))
@@ -141,9 +144,9 @@ class _Judge:
     def _difference(self, name: str, want: np.ndarray, got: np.ndarray) -> tuple[float, WorstSample]:
         """The difference as a share of its bound, infinite where one of the two is not finite."""
         found = differs(want, got, self._tolerance)
-        bound = found.bound if is_float(want) else _TIES * want.size
+        bound = found.bound if is_float(want) else 0.0 if name in self._exact else _TIES * want.size
         finite = math.isfinite(found.difference) and not (found.differs and found.difference == 0)
-        share = math.inf if not finite else found.difference / bound if bound else 0.0
+        share = math.inf if not finite else found.difference / bound if bound else (math.inf if found.differs else 0.0)
         return share, WorstSample(self._count, name, found.difference if finite else None, bound)
 
     def result(self) -> Accuracy:
@@ -164,18 +167,26 @@ class _Judge:
         )
 
 
-def _output_of(metric: Metric, answers: Arrays, truth: np.ndarray | None) -> str:
-    """The first output that the truth can be about: scores for labels, an equal shape for targets. Floats go first."""
-    names = [name for name, array in answers.items() if is_float(array)] or list(answers)
+def _output_of(metric: Metric, answers: Arrays, truth: np.ndarray | None, asked: str | None) -> str:
+    """The output that is asked for, else the one that the truth can be about: scores for labels, an equal shape for
+    targets. Without a truth, the first of floats.
+    """
+    if asked is not None and asked not in answers:
+        raise ModelRefused(f"output {asked!r} does not exist; the model gives {', '.join(answers)}")
+    names = [asked] if asked else [name for name, array in answers.items() if is_float(array)] or list(answers)
     if truth is None:
         return names[0]
     probe = np.zeros_like(truth)[None]  # the label itself must not choose: one beyond the classes is an error
+    fits = []
     for name in names:
         with contextlib.suppress(ModelRefused):
             fitting(metric, answers[name][None], probe)
-            return name
-    fitting(metric, answers[names[0]][None], probe)  # says what does not fit
-    return names[0]
+            fits.append(name)
+    if not fits:
+        fitting(metric, answers[names[0]][None], probe)  # says what does not fit
+    if len(fits) > 1:
+        raise ModelRefused(f"{metric} could be taken of the outputs {', '.join(fits)}; name one in the spec: output")
+    return fits[0] if fits else names[0]
 
 
 def _bytes(arrays: Mapping[str, np.ndarray]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from engines.npz import Samples, read_samples
 from engines.operators import operators_of
 from engines.passes.fixed_shapes import with_shapes
 from engines.passes.image_input import with_image_input
+from engines.passes.widen import widen_halves
 from engines.reference import Reference
 from engines.report import PassChange, change_of, encode_report
 from engines.request import BuildRequest
@@ -97,33 +98,33 @@ def _described(engine: Engine, subject: Subject) -> dict[str, Any]:
     }
 
 
-def _given_samples(request: BuildRequest, spec: Spec, sent: onnx.ModelProto) -> Samples | None:
-    """What the engine is judged on: the validation set, else the calibration samples. Both are read, to be refused."""
+def _given_samples(request: BuildRequest, spec: Spec, sent: onnx.ModelProto) -> list[Samples]:
+    """What the engine is held against: the validation set first, if there is one, then the calibration samples."""
     inputs = declared_inputs(spec, frontend.tensor_specs(sent)[0])
-    given = [
-        read_samples(path, inputs, with_truth=with_truth)
-        for path, with_truth in ((request.validation, True), (request.calibration, False))
-        if path is not None
-    ]
-    require_truth(spec, given[0].truth if given else None)
-    return given[0] if given else None
+    validation = [read_samples(path, inputs, with_truth=True) for path in [request.validation] if path is not None]
+    require_truth(spec, validation[0].truth if validation else None)
+    calibration = [read_samples(path, inputs, with_truth=False) for path in [request.calibration] if path is not None]
+    return [*validation, *calibration]
 
 
-def _rewritten(sent: onnx.ModelProto, spec: Spec, samples: Samples | None) -> tuple[Subject, list[PassChange]]:
+def _rewritten(sent: onnx.ModelProto, spec: Spec, samples: Sequence[Samples]) -> tuple[Subject, list[PassChange]]:
     """The graph that every target reads, and the reference of what clients will send to it."""
     reference = Reference(sent)
     model, done = canonical(with_shapes(sent, spec.shapes) if spec.shapes else sent, reference)
-    changes = list(done)
-    answers: Run = reference
-    if spec.inputs:
-        kinds = {tensor.name: tensor.datatype for tensor in frontend.tensor_specs(model)[0]}
-        answers = lambda arrays: reference(as_model_inputs(spec.inputs, arrays, kinds))  # noqa: E731
+    changes, kinds = list(done), {tensor.name: tensor.datatype for tensor in frontend.tensor_specs(model)[0]}
     for name, image in spec.inputs.items():
         before = operators_of(model)
         model = with_image_input(model, name, image.layout, image.mean, image.scale)
         changes.append(change_of(f"pixels of input {name!r}", before, operators_of(model)))
-    own = [sample.inputs for sample in itertools.islice(samples, _OWN_ROWS)] if samples is not None else []
-    return Subject(model, *frontend.tensor_specs(model), answers, own), changes
+    wide, note = widen_halves(model)
+    answers: Run = reference
+    if note:  # the engine's own meaning; the model as it was sent is rounded after every operator
+        changes.append(change_of("widen halves", operators_of(model), operators_of(wide), note))
+        answers = Reference(wide)
+    elif spec.inputs:
+        answers = lambda arrays: reference(as_model_inputs(spec.inputs, arrays, kinds))  # noqa: E731
+    own = [sample.inputs for given in samples for sample in itertools.islice(given, _OWN_ROWS)]
+    return Subject(wide, *frontend.tensor_specs(wide), answers, own), changes
 
 
 def _narrowing(subject: Subject, bits: int) -> list[str]:

@@ -14,6 +14,7 @@ from engines import batchproof
 from engines.agreement import WrongEngine, agree_at, check_agreement, integer_bits, prove_at, twin_of
 from engines.batchproof import Blind, Proven, Refuted
 from engines.errors import ModelRefused
+from engines.frontend.kinds import exact_outputs
 from engines.frontend.ranges import takes_sizes_from_values
 from engines.guarded import Guards, first_difference
 from engines.hardware import usable_threads
@@ -23,7 +24,7 @@ from engines.reference import Arrays
 from engines.samples import GivenSampler, Sampler, find_sampler, integer_limits, other_samplers
 from engines.targets import openvino as target
 from engines.tensor import DYNAMIC, TensorSpec
-from engines.verify import rounding_bound
+from engines.verify import agreement_bound, rounding_bound
 
 __all__ = ["Choice", "Subject", "choose", "with_axis"]
 
@@ -62,21 +63,26 @@ class Choice(msgspec.Struct):
     bounds: dict[str, int]
     """Of integer inputs that the engine computes rightly below this number only."""
     steady: bool
+    recheck: Callable[[Sequence[Arrays]], bool]
+    """`check_agreement` on more rows: raises WrongEngine where the engine does not answer as the reference."""
 
 
 def choose(subject: Subject) -> Choice:
     """Raises WrongEngine where the engine is not right, batched or not, and ModelRefused where there is none."""
     reasons: list[str] = []
+    wrong: list[Arrays] = []
     for axes in batchproof.axis_candidates(subject.inputs):
         try:
             found = _try_axes(subject, axes)
         except (ModelRefused, WrongEngine) as refused:  # as it is, the model may still be right
             reasons.append(str(refused))
+            wrong += [refused.row] if isinstance(refused, WrongEngine) and refused.row else []
             continue
         if isinstance(found, Choice):
             return found
         reasons.append(found.reason)
-    return _unbatched(subject, _why_not(subject.inputs, reasons))
+    # what showed an engine to be wrong has to be answered rightly by the one that is taken instead
+    return _unbatched(subject._replace(own=[*subject.own, *wrong]), _why_not(subject.inputs, reasons))
 
 
 def _why_not(inputs: list[TensorSpec], reasons: list[str]) -> str:
@@ -98,9 +104,11 @@ class _Trial:
         sampler = _sampler(subject, axes, limits)
         self.graph = target.read_model(with_batch_axes(subject.model, axes) if axes else subject.model)
         self.run = _runner(self.graph, subject.names)
-        self.guards, self.rounding = Guards(target.guards_of(self.graph)), rounding_bound(subject.model)
+        self.rounding = rounding_bound(subject.model)
+        bound, exact = agreement_bound(subject.model), exact_outputs(subject.model)
+        self.guards = Guards(target.guards_of(self.graph), bound, exact)
         self.sampler, self.bounds = self.guards.narrowed(
-            sampler, subject.inputs, axes, self.run.watched, subject.reference, self.rounding, limits
+            sampler, subject.inputs, axes, self.run.watched, subject.reference, limits
         )
         self.rows = self.sampler.rows()
         self.others = other_samplers(self.sampler, subject.reference)
@@ -109,20 +117,20 @@ class _Trial:
     def is_steady(self) -> bool:
         """Raises WrongEngine where the engine is not right on synthetic samples, or on those of the sender."""
         given = [row for row in self.subject.own if not any(row is other for other in self.rows)]
-        checks = [self._check(rows) for rows in (self.rows, given) if rows]
+        checks = [self.check(rows) for rows in (self.rows, given) if rows]
         return all(checks)
 
-    def _check(self, rows: Sequence[Arrays]) -> bool:
+    def check(self, rows: Sequence[Arrays]) -> bool:
         subject = self.subject
         return check_agreement(
-            self.run.watched, subject.reference, rows, self.rounding, subject.model, self._run_of, self.guards
+            self.run.watched, subject.reference, rows, subject.model, self._run_of, self.guards
         )  # fmt: skip
 
     def agree_elsewhere(self) -> None:
         """The same at other sizes of the variable dimensions."""
         subject = self.subject
         agree_at(
-            self.others, self.run.watched, subject.reference, self.rounding, subject.model, self._run_of, self.guards
+            self.others, self.run.watched, subject.reference, subject.model, self._run_of, self.guards
         )  # fmt: skip
 
     def integer_bits(self) -> int:
@@ -182,7 +190,7 @@ def _choice(
 ) -> Choice:  # fmt: skip
     return Choice(
         trial.graph, inputs, axes, output_axes, proof, trial.sampler, notes, trial.integer_bits(), trial.guards,
-        trial.bounds, steady,
+        trial.bounds, steady, trial.check,
     )  # fmt: skip
 
 
@@ -192,7 +200,8 @@ def _meaning_of_rows(trial: _Trial, company: Arrays) -> str:
         trial.subject.reference(company)
     except Exception:  # it takes one row only, whatever its shapes say: there is no meaning to change
         return ""
-    wrong = first_difference(trial.run, trial.subject.reference, [company], trial.rounding)
+    guards = trial.guards
+    wrong = first_difference(trial.run, trial.subject.reference, [company], guards.bound, guards.exact)
     return f"rows belong together: {wrong}" if wrong else ""
 
 

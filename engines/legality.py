@@ -15,6 +15,7 @@ from engines.layers import first_differing_layer
 from engines.passes.calm_softmax import saturating_inputs, with_outputs
 from engines.passes.names import with_plain_names
 from engines.passes.random_weights import with_moved_weights, with_random_weights
+from engines.passes.widen import has_halves
 from engines.reference import Arrays, Reference
 from engines.samples import find_sampler, integer_limits
 from engines.tensor import DYNAMIC
@@ -26,6 +27,7 @@ Rewrite = Callable[[onnx.ModelProto], tuple[onnx.ModelProto, str]]
 """A pass: the model after it (the same object where nothing changed), and what is to be said of it."""
 
 _TIES = 0.01
+_HALF_BOUND = 2.0**-5
 _LARGE_ANSWER = 2**24
 """Bytes from which on two samples have to do: sizes drawn by chance may ask for gigabytes."""
 _SAME_ANSWERS = "same answers"
@@ -51,7 +53,7 @@ class Verifier:
 
     def __init__(self, model: onnx.ModelProto, reference: Reference | None) -> None:
         self._reference = reference
-        self._rounding = rounding_bound(model)
+        self._rounding = max(rounding_bound(model), _HALF_BOUND if has_halves(model) else 0.0)
         # what the sent model breaks already is not a pass's fault; it may well be served
         self._checks = [full for full in (True, False) if not _checker_says(model, full=full)]
         self._rows, reason = _samples(model, reference)

@@ -49,7 +49,7 @@ _PASSING_ERRORS = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM
 _STAGING, _DISCARDED = ".staging", ".discarded."
 _LEFT_VERSION = re.compile(r"\.[0-9]+\.[^.]+\.staging")
 _TOOLS = ("bitserve", "onnx", "onnxruntime", "onnxscript", "openvino")
-PLAN_FORMAT = "13"
+PLAN_FORMAT = "14"
 """Part of every plan key: raise it when the build itself changes what it makes."""
 
 

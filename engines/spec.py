@@ -62,7 +62,8 @@ class ImageInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """All keys are optional. `accuracy_budget` is the largest loss allowed, absolute, in the unit of `metric`.
+    """All keys are optional. `accuracy_budget` is the largest loss allowed, absolute, in the unit of `metric`, which
+    is taken of `output` (needed only where the labels or targets could be about several).
 
     `shapes` gives sizes to the variable dimensions of an input, the first one left out since it carries the rows; -1
     stays variable. `max_batch` counts rows; without it, the server's setting holds.
@@ -72,6 +73,7 @@ class Spec:
 
     precision: Precision = "auto"
     metric: Metric | None = None
+    output: str | None = None
     accuracy_budget: float | None = None
     objective: Objective = "throughput"
     search: Search | None = None

@@ -7,11 +7,14 @@ import math
 import onnx
 from onnx import TensorProto
 
-__all__ = ["rounding_bound"]
+__all__ = ["agreement_bound", "rounding_bound"]
 
 _UNIT_ROUNDOFF = 2.0**-24  # float32, round to nearest
-_HALF_ROUNDOFF = 2.0**-9  # bfloat16 keeps 8 bits, float16 11: the coarser one bounds both
+_STEPS = {TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}
+"""One unit in the last place: two numbers that are nearly equal may be rounded to neighbours."""
 _SAFETY = 16.0
+_SLACK = 16.0
+"""Fused kernels get this many times the rounding of a reordered sum."""
 _RECURRENT_STEPS = 64
 
 
@@ -22,18 +25,26 @@ def rounding_bound(model: onnx.ModelProto) -> float:
     Mary 2019, "A new approach to probabilistic rounding error analysis"); errors of successive layers add up. So the
     bound is safety * u * sum over weighted nodes of sqrt(k), the safety factor standing for the ratio between the
     largest intermediate and the largest answer. It is only the float half of a proof: a mixing of rows weaker than
-    this shows beside a row of large values or of NaN.
+    this shows beside a row of large values or of NaN. An output in half precision may end one step away.
     """
+    return _reordered(model) + _last_step(model)
+
+
+def agreement_bound(model: onnx.ModelProto) -> float:
+    """The same between two runtimes, which do not only reorder sums but have other kernels. It can be much too wide
+    for a deep network: see `engines.guarded.Guards`.
+    """
+    return _SLACK * _reordered(model) + _last_step(model)
+
+
+def _reordered(model: onnx.ModelProto) -> float:
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     total = sum(math.sqrt(_terms(node, shapes)) for node in model.graph.node)
-    return _SAFETY * max(total, 16.0) * _UNIT_ROUNDOFF if not _has_half(model.graph) else 16.0 * _HALF_ROUNDOFF
+    return _SAFETY * max(total, 16.0) * _UNIT_ROUNDOFF
 
 
-def _has_half(graph: onnx.GraphProto) -> bool:
-    """Half-precision tensors are rounded once a layer in one runtime and kept in float32 in another."""
-    halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-    values = (value.type.tensor_type.elem_type for value in [*graph.input, *graph.output])
-    return any(kind in halves for kind in [*values, *(tensor.data_type for tensor in graph.initializer)])
+def _last_step(model: onnx.ModelProto) -> float:
+    return max((_STEPS.get(value.type.tensor_type.elem_type, 0.0) for value in model.graph.output), default=0.0)
 
 
 def _terms(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:

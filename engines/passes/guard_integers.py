@@ -12,7 +12,7 @@ from onnx import NodeProto, TensorProto
 
 from engines.passes.guard_ops import Checks, Nodes
 
-__all__ = ["WIDE", "guard_cast", "guard_integers", "must_be_exact", "reads"]
+__all__ = ["UNDEFINED", "WIDE", "WRAPS", "guard_cast", "guard_integers", "must_be_exact", "reads"]
 
 WIDE = frozenset({TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64})
 """What the engine cuts to 32 bits, signed."""
@@ -32,6 +32,8 @@ _ROUNDED: dict[str, tuple[int, ...]] = {
 _PRODUCTS = frozenset({"ConvInteger", "MatMulInteger"})
 """Of bytes: only their sums can become large."""
 _KNOWN = {**_EXACT, **_ROUNDED}
+UNDEFINED = "makes an integer of what is no number, or beyond 64 bits"
+WRAPS = "gives an integer beyond 32 bits"
 _FP32_EXACT = 2.0**24
 _BEYOND_31_BITS = 2.0**31 + 256
 """FP32 has steps of 256 there."""
@@ -53,14 +55,19 @@ def reads(node: NodeProto) -> list[str]:
     return [node.input[p] for p in positions if p < len(node.input) and node.input[p]]
 
 
-def guard_cast(checks: Checks, node: NodeProto) -> tuple[list[NodeProto], str]:
-    """How many numbers are outside [-2**31, 2**31), or NaN, where a float becomes a whole number."""
+def guard_cast(checks: Checks, node: NodeProto) -> tuple[list[NodeProto], list[tuple[str, str]]]:
+    """Where a float becomes a whole number: how many are too large for 32 bits, and how many are too large for 64 or
+    no numbers, of which ONNX does not say what becomes of them. Two counts, and what each counts.
+    """
     b = Nodes(checks)
     number = b.number(node.input[0])
     fits = b.op("Less", number, b.constant(2.0**31))
     below = b.op("Less", number, b.constant(-(2.0**31)))
-    count = b.count(b.op("Or", b.op("Not", fits), below))
-    return b.nodes, count
+    wide = b.op("Or", b.op("Not", fits), below)
+    defined = b.op("Less", b.op("Abs", number), b.constant(2.0**63))
+    wrong = b.count(b.op("And", wide, defined))
+    undefined = b.count(b.op("Not", defined))
+    return b.nodes, [(wrong, "makes an integer of a number beyond 32 bits"), (undefined, UNDEFINED)]
 
 
 def guard_integers(
@@ -78,7 +85,7 @@ def guard_integers(
         turned = after.op("Abs", after.op("Sub", shadow, after.number(node.output[0])))
         wrapped = after.op("Not", after.op("Less", turned, after.constant(_HALF_TURN)))
         count = after.count(after.op("Or", wrapped, _beyond(after, shadow, _BEYOND_31_BITS)))
-        return before.nodes, after.nodes, count, "gives an integer beyond 32 bits"
+        return before.nodes, after.nodes, count, WRAPS
     what = "meets or gives integers beyond 2**24, which the engine rounds there"
     if node.op_type in _PRODUCTS:
         return [], after.nodes, after.count(_beyond(after, after.number(node.output[0]), _FP32_EXACT)), what

@@ -60,6 +60,14 @@ def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
         return copy
 
 
+_Guarded = tuple[list[NodeProto], list[NodeProto], list[tuple[str, str]]]
+_INSIDE = "looks up an index outside its table, makes an integer beyond 32 bits, or asks for too much"
+
+
+def _before(nodes: list[NodeProto], count: str, what: str) -> _Guarded:
+    return nodes, [], [(count, what)]
+
+
 class _Value:
     """What is known of a tensor: element type (0 = unknown), dimensions (None = unknown), stored contents."""
 
@@ -87,13 +95,12 @@ class _Pass:
         nodes = list(graph.node)
         del graph.node[:]
         for node in nodes:
-            before, after, count, what = self._guards_of(node, known)
+            before, after, found = self._guards_of(node, known)
             graph.node.extend([*before, node, *after])
             self.changed |= bool(before or after)
-            if count:
-                counts.append(count)
-                if graph is self._top:
-                    self.said.append(what)
+            counts += [count for count, _ in found]
+            if graph is self._top:
+                self.said += [f"{node.op_type} {node.name or node.output[0]!r} {what}" for _, what in found]
         if graph is self._top:
             for value in graph.output:
                 if value.type.tensor_type.elem_type == TensorProto.DOUBLE:
@@ -103,45 +110,32 @@ class _Pass:
                     self.said.append(f"output {value.name!r} is beyond FP32, in which the engine computes")
         return counts
 
-    def _guards_of(
-        self, node: NodeProto, known: Mapping[str, _Value]
-    ) -> tuple[list[NodeProto], list[NodeProto], str, str]:
-        """Nodes to run before and after it, the name of its count (or nothing), and what that counts."""
-        what = f"{node.op_type} {node.name or node.output[0]!r}"
+    def _guards_of(self, node: NodeProto, known: Mapping[str, _Value]) -> _Guarded:
+        """Nodes to run before and after it; names of its counts, and what each counts."""
         if node.op_type in INDEX_INPUTS and self._needs_check(node, known):
-            nodes, count = self._check_index(node, known)
-            return nodes, [], count, f"{what} looks up an index outside its table"
+            return _before(*self._check_index(node, known), "looks up an index outside its table")
         if node.op_type == "Cast" and self._cuts(node, known):
-            nodes, count = guard_cast(self.checks, node)
-            return nodes, [], count, f"{what} makes an integer of a number beyond 32 bits"
+            nodes, counts = guard_cast(self.checks, node)
+            return nodes, [], counts
         variable = self._inexact(node, known)
         if variable:
             before, after, count, why = guard_integers(self.checks, node, variable)
-            return before, after, count, f"{what} {why}"
+            return before, after, [(count, why)]
         if has_lengths(node):
             nodes, count, why = self._check_lengths(node, known)
             if count:
-                return nodes, [], count, f"{what} {why}"
+                return _before(nodes, count, why)
         axes = needed_axes(node)
         if axes is not None and self._may_be_empty(node, axes, known):
-            nodes, count = guard_axes(self.checks, node, axes)
-            return nodes, [], count, f"{what} takes something out of an empty tensor"
+            return _before(*guard_axes(self.checks, node, axes), "takes something out of an empty tensor")
         if node.op_type == "Compress" and node.input[1] not in self._from_shapes:
-            nodes, count = guard_compress(self.checks, node)
-            return nodes, [], count, f"{what} has a condition longer than what it selects from"
+            return _before(*guard_compress(self.checks, node), "has a condition longer than what it selects from")
         if node.op_type == "MaxRoiPool" and node.input[1] not in self._from_shapes:
-            nodes, count = guard_regions(self.checks, node)
-            return nodes, [], count, f"{what} has a region of an image that is not in the batch"
+            return _before(*guard_regions(self.checks, node), "has a region of an image that is not in the batch")
         before, asked = self._check_size(node, known)
         turns, after, count = self._guard_bodies(node, known)
-        inside = f"{what} looks up an index outside its table, makes an integer beyond 32 bits, or asks for too much"
-        if asked and count:
-            both = self.checks.name()
-            after.append(helper.make_node("Add", [asked, count], [both]))
-            return [*before, *turns], after, both, inside
-        if asked:
-            return [*before, *turns], [], asked, f"{what} asks for too large a size, or less than nothing"
-        return [*before, *turns], after, count, inside
+        found = [(asked, "asks for too large a size, or less than nothing"), (count, _INSIDE)]
+        return [*before, *turns], after, [pair for pair in found if pair[0]]
 
     def _needs_check(self, node: NodeProto, known: Mapping[str, _Value]) -> bool:
         """Not where the index was checked on arrival, or is a constant that fits whatever the table is."""

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from engines.errors import ValuesRefused
 from engines.reference import Arrays, Reference
-from engines.verify import rounding_bound
+from engines.verify import agreement_bound
 from tests.engines.conftest import Built
 from tests.passes.networks import recurrent
 from tests.support.onnx_models import FLOAT, build
@@ -68,7 +68,7 @@ def batches(model: onnx.ModelProto, batch_axis: int, count: int = 25) -> Iterato
 
 
 def answers_as_the_reference(done: Built, model: onnx.ModelProto, batch_axis: int) -> None:
-    asked, reference, rounding = list(batches(model, batch_axis)), Reference(model), 16 * rounding_bound(model)
+    asked, reference, rounding = list(batches(model, batch_axis)), Reference(model), agreement_bound(model)
     for batch, answer in zip(asked, done.answer(*asked), strict=True):
         for name, want in reference(batch).items():
             np.testing.assert_allclose(answer[name], want, rtol=0, atol=rounding * max(1, np.abs(want).max()))

@@ -12,7 +12,7 @@ from engines.graphs import all_nodes, opset_of
 from engines.reference import Arrays, Reference
 from engines.report import PassChange
 from engines.targets import openvino as target
-from engines.verify import rounding_bound
+from engines.verify import agreement_bound
 from tests.passes.answers import assert_same_answers, operators, rows_of
 from tests.passes.networks import CNNS, encoder, light, recurrent
 
@@ -34,7 +34,7 @@ def the_engine_agrees(model: onnx.ModelProto, after: onnx.ModelProto, rows: list
     run = target.runner(
         target.compile_model(target.read_model(after), 1, 2), [value.name for value in after.graph.output]
     )
-    assert first_difference(run, Reference(model), rows, rounding_bound(model)) == ""
+    assert first_difference(run, Reference(model), rows, agreement_bound(model)) == ""
 
 
 @pytest.mark.parametrize("name", CNNS)

@@ -16,7 +16,7 @@ from engines.passes.guards import with_guards
 from engines.passes.sequence_lens import has_lengths, with_lengths_written_out
 from engines.reference import Arrays, Reference
 from engines.targets import openvino as target
-from engines.verify import rounding_bound
+from engines.verify import agreement_bound
 from tests.passes.answers import assert_same_answers, operators
 from tests.support.onnx_models import FLOAT, build
 
@@ -75,7 +75,7 @@ def engine(model: onnx.ModelProto) -> target.runner:
 
 def the_engine_agrees(model: onnx.ModelProto, samples: Sequence[Arrays]) -> None:
     run = engine(model)
-    assert first_difference(run, Reference(model), samples, rounding_bound(model)) == ""
+    assert first_difference(run, Reference(model), samples, agreement_bound(model)) == ""
     assert not any(fired(run.watched(sample)) for sample in samples)
 
 

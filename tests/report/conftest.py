@@ -20,7 +20,7 @@ from engines.reference import Arrays, Reference
 from engines.report import Candidate, Report, change_of
 from engines.targets import openvino as target
 from engines.targets.openvino_profile import speeds_of, timed_layers
-from engines.verify import rounding_bound
+from engines.verify import agreement_bound
 
 MODEL = Path(__file__).parents[2] / "model_repo/fashion_cnn"
 STREAMS = 2
@@ -50,7 +50,7 @@ def report(graph: ov.Model, compiled: ov.CompiledModel, tmp_path_factory: pytest
     np.savez(path, image=heldout["image"][:64] / 255, labels=heldout["labels" if "labels" in heldout else "label"][:64])
     samples = read_samples(path, frontend.tensor_specs(model)[0], with_truth=True)
     accuracy = assess(
-        target.runner(compiled, ["logits"]), Reference(model), samples, None, tolerance=16 * rounding_bound(model),
+        target.runner(compiled, ["logits"]), Reference(model), samples, None, tolerance=agreement_bound(model),
         axes={"image": 0}, output_axes={"logits": 0},
     )  # fmt: skip
     checked_s = time.monotonic() - started
