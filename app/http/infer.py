@@ -24,7 +24,7 @@ from app.serving.errors import Cancelled, ModelNotReady, ServingError, UnknownMo
 from app.serving.gateway import Call, Gateway
 from app.serving.ticket import Outcome, Reply, Ticket
 
-__all__ = ["Exchange", "Head", "InferHandler", "announced_bytes"]
+__all__ = ["Exchange", "Head", "InferHandler"]
 
 log = logging.getLogger(__name__)
 _PATH = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
@@ -65,14 +65,6 @@ class Head(NamedTuple):
             found.get(b"accept-encoding", b""),
             found.get(b"x-request-id"),
         )
-
-
-def announced_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """Content-Length, or 0 where there is none."""
-    for name, value in headers:
-        if name == b"content-length" and value.isdigit():
-            return int(value)
-    return 0
 
 
 _HEADERS = frozenset((b"inference-header-content-length", b"content-encoding", b"accept-encoding", b"x-request-id"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from app.http.bodies import announced_bytes
 from app.http.errors import too_large
 from app.http.held import Hold, Room
-from app.http.infer import announced_bytes
 
 __all__ = ["HOLD", "BodyLimit"]
 
