@@ -107,7 +107,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(plane)
     app.include_router(build_routes(settings, builds))
     app.include_router(report_routes(Reports(manager, manager.plans.render)))
-    app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes, room=handler.room)
     _answer_errors(app, [*plane.routes, *app.routes])
     describe_inference(app)
     return app

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from app.http.answers import Answer
-from app.http.bodies import Body, add_part, whole
+from app.http.bodies import Body, add_part, announced_bytes, whole
 from app.http.errors import HttpError, too_large
 from app.http.held import Hold
-from app.http.infer import Exchange, Head, InferHandler, announced_bytes
+from app.http.infer import Exchange, Head, InferHandler
 from app.serving.errors import ServingError
 
 __all__ = ["InferAsgi"]

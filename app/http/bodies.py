@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ["Body", "add_part", "whole"]
+from collections.abc import Iterable
+
+__all__ = ["Body", "add_part", "announced_bytes", "whole"]
 
 Body = bytes | bytearray
 _MANY = 16
 """Some hundred KiB of what a socket gives at once, or a body in tiny chunks: each part is an object of its own."""
+
+
+def announced_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Content-Length, or 0 where there is none."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return 0
 
 
 def add_part(parts: list[Body], part: bytes) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from app.http.bodies import Body
 from app.http.errors import BadRequest, BodyTooLarge
 from app.http.workers import INLINE_BYTES
 
-__all__ = ["Unpacked", "choose", "compress", "decompress", "is_coded", "unpacked"]
+__all__ = ["Unpacked", "choose", "compress", "counted", "decompress", "is_coded", "unpacked"]
 
 _WINDOW = {"gzip": 31, "deflate": 15}
 _MAX_MEMBERS = 4096
@@ -89,11 +89,21 @@ def _parts(body: Body, coding: str, limit_bytes: int) -> Iterator[bytes]:
                 yield part
 
 
-async def decompress(body: bytes, coding: str, limit_bytes: int) -> bytes:
-    """The decompressed body, made in a thread where it is large. Raises as `unpacked` does."""
+def counted(parts: Iterator[bytes], take: Callable[[int], None]) -> Iterator[bytes]:
+    """The same parts; `take` is told of each one's size before it is given."""
+    for part in parts:
+        take(len(part))
+        yield part
+
+
+async def decompress(body: bytes, coding: str, limit_bytes: int, take: Callable[[int], None]) -> bytes:
+    """The decompressed body, made in a thread where it is large. Raises as `unpacked` does.
+
+    `take` is told of every part's size, from that thread, too; what it raises ends the work.
+    """
     if not is_coded(coding):
         return body
-    parts, made = unpacked(body, coding, limit_bytes), Unpacked()
+    parts, made = counted(unpacked(body, coding, limit_bytes), take), Unpacked()
     if len(body) <= INLINE_BYTES and made.fill(parts, INLINE_BYTES):
         return made.body()
     return await asyncio.to_thread(made.finish, parts)

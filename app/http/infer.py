@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -24,7 +24,7 @@ from app.serving.errors import Cancelled, ModelNotReady, ServingError, UnknownMo
 from app.serving.gateway import Call, Gateway
 from app.serving.ticket import Outcome, Reply, Ticket
 
-__all__ = ["Exchange", "Head", "InferHandler", "announced_bytes"]
+__all__ = ["Exchange", "Head", "InferHandler"]
 
 log = logging.getLogger(__name__)
 _PATH = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
@@ -65,14 +65,6 @@ class Head(NamedTuple):
             found.get(b"accept-encoding", b""),
             found.get(b"x-request-id"),
         )
-
-
-def announced_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """Content-Length, or 0 where there is none."""
-    for name, value in headers:
-        if name == b"content-length" and value.isdigit():
-            return int(value)
-    return 0
 
 
 _HEADERS = frozenset((b"inference-header-content-length", b"content-encoding", b"accept-encoding", b"x-request-id"))
@@ -187,7 +179,10 @@ class Exchange:
         """The loop begins with what the body becomes; a thread goes on where that is large."""
         made = compression.Unpacked()
         try:
-            parts = self._counted(compression.unpacked(body, coding, self._handler.max_body_bytes))
+            # the body counts as it grows; this ends the work, too, when the client has gone
+            parts = compression.counted(
+                compression.unpacked(body, coding, self._handler.max_body_bytes), self._hold.take
+            )
             whole = len(body) <= INLINE_BYTES and made.fill(parts, INLINE_BYTES)
         except (HttpError, ServingError) as error:
             self.refuse(error)
@@ -197,12 +192,6 @@ class Exchange:
         else:
             rest = functools.partial(made.finish, parts)
             self._handler.workers.run(rest, functools.partial(self._unpacked, len(body)))
-
-    def _counted(self, parts: Iterator[bytes]) -> Iterator[bytes]:
-        """The body counts as it grows; this ends the work, too, when the client has gone."""
-        for part in parts:
-            self._hold.take(len(part))
-            yield part
 
     def _unpacked(self, coded_bytes: int, made: bytes | BaseException) -> None:
         if self._cancelled:

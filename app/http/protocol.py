@@ -16,9 +16,10 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.http.answers import SEND_BODY, Answer, error_answer, wire_parts
+from app.http.bodies import announced_bytes
 from app.http.cycle import FastCycle, LingeringTransport, head_without_upgrade
 from app.http.errors import BadRequest, TooManyConnections
-from app.http.infer import Head, InferHandler, announced_bytes
+from app.http.infer import Head, InferHandler
 
 if TYPE_CHECKING:
     from app.settings import Settings

@@ -16,6 +16,8 @@ from app.config import ModelConfig, config_of
 from app.http import compression
 from app.http.errors import OK, BadRequest, BodyTooLarge, Forbidden, NotAuthorized, NotSupported
 from app.http.files import brought_files
+from app.http.held import Hold
+from app.http.limits import HOLD
 from app.http.schemas import (
     IndexEntry,
     IndexRequest,
@@ -164,7 +166,7 @@ def _add_repository(router: APIRouter, settings: Settings, gateway: Gateway, man
         check_admin(settings, authorization)
         asked = await _body(request, LoadRequest)
         config = _config_override(asked.parameters, model, gateway.registry)
-        files = await asyncio.to_thread(brought_files, asked.parameters, config)
+        files = await asyncio.to_thread(brought_files, asked.parameters, config, _hold(request).take)
         await manager.load(model, config, files)
         return Response()
 
@@ -246,7 +248,8 @@ def _level(wanted: LogSettings) -> int:
 async def _body(request: Request, schema: type[Schema]) -> Schema:
     """An optional JSON body, whatever its Content-Type says: tritonclient sends none at all."""
     coding = request.headers.get("content-encoding", "").strip().lower()
-    data = await compression.decompress(await request.body(), coding, request.app.state.handler.max_body_bytes)
+    limit_bytes = request.app.state.handler.max_body_bytes
+    data = await compression.decompress(await request.body(), coding, limit_bytes, _hold(request).take)
     if not data.strip():
         return schema()
     try:
@@ -255,6 +258,11 @@ async def _body(request: Request, schema: type[Schema]) -> Schema:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BadRequest(f"the body does not fit: {where + ': ' if where else ''}{first['msg']}") from error
+
+
+def _hold(request: Request) -> Hold:
+    hold: Hold = request.scope[HOLD]
+    return hold
 
 
 def _optional_body(schema: type[BaseModel]) -> dict[str, Any]:

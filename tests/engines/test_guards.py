@@ -122,7 +122,7 @@ def test_a_float_that_does_not_fit_the_engines_integers(built: Build) -> None:
     (answer,) = done.answer({"x": np.array([[1.5, -(2.0**30)]], np.float32)})
     np.testing.assert_array_equal(answer["y"], [[1, -(2**30)]])
     for value in (2.0**31, -(2.0**40), np.nan, np.inf):
-        with pytest.raises(ValuesRefused, match="Cast 'the_cast' makes an integer of (a number beyond 32|what is no)"):
+        with pytest.raises(ValuesRefused, match=r"Cast 'the_cast' makes an integer of (a number beyond 32|what is no)"):
             done.answer({"x": np.array([[0, value]], np.float32)})
 
 

@@ -1,4 +1,4 @@
-"""Half precision: what the engine computes in FP32 is held against exactly that, and no bound leaves room for halves."""
+"""Half precision: what the engine computes in FP32 is held against exactly that; no bound leaves room for halves."""
 
 from __future__ import annotations
 
