@@ -26,7 +26,7 @@ from engines.targets import openvino as target
 from engines.tensor import DYNAMIC, TensorSpec
 from engines.verify import agreement_bound, rounding_bound
 
-__all__ = ["Choice", "Subject", "choose", "with_axis"]
+__all__ = ["Choice", "Run", "Subject", "agrees", "choose", "with_axis"]
 
 _ROUNDING = "the answers change when weights move by one unit in the last place"
 Run = Callable[[Arrays], Arrays]
@@ -63,8 +63,6 @@ class Choice(msgspec.Struct):
     bounds: dict[str, int]
     """Of integer inputs that the engine computes rightly below this number only."""
     steady: bool
-    recheck: Callable[[Sequence[Arrays]], bool]
-    """`check_agreement` on more rows: raises WrongEngine where the engine does not answer as the reference."""
 
 
 def choose(subject: Subject) -> Choice:
@@ -112,30 +110,32 @@ class _Trial:
         )
         self.rows = self.sampler.rows()
         self.others = other_samplers(self.sampler, subject.reference)
-        self._run_of = functools.partial(_runner, outputs=subject.names)
 
     def is_steady(self) -> bool:
         """Raises WrongEngine where the engine is not right on synthetic samples, or on those of the sender."""
         given = [row for row in self.subject.own if not any(row is other for other in self.rows)]
-        checks = [self.check(rows) for rows in (self.rows, given) if rows]
+        checks = [agrees(self.subject, self.run, rows, self.guards) for rows in (self.rows, given) if rows]
         return all(checks)
-
-    def check(self, rows: Sequence[Arrays]) -> bool:
-        subject = self.subject
-        return check_agreement(
-            self.run.watched, subject.reference, rows, subject.model, self._run_of, self.guards
-        )  # fmt: skip
 
     def agree_elsewhere(self) -> None:
         """The same at other sizes of the variable dimensions."""
         subject = self.subject
         agree_at(
-            self.others, self.run.watched, subject.reference, subject.model, self._run_of, self.guards
+            self.others, self.run.watched, subject.reference, subject.model, _runner_of(subject), self.guards
         )  # fmt: skip
 
     def integer_bits(self) -> int:
         subject = self.subject
         return integer_bits(self.run.watched, subject.reference, subject.model, subject.inputs, self.sampler)
+
+
+def agrees(subject: Subject, run: target.runner, rows: Sequence[Arrays], guards: Guards) -> bool:
+    """`check_agreement` for an engine of the subject: raises WrongEngine where it does not answer as the reference."""
+    return check_agreement(run.watched, subject.reference, rows, subject.model, _runner_of(subject), guards)
+
+
+def _runner_of(subject: Subject) -> Callable[[onnx.ModelProto], Run]:
+    return functools.partial(_runner, outputs=subject.names)
 
 
 def _sampler(subject: Subject, axes: dict[str, int], limits: Sequence[int]) -> Sampler:
@@ -190,7 +190,7 @@ def _choice(
 ) -> Choice:  # fmt: skip
     return Choice(
         trial.graph, inputs, axes, output_axes, proof, trial.sampler, notes, trial.integer_bits(), trial.guards,
-        trial.bounds, steady, trial.check,
+        trial.bounds, steady,
     )  # fmt: skip
 
 

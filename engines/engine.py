@@ -13,7 +13,7 @@ import openvino as ov
 from engines import batchproof
 from engines.accuracy import assess, shortfall
 from engines.agreement import WrongEngine
-from engines.choice import Choice, Run, Subject, choose
+from engines.choice import Choice, Run, Subject, agrees, choose
 from engines.clock import Clock
 from engines.errors import ModelRefused
 from engines.guarded import fired
@@ -65,13 +65,14 @@ def make_engine(subject: Subject, samples: Sequence[Samples], spec: Spec, thread
     timings = _measure(choice, threads or usable_threads(), spec)
     clock.begin("compile")
     config = timings[0].streams, timings[0].threads
-    compiled = target.compile_model(choice.graph, *config)
-    blob = target.export(compiled)
+    blob = target.export(target.compile_model(choice.graph, *config))
     clock.begin("check")
-    accuracy = _checked(subject, choice, target.reimported(blob, *config), samples, spec)
+    served = target.reimported(blob, *config)  # as a server will run it
+    accuracy = _checked(subject, choice, served, samples, spec)
     max_batch = (spec.max_batch or _USUAL_BATCH) if choice.axes else 1
-    speeds = _speeds(choice, compiled, max_batch)
-    return Engine("fp32", choice, timings, blob, accuracy, layers_of(compiled), speeds, max_batch)
+    return Engine(
+        "fp32", choice, timings, blob, accuracy, layers_of(served), _speeds(choice, served, max_batch), max_batch
+    )  # fmt: skip
 
 
 def _checked(
@@ -104,7 +105,9 @@ def _compared(subject: Subject, choice: Choice, run: target.runner, given: Sampl
         wanted = {one.index for one in accuracy.worst}
         rows = [sample.inputs for i, sample in enumerate(judged) if i in wanted]
         try:
-            choice.recheck(rows)  # rounding may do more to these than to those that the bound was measured on
+            agrees(
+                subject, run, rows, guards
+            )  # rounding may do more to these than to those that the bound was measured on
         except WrongEngine as wrong:
             raise WrongEngine(
                 f"{accuracy.over_bound} of {accuracy.samples} samples differ from ONNX Runtime by more than rounding, "

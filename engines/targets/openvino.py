@@ -100,7 +100,7 @@ def compile_model(model: ov.Model, streams: int, threads: int) -> ov.CompiledMod
 
     What `time_streams` found fastest is not compiled again, so its graph must not be changed.
     """
-    choice, engine = _fastest.get(model, (None, None))
+    choice, engine = _fastest.pop(model, (None, None))  # large: nobody else needs it
     if choice == (streams, threads):
         return engine
     try:

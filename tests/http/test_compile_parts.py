@@ -42,7 +42,7 @@ def plan_of(server: Server, model: str) -> tuple[Path, Manifest]:
         ({"max_batch": 0}, "max_batch must be from 1 to 65536, got 0"),
         ({"max_batch": "8"}, "spec.max_batch: Input should be a valid integer, got '8'"),
         ({"accuracy_budget": -1}, "accuracy_budget must be a finite number from 0 on, got -1"),
-        ({"colour": 1}, "spec.colour: there is no such key; expected precision, metric, accuracy_budget"),
+        ({"colour": 1}, "spec.colour: there is no such key; expected precision, metric, output, accuracy_budget"),
         ({"inputs": {"x": {"colour": 1}}}, "spec.inputs.x.colour: there is no such key; expected datatype, layout"),
         ({"inputs": {"x": {"scale": [0]}}}, "spec.inputs.x: scale divides; none of its numbers may be 0, got [0]"),
         ({"targets": ["tensorrt"]}, "target 'tensorrt' is not built yet"),
