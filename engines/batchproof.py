@@ -36,6 +36,7 @@ __all__ = [
 
 Run = Callable[[Arrays], Arrays]
 _LARGE = 1e4
+_EXTREMES = (-100.0, 100.0)
 _MAX_CANDIDATES = 8
 FULL_BATCH_ROWS = 32
 _OTHER_SIZES = (4, 7, 16)
@@ -148,6 +149,7 @@ class _Proof:
             # a maximum may pass over NaN, and hide a weak mixing behind any finite number
             guests["a row of infinities"] = [_spoilt(self._rows[1], _all(sign * np.inf)) for sign in (1, -1)]
         self._check_beside(guests)
+        self._check_extreme_rows()
         # shuffled: an order with a period would hide rows that meet rows a period away
         rng = np.random.default_rng(0)
         self._check("in other sizes", [list(rng.integers(0, count, size)) for size in _OTHER_SIZES])
@@ -235,6 +237,17 @@ class _Proof:
                 self._compare(what, answer, position, self._alone[index])
             self._largest = max(self._largest, len(order))
         self._checks.append(what)
+
+    def _check_extreme_rows(self) -> None:
+        """Rows that are low, or high, in every element: a maximum over rows hides them from all other companies."""
+        if not any(is_float(array) for array in self._rows[0].values()):
+            return
+        for value in _EXTREMES:
+            row = _spoilt(self._rows[1], _all(value))
+            alone, company = self._run(row), self._run(join([self._rows[0], row, self._rows[2]], self._axes))
+            self._require_rows(company, 3)
+            self._compare("as an extreme row beside others", company, 1, alone)
+        self._checks.append("extreme rows beside others")
 
     def _check_beside(self, guests: Mapping[str, Sequence[Arrays]], positions: Sequence[int] = (1, 0)) -> None:
         """Two rows beside a third that changes: they must answer as alone, and in all companies to the same bit."""

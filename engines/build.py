@@ -17,7 +17,7 @@ from engines import repository
 from engines.canonical import canonical
 from engines.choice import Choice, Run, Subject, with_axis
 from engines.clock import Clock
-from engines.engine import Engine, make_engine
+from engines.engine import Engine, make_engine, run_sample
 from engines.evidence import Found, report_of
 from engines.frontend import onnx as frontend
 from engines.frontend.ranges import index_ranges, takes_sizes_from_values
@@ -124,6 +124,8 @@ def _rewritten(sent: onnx.ModelProto, spec: Spec, samples: Sequence[Samples]) ->
     elif spec.inputs:
         answers = lambda arrays: reference(as_model_inputs(spec.inputs, arrays, kinds))  # noqa: E731
     own = [sample.inputs for given in samples for sample in itertools.islice(given, _OWN_ROWS)]
+    for number, row in enumerate(own):
+        run_sample(answers, row, number % _OWN_ROWS)
     return Subject(wide, *frontend.tensor_specs(wide), answers, own), changes
 
 

@@ -28,7 +28,7 @@ from engines.spec import Spec
 from engines.targets import openvino as target
 from engines.targets.openvino_profile import layers_of, speeds_of
 
-__all__ = ["Engine", "make_engine"]
+__all__ = ["Engine", "make_engine", "run_sample"]
 
 _TIMING_ROWS = 8
 _USUAL_BATCH = 32
@@ -97,7 +97,7 @@ def _compared(subject: Subject, choice: Choice, run: target.runner, given: Sampl
     guards = choice.guards
     tolerance = min(guards.bound, max(_ENOUGH, _UNSEEN * guards.allowed))
     accuracy = assess(
-        run, subject.reference, judged, spec.metric, tolerance=tolerance, axes=choice.axes,
+        run, _naming(subject.reference, kept), judged, spec.metric, tolerance=tolerance, axes=choice.axes,
         output_axes=choice.output_axes, budget_s=None if judged.truth else _CHECK_BUDGET_S, exact=guards.exact,
         output=spec.output,
     )  # fmt: skip
@@ -105,9 +105,8 @@ def _compared(subject: Subject, choice: Choice, run: target.runner, given: Sampl
         wanted = {one.index for one in accuracy.worst}
         rows = [sample.inputs for i, sample in enumerate(judged) if i in wanted]
         try:
-            agrees(
-                subject, run, rows, guards
-            )  # rounding may do more to these than to those that the bound was measured on
+            # rounding may do more to these than to those that the bound was measured on
+            agrees(subject, run, rows, guards)
         except WrongEngine as wrong:
             raise WrongEngine(
                 f"{accuracy.over_bound} of {accuracy.samples} samples differ from ONNX Runtime by more than rounding, "
@@ -116,6 +115,22 @@ def _compared(subject: Subject, choice: Choice, run: target.runner, given: Sampl
             ) from wrong
     worst = tuple(msgspec.structs.replace(one, index=kept[one.index]) for one in accuracy.worst)
     return msgspec.structs.replace(accuracy, worst=worst)
+
+
+def _naming(reference: Run, numbers: Sequence[int]) -> Run:
+    """The same for samples that come in this order: one that cannot be run is refused by its number."""
+    numbered = iter(numbers)
+
+    return lambda inputs: run_sample(reference, inputs, next(numbered))
+
+
+def run_sample(reference: Run, inputs: Arrays, number: int) -> Arrays:
+    """Run a sample that was sent. Raises ModelRefused with its number."""
+    try:
+        return reference(inputs)
+    except Exception as error:
+        said = str(error).splitlines()[0][:300]
+        raise ModelRefused(f"sample {number} cannot be run by ONNX Runtime: {said}") from error
 
 
 def _answered(run: target.runner, choice: Choice, samples: Samples) -> tuple[Sequence[int], Samples]:

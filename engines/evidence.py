@@ -12,6 +12,7 @@ import onnx
 
 from engines.engine import Engine
 from engines.graphs import opset_of
+from engines.hardware import cpu_model
 from engines.manifest import Manifest
 from engines.operators import operators_of
 from engines.report import Candidate, PassChange, Report
@@ -68,7 +69,7 @@ def report_of(found: Found, manifest: Manifest, spec: Spec, stages_s: dict[str, 
         spec=json.loads(encode_spec(spec)),
         tools=manifest.tools,
         hashes={**found.digests, manifest.engine.file: manifest.engine.sha256},
-        hardware=manifest.hardware,
+        hardware=f"{cpu_model()} ({manifest.hardware})",
         created=manifest.created,
         notes=manifest.remarks,
     )

@@ -120,3 +120,10 @@ def test_a_model_that_loses_too_much_is_refused(tmp_path: Path) -> None:
     spec = Spec(metric="rmse", accuracy_budget=0.0)
     _, report = built(tmp_path, linear(scale=0), spec, validation={"x": x, "targets": targets})
     assert report.candidates[0].value == report.accuracy.reference_value
+
+
+def test_a_sample_that_cannot_be_run_is_named(tmp_path: Path) -> None:
+    ids = np.full((12, 2), 1000)
+    ids[2] = 4000
+    with pytest.raises(ModelRefused, match=r"sample 2 cannot be run by ONNX Runtime: .*idx=300\d"):
+        built(tmp_path, picky(), calibration={"i": ids + np.arange(12)[:, None] % 3})
