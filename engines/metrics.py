@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
@@ -11,18 +12,24 @@ import numpy as np
 from engines.errors import ModelRefused
 from engines.spec import LABEL_METRICS, Metric
 
-__all__ = ["HIGHER_IS_BETTER", "Measure", "decisions", "evaluate", "loss", "measure"]
+__all__ = ["HIGHER_IS_BETTER", "Measure", "decisions", "evaluate", "fitting", "loss", "measure"]
 
 HIGHER_IS_BETTER: dict[Metric, bool] = {
     "top1": True, "top5": True, "f1": True, "cosine": True, "rmse": False, "mae": False,
 }  # fmt: skip
+_ROUNDED = 0.01
+"""What an engine of few bits may leave [0, 1] by; logits go further."""
 
 
 class Measure(Protocol):
     """A metric over all samples added so far."""
 
     def add(self, answers: np.ndarray, truth: np.ndarray) -> None:
-        """Answers [samples, classes] of scores with truth [samples] of classes, or both [samples, values]; float64."""
+        """Both as `fitting` gives them.
+
+        Answers [samples, classes] or [samples, 1] of scores (float64) or [samples, 1] of classes (int64), with truth
+        [samples] of classes; or both [samples, values], float64.
+        """
 
     def value(self) -> float:
         """A share of 1 for `top1`, `top5`, `f1`; a mean over samples for `cosine`; else over all values."""
@@ -48,28 +55,39 @@ def loss(metric: Metric, reference: float, value: float) -> float:
 def fitting(metric: Metric, answers: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both as a measure takes them, samples along axis 0; dimensions of size 1 do not count.
 
-    Raises ModelRefused where there is no such reading.
+    Labels are compared with scores of classes, with one score for class 1 against 0, or with whole numbers, which are
+    classes. Raises ModelRefused where there is no such reading.
     """
     flat = answers.reshape(len(answers), -1).astype(np.float64)
     if metric not in LABEL_METRICS:
         if _sizes(answers) != _sizes(truth):
             raise ModelRefused(f"targets have shape {list(truth.shape)}; the answers have {list(answers.shape)}")
         return flat, truth.reshape(len(truth), -1).astype(np.float64)
-    labels, classes = truth.reshape(-1), flat.shape[1]
+    labels, sizes = truth.reshape(-1), _sizes(answers)
+    is_class = answers.dtype.kind in "iub" and not sizes
+    classes = flat.shape[1] if sizes else 2
     least = 6 if metric == "top5" else 2
-    if len(_sizes(answers)) != 1 or classes < least:
+    if len(sizes) > 1 or classes < least or (is_class and metric == "top5"):
         raise ModelRefused(
             f"{metric} needs scores of at least {least} classes a sample; the answers have shape {list(answers.shape)}"
         )
     if len(labels) != len(flat):
         raise ModelRefused(f"{len(labels)} labels for {len(flat)} answers; expected one each")
+    if is_class:
+        return answers.reshape(-1, 1).astype(np.int64), labels.astype(np.int64)
     if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-        raise ModelRefused(f"labels go from {labels.min()} to {labels.max()}; the output has {classes} classes")
+        has = f"the output has {classes} classes" if sizes else "an output of one score a sample tells 0 from 1"
+        raise ModelRefused(f"labels go from {labels.min()} to {labels.max()}; {has}")
     return flat, labels.astype(np.int64)
 
 
 def decisions(scores: np.ndarray) -> np.ndarray:
-    """The class of each sample [samples] for scores [samples, classes]; -1 where a score is not a number."""
+    """The class of each sample [samples] for scores [samples, classes]; -1 where a score is not a number.
+
+    Whole numbers [samples, 1] are the classes themselves.
+    """
+    if scores.dtype.kind == "i":
+        return scores[:, 0]
     return np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
 
 
@@ -84,11 +102,14 @@ class _Top:
         self._count, self._hits, self._samples = count, 0, 0
 
     def add(self, answers: np.ndarray, truth: np.ndarray) -> None:
+        self._samples += len(answers)
+        if answers.dtype.kind == "i":
+            self._hits += int((decisions(answers) == truth).sum())
+            return
         own = np.take_along_axis(answers, truth[:, None], axis=1)
         earlier = np.arange(answers.shape[1]) < truth[:, None]
         rank = ((answers > own) | ((answers == own) & earlier)).sum(axis=1)
         self._hits += int(((rank < self._count) & ~np.isnan(answers).any(axis=1)).sum())
-        self._samples += len(answers)
 
     def value(self) -> float:
         return self._hits / self._samples if self._samples else math.nan
@@ -98,19 +119,34 @@ class _F1:
     """Macro-averaged: the mean of 2 hits / (guesses + labels) over the classes that occur as a label or as a guess."""
 
     def __init__(self) -> None:
-        self._hits = self._seen = np.zeros(0)
+        self._hits, self._seen = Counter[int](), Counter[int]()
 
     def add(self, answers: np.ndarray, truth: np.ndarray) -> None:
-        classes = answers.shape[1]
-        if not self._seen.size:
-            self._hits, self._seen = np.zeros(classes), np.zeros(classes)
         guessed = decisions(answers)
-        self._hits += np.bincount(truth[guessed == truth], minlength=classes)
-        self._seen += np.bincount(truth, minlength=classes) + np.bincount(guessed[guessed >= 0], minlength=classes)
+        self._hits.update(truth[guessed == truth].tolist())
+        self._seen.update([*truth.tolist(), *guessed[guessed >= 0].tolist()])
 
     def value(self) -> float:
-        occurs = self._seen > 0
-        return float((2 * self._hits[occurs] / self._seen[occurs]).mean()) if occurs.any() else math.nan
+        shares = [2 * self._hits[number] / seen for number, seen in self._seen.items()]
+        return math.fsum(shares) / len(shares) if shares else math.nan
+
+
+class _Labelled:
+    """One score a sample means class 1 above 0.5 where all scores lie in [0, 1], else above 0; it takes all to know."""
+
+    def __init__(self, make: Callable[[], Measure]) -> None:
+        self._above_half, self._above_zero, self._are_shares = make(), make(), True
+
+    def add(self, answers: np.ndarray, truth: np.ndarray) -> None:
+        if answers.shape[1] > 1 or answers.dtype.kind == "i":
+            self._above_half.add(answers, truth)
+            return
+        self._are_shares &= not ((answers < -_ROUNDED) | (answers > 1 + _ROUNDED)).any()
+        for readings, threshold in ((self._above_half, 0.5), (self._above_zero, 0.0)):
+            readings.add(np.concatenate([np.full_like(answers, threshold), answers], axis=1), truth)
+
+    def value(self) -> float:
+        return (self._above_half if self._are_shares else self._above_zero).value()
 
 
 class _Error:
@@ -155,9 +191,9 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 _MEASURES: dict[Metric, Callable[[], Measure]] = {
-    "top1": lambda: _Top(1),
+    "top1": lambda: _Labelled(lambda: _Top(1)),
     "top5": lambda: _Top(5),
-    "f1": _F1,
+    "f1": lambda: _Labelled(_F1),
     "rmse": lambda: _Error(squared=True),
     "mae": lambda: _Error(squared=False),
     "cosine": _Cosine,

@@ -99,10 +99,11 @@ class FileSamples:
         if self.truth is None:
             while True:
                 yield None
+        as_truth = _classes if self.truth == "labels" else _targets
+        done = 0
         for block in blocks(self._path, self._arrays[self.truth]):
-            if self.truth == "labels" and block.size and block.min() < 0:
-                raise ModelRefused(f"{self._path.name}: a label is {block.min()}; classes are numbered from 0 on")
-            yield from (np.asarray(one) for one in block)
+            yield from (np.asarray(one) for one in as_truth(self._path, block, done))
+            done += len(block)
 
 
 def read_samples(path: Path, inputs: Sequence[TensorSpec], *, with_truth: bool) -> FileSamples:
@@ -110,8 +111,8 @@ def read_samples(path: Path, inputs: Sequence[TensorSpec], *, with_truth: bool) 
 
     An array has the input's shape with any number of samples in its first dimension, or in front of it. Its type is
     the input's, or one whose values the input's type holds (floats may be rounded). `with_truth` asks for `labels`
-    ([samples], integers) or `targets` ([samples, ...], numbers) beside them. Memory: some MiB, whatever the size of
-    the file. Raises ModelRefused with what does not fit.
+    ([samples], whole numbers of any type, or one-hot [samples, classes]) or `targets` ([samples, ...], numbers) beside
+    them. Memory: some MiB, whatever the size of the file. Raises ModelRefused with what does not fit.
     """
     arrays = members(path)
     names = {spec.name for spec in inputs}
@@ -144,10 +145,40 @@ def _truth_of(path: Path, found: set[str], inputs: set[str]) -> Truth:
 
 def _check_truth(path: Path, truth: Truth, member: Member) -> None:
     kind, shape = member.dtype.kind, member.shape
-    if truth == "labels" and (kind not in "iub" or any(size != 1 for size in shape[1:])):
-        raise _refusal(path, f"'labels' has type {member.dtype} and shape {list(shape)}; expected integers [samples]")
+    if truth == "labels" and (kind == "V" or sum(size != 1 for size in shape[1:]) > 1):
+        raise _refusal(
+            path, f"'labels' has type {member.dtype} and shape {list(shape)}; expected integers [samples], or one-hot "
+            "[samples, classes]"
+        )  # fmt: skip
     if truth == "targets" and kind == "V":
         raise _refusal(path, f"'targets' has type {member.dtype}; expected booleans, integers or floats")
+
+
+def _classes(path: Path, block: np.ndarray, first: int) -> np.ndarray:
+    """Labels [samples], int64, of class numbers of any type or of one-hot rows. `first` is the first one's number."""
+    rows = block.reshape(len(block), -1)
+    if rows.shape[1] > 1:
+        wrong = ((rows != 0) & (rows != 1)).any(axis=1) | ((rows == 1).sum(axis=1) != 1)
+        _refuse_first(path, wrong, first, "the label is not one-hot: expected a single 1, and 0 else")
+        return np.asarray(rows.argmax(axis=1))
+    labels = rows[:, 0]
+    if labels.dtype.kind == "f":
+        _refuse_first(path, ~np.isfinite(labels) | (labels != np.trunc(labels)), first, "the label is no whole number")
+    if labels.size and labels.min() < 0:
+        raise ModelRefused(f"{path.name}: a label is {labels.min()}; classes are numbered from 0 on")
+    return labels.astype(np.int64)
+
+
+def _targets(path: Path, block: np.ndarray, first: int) -> np.ndarray:
+    if block.dtype.kind == "f":
+        wrong = np.isnan(block.reshape(len(block), -1)).any(axis=1)
+        _refuse_first(path, wrong, first, "the target is not a number (NaN)")
+    return block
+
+
+def _refuse_first(path: Path, wrong: np.ndarray, first: int, why: str) -> None:
+    if wrong.any():
+        raise _refusal(path, f"sample {first + int(wrong.argmax())}: {why}")
 
 
 def _check_shape(path: Path, spec: TensorSpec, shape: tuple[int, ...]) -> None:

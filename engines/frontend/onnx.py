@@ -11,10 +11,17 @@ from onnx import TensorProto
 
 from engines.errors import ModelRefused
 from engines.frontend import guard
+from engines.graphs import opset_of
+from engines.operators import listed
+from engines.reference import unknown_operators
 from engines.tensor import DYNAMIC, TensorSpec
 
-__all__ = ["read", "tensor_specs"]
+__all__ = ["NEWEST_OPSET", "read", "tensor_specs"]
 
+NEWEST_OPSET = 25
+"""Of the standard operators; what later ones changed is not known here."""
+
+_NO_OPERATOR = "No Op registered for"
 _DATATYPES: dict[int, str] = {
     TensorProto.BOOL: "BOOL",
     TensorProto.UINT8: "UINT8",
@@ -46,16 +53,26 @@ def read(path: Path) -> tuple[onnx.ModelProto, str, int]:
         raise ModelRefused(f"{path.name} is not an ONNX model with a graph: it has no nodes")
     _check(model, path.name)
     # what is in a function counts as often as it is called
-    guard.check_tensors(onnx.inliner.inline_local_functions(model) if model.functions else model)
+    guard.check_tensors(_inlined(model))
     return model, hashlib.sha256(data).hexdigest(), len(data)
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
 def _check(model: onnx.ModelProto, name: str) -> None:
     guard.check_model(model)
+    opset = opset_of(model) or 0
+    if opset > NEWEST_OPSET:
+        raise ModelRefused(f"opset {opset} is newer than {NEWEST_OPSET}, the newest that is read here")
     tensor_specs(model)  # says it better than the checker
     try:
         onnx.checker.check_model(model)
     except Exception as error:  # a ValidationError, or protobuf's own where a field cannot be written again
+        unknown = unknown_operators(_inlined(model)) if _NO_OPERATOR in str(error) else []
+        if unknown:  # the checker names the first, and not its node
+            raise ModelRefused(f"ONNX Runtime does not know these operators: {listed(unknown)}") from error
         raise ModelRefused(f"{name} breaks the ONNX rules: {str(error).splitlines()[0]}") from error
 
 

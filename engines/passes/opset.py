@@ -23,6 +23,7 @@ import onnx.shape_inference
 import onnx.version_converter
 from onnx import GraphProto, ModelProto, NodeProto, defs, helper, numpy_helper
 
+from engines.frontend.onnx import NEWEST_OPSET
 from engines.graphs import all_graphs, all_nodes, drop_stored_inputs, opset_of, with_weights, without_weights
 from engines.operators import is_function
 from engines.passes.weights import store_constants
@@ -30,7 +31,7 @@ from engines.passes.weights import store_constants
 __all__ = ["HIGHEST", "IR_VERSION", "LOWEST", "OPSET", "to_opset_21"]
 
 OPSET = 21
-LOWEST, HIGHEST = 1, 25
+LOWEST, HIGHEST = 1, NEWEST_OPSET
 IR_VERSION = 10
 """The first that knows opset 21."""
 _FLATTENING_UNTIL, _CORNERS_UNTIL = 12, 10

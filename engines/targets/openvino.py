@@ -18,6 +18,7 @@ from engines.passes.guards import with_guards
 from engines.passes.sequence_lens import with_lengths_written_out
 from engines.reference import Arrays
 from engines.runtime.openvino import core, first_line, stream_config
+from engines.targets.openvino_inputs import with_all_inputs
 from engines.targets.openvino_sequences import keep_batch_order
 
 __all__ = [
@@ -43,12 +44,16 @@ def read_model(model: onnx.ModelProto) -> ov.Model:
     """OpenVINO's graph of an ONNX model, guarded, lengths written out; ModelRefused names what it cannot convert."""
     guarded, said = with_guards(model)
     try:
-        graph = core().read_model(with_lengths_written_out(guarded).SerializeToString())
+        graph = with_all_inputs(with_lengths_written_out(guarded), _converted)
         keep_batch_order(graph)
         graph.set_rt_info("\n".join(said), _GUARDS)
         return graph
     except Exception as error:
         raise ModelRefused(_refusal(model, error)) from error
+
+
+def _converted(model: onnx.ModelProto) -> ov.Model:
+    return core().read_model(model.SerializeToString())
 
 
 def unsupported(model: onnx.ModelProto) -> list[Found]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from engines.errors import ModelRefused
+from engines.frontend.onnx import read
 from engines.operators import listed
 from engines.reference import Reference, unknown_operators
 from engines.targets import openvino as target
@@ -89,3 +92,29 @@ def test_a_long_list_is_counted_at_its_end() -> None:
     said = listed([("Foo", f"n{i}") for i in range(60)])
     assert said.startswith("Foo (nodes 'n0', 'n1', ")
     assert said.endswith("'n49' and 10 more)")
+
+
+def saved(model: onnx.ModelProto, folder: Path) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_reading_a_file_lists_them_all(tmp_path: Path) -> None:
+    """The checker of ONNX would name Bar, and not its node."""
+    with pytest.raises(ModelRefused) as refused:
+        read(saved(strange(), tmp_path))
+    assert str(refused.value) == f"ONNX Runtime does not know these operators: {LIST}"
+
+
+def test_reading_a_file_lists_those_in_functions(tmp_path: Path) -> None:
+    model = with_function()
+    model.functions[0].node[0].op_type = "NoSuch"
+    with pytest.raises(ModelRefused, match=r"^ONNX Runtime does not know these operators: NoSuch \(node"):
+        read(saved(model, tmp_path))
+
+
+@pytest.mark.parametrize("opset", [26, 28])
+def test_an_opset_that_is_too_new_is_refused(tmp_path: Path, opset: int) -> None:
+    with pytest.raises(ModelRefused, match=f"^opset {opset} is newer than 25, the newest that is read here$"):
+        read(saved(one_node("Relu", opset), tmp_path))

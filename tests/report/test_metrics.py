@@ -64,6 +64,40 @@ def test_equal_scores_and_nan_win_nothing(metric: Metric) -> None:
     assert evaluate("f1", np.full((10, 10), np.nan), labels) == 0.0
 
 
+LOGITS = RNG.standard_normal(200) * 3
+SIDES = (LOGITS + RNG.standard_normal(200) > 0).astype(int)
+
+
+@pytest.mark.parametrize("metric", ["top1", "f1"])
+@pytest.mark.parametrize("shape", [(200,), (200, 1), (200, 1, 1)])
+def test_one_score_a_sample_tells_two_classes_apart(metric: Metric, shape: tuple[int, ...]) -> None:
+    """A sigmoid above one half, or a logit above zero: the same decisions, as two scores give them."""
+    want = evaluate(metric, np.stack([np.zeros(200), LOGITS], axis=1), SIDES)
+    assert 0.5 < want < 1
+    assert evaluate(metric, LOGITS.reshape(shape), SIDES) == want
+    assert evaluate(metric, 1 / (1 + np.exp(-LOGITS.reshape(shape))), SIDES) == want
+
+
+@pytest.mark.parametrize("metric", ["top1", "f1"])
+def test_what_one_score_means_is_known_after_the_last_sample(metric: Metric) -> None:
+    """Logits between 0 and 1 alone would pass for probabilities."""
+    found = measure(metric)
+    for logit, side in ((0.3, 1), (0.2, 1), (-4.0, 0)):
+        found.add(*fitting(metric, np.array([logit]), np.array([side])))
+    assert found.value() == 1.0
+    found.add(*fitting(metric, np.array([np.nan]), np.array([1])))
+    assert found.value() < 1.0
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8])
+@pytest.mark.parametrize("metric", ["top1", "f1"])
+def test_whole_numbers_are_classes(metric: Metric, dtype: type) -> None:
+    want = evaluate(metric, SCORES, LABELS)
+    assert evaluate(metric, SCORES.argmax(axis=1).astype(dtype), LABELS) == pytest.approx(want, rel=1e-12)
+    assert evaluate(metric, SCORES.argmax(axis=1)[:, None].astype(dtype), LABELS) == pytest.approx(want, rel=1e-12)
+    assert evaluate("top1", np.array([True, False, True]), np.array([1, 0, 0])) == pytest.approx(2 / 3)
+
+
 def test_cosine_of_zero_huge_and_tiny_rows() -> None:
     zero, one = np.zeros((1, 3)), np.array([[1.0, 2.0, 2.0]])
     assert evaluate("cosine", zero, zero) == 1.0
@@ -82,7 +116,9 @@ def test_dimensions_of_one_do_not_count() -> None:
     [
         ("top1", SCORES[:, :5], LABELS, r"labels go from 0 to 5; the output has 5 classes"),
         ("top1", SCORES, -LABELS, "labels go from -5 to 0"),
-        ("top1", SCORES[:, :1], LABELS * 0, "needs scores of at least 2 classes"),
+        ("top1", SCORES[:, :1], LABELS, "labels go from 0 to 5; an output of one score a sample tells 0 from 1"),
+        ("top5", SCORES[:, :1], LABELS * 0, "top5 needs scores of at least 6 classes"),
+        ("top5", LABELS, LABELS, "top5 needs scores of at least 6 classes"),
         ("top5", SCORES[:, :5], LABELS % 5, "top5 needs scores of at least 6 classes"),
         ("f1", VALUES, LABELS[:50], r"the answers have shape \[50, 2, 3\]"),
         ("top1", SCORES, LABELS[:9], "9 labels for 200 answers"),

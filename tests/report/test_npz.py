@@ -132,6 +132,18 @@ def test_a_validation_file_has_the_truth_beside_each_sample(tmp_path: Path, trut
     assert np.array_equal(np.array([sample.truth for sample in samples]), expected)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8, np.float16])
+@pytest.mark.parametrize("form", ["numbers", "column", "one-hot", "one-hot beside a one"])
+def test_labels_come_in_several_forms(tmp_path: Path, dtype: type, form: str) -> None:
+    classes = np.array([3, 0, 1, 2])
+    forms = {"numbers": classes, "column": classes[:, None], "one-hot": np.eye(5)[classes],
+             "one-hot beside a one": np.eye(5)[classes][:, None]}  # fmt: skip
+    samples = read_samples(saved(tmp_path, x=TABLE, labels=forms[form].astype(dtype)), [X], with_truth=True)
+    truths = [sample.truth for sample in samples]
+    assert [int(truth) for truth in truths if truth is not None] == [3, 0, 1, 2]
+    assert all(truth is not None and truth.shape == () and truth.dtype == np.int64 for truth in truths)
+
+
 def test_an_input_of_that_name_is_an_input(tmp_path: Path) -> None:
     path = saved(tmp_path, labels=TABLE, targets=np.ones(4))
     samples = read_samples(path, [TensorSpec("labels", "FP32", (-1, 3))], with_truth=True)
@@ -144,8 +156,12 @@ def test_an_input_of_that_name_is_an_input(tmp_path: Path) -> None:
     [
         ({}, "holds either 'labels' or 'targets'"),
         ({"labels": np.zeros(4, int), "targets": TABLE}, "holds either 'labels' or 'targets'"),
-        ({"labels": np.zeros(4)}, "'labels' has type float64"),
-        ({"labels": np.eye(4, dtype=int)}, r"shape \[4, 4\]; expected integers \[samples\]"),
+        ({"labels": np.array([0, 1, 1.5, 2.5])}, "sample 2: the label is no whole number"),
+        ({"labels": np.array([0, np.nan, 1, 2])}, "sample 1: the label is no whole number"),
+        ({"labels": TABLE}, "sample 0: the label is not one-hot: expected a single 1, and 0 else"),
+        ({"labels": np.array([[1, 0], [0, 1], [0, 1], [1, 1]])}, "sample 3: the label is not one-hot"),
+        ({"labels": np.zeros((4, 2, 2))}, r"shape \[4, 2, 2\]; expected integers \[samples\]"),
+        ({"targets": np.where(TABLE == 7, np.nan, TABLE)}, r"sample 2: the target is not a number \(NaN\)"),
         ({"labels": np.array([0, 1, -1, 2])}, "a label is -1; classes are numbered from 0 on"),
         ({"labels": np.zeros(3, int)}, "they hold"),
     ],
