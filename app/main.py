@@ -75,7 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     manager = ModelManager(settings, gateway)
     builds = Builds(
         BuildStore(settings.repository / ".builds"),
-        ServerWork(settings.repository, manager.plans, manager),
+        ServerWork(settings.repository, manager.plans, manager, gateway.registry),
         Limits(settings.max_queued_builds, settings.keep_builds, settings.max_builds_bytes),
     )
     handler = InferHandler(

@@ -35,6 +35,10 @@ class Work(Protocol):
         """The number that the new version will have."""
         ...
 
+    async def serves(self, asked: Asked, version: int) -> bool:
+        """Whether what the model answers with now is this version, made of what was asked."""
+        ...
+
     async def publish(self, asked: Asked, folder: Path, version: int, tell: Tell) -> None:
         """Make that version, unless an earlier try has, and bring it into service. Stopping: to be tried later."""
         ...
@@ -112,14 +116,27 @@ class Builds:
                 raise QueueFull(f"builds take {self._limits.max_bytes} bytes already; see setting max_builds_bytes")
             await asyncio.to_thread(self.store.remove, final[0])
 
-    def find_same(self, key: str) -> str | None:
-        """The build of the same upload that waits, runs, or has succeeded."""
+    async def find_same(self, model: str, key: str) -> str | None:
+        """The build of the same upload that waits or runs, or whose version serves.
+
+        Only the last that was sent for the model: after another upload, the first one again is what is wanted now.
+        """
+        asked, progress = self._newest(model)
+        if asked is not None and asked.key == key and progress.state.is_final and progress.version is not None:
+            if await self._work.serves(asked, progress.version):
+                return asked.id
+            asked, progress = self._newest(model)  # the same may have come meanwhile
+        return asked.id if asked is not None and asked.key == key and not progress.state.is_final else None
+
+    def _newest(self, model: str) -> tuple[Asked | None, Progress]:
+        """The last build of a model that has not failed, if there is one."""
         ended = (BuildState.FAILED, BuildState.CANCELLED)
         for build in reversed(self.store.ids()):
             with contextlib.suppress(KeyError):  # removed meanwhile, in a thread
-                if self.store.asked(build).key == key and self.store.progress(build).state not in ended:
-                    return build
-        return None
+                asked, progress = self.store.asked(build), self.store.progress(build)
+                if asked.model == model and progress.state not in ended:
+                    return asked, progress
+        return None, Progress()
 
     def add(self, build: str) -> None:
         """Queue a build that was stored just now."""

@@ -6,10 +6,11 @@ import asyncio
 from pathlib import Path
 
 from app.builds.jobs import Tell
-from app.builds.state import Asked
+from app.builds.state import Asked, upload_key
 from app.builds.store import INPUT
 from app.models import ModelManager
 from app.plans import Plans
+from app.serving.registry import ModelState, Registry
 from engines import repository
 from engines.errors import EngineError
 from engines.request import BuildRequest
@@ -20,8 +21,8 @@ __all__ = ["ServerWork"]
 class ServerWork:
     """Satisfies `app.builds.jobs.Work` with the server's own plans, repository and manager."""
 
-    def __init__(self, folder: Path, plans: Plans, manager: ModelManager) -> None:
-        self._repository, self._plans, self._manager = folder, plans, manager
+    def __init__(self, folder: Path, plans: Plans, manager: ModelManager, registry: Registry) -> None:
+        self._repository, self._plans, self._manager, self._registry = folder, plans, manager, registry
 
     async def compile(self, asked: Asked, folder: Path, tell: Tell) -> None:
         def stage(name: str) -> None:
@@ -32,6 +33,21 @@ class ServerWork:
     async def next_version(self, asked: Asked) -> int:
         """One more than the highest on disk."""
         return await asyncio.to_thread(repository.next_version, self._repository, asked.model)
+
+    async def serves(self, asked: Asked, version: int) -> bool:
+        """It is the newest that is ready and that there is, its files are there, and they are those that were sent."""
+        final = self._repository / asked.model / str(version)
+        ready = [found.number for found in self._registry.versions(asked.model) if found.state is ModelState.READY]
+        if max(ready, default=0) != version or self._manager.version_folder(asked.model, version) != final:
+            return False  # the last is so, too, where a load call brought other files under this number
+        return await asyncio.to_thread(self._holds, final, asked)
+
+    def _holds(self, final: Path, asked: Asked) -> bool:
+        try:
+            is_newest = repository.next_version(self._repository, asked.model) == int(final.name) + 1
+            return is_newest and upload_key(asked.model, BuildRequest.of_folder(final).digests()) == asked.key
+        except (EngineError, OSError):
+            return False
 
     async def publish(self, asked: Asked, folder: Path, version: int, tell: Tell) -> None:
         tell("publish", f"version {version}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from fastapi import Request
 
 from app.builds.jobs import Builds
-from app.builds.state import Asked
+from app.builds.state import Asked, upload_key
 from app.builds.store import INPUT, new_id, now
 from app.http.errors import BadRequest, BodyTooLarge
 from app.http.uploads import Received, receive
@@ -43,7 +42,7 @@ async def accept(settings: Settings, builds: Builds, model: str, request: Reques
         with builds.store.open(build) as staging:
             received, spec = await _receive(settings, builds, request, staging / INPUT)
             key = _key(model, received, spec)
-            same = builds.find_same(key)
+            same = await builds.find_same(model, key)
             if same is not None:
                 raise _AlreadyHereError(same)
             file = received["model"]
@@ -94,10 +93,9 @@ async def _within_quota(chunks: AsyncIterator[bytes], builds: Builds) -> AsyncIt
 
 
 def _key(model: str, received: dict[str, Received], spec: Spec) -> str:
-    """The same for the same upload: every part and the name, and of the spec what it means."""
+    """Of every part, and of the spec what it means."""
     digests = {_FILES[name]: part.sha256 for name, part in received.items() if name in _FILES}
-    lines = [model, *(f"{name}={digest}" for name, digest in sorted({**digests, **spec_digest(spec)}.items()))]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return upload_key(model, {**digests, **spec_digest(spec)})
 
 
 class _AlreadyHereError(Exception):
