@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +58,7 @@ class Builds:
         self.store, self._work, self._limits = store, work, limits
         self._queue: asyncio.Queue[str] = asyncio.Queue()
         self._waiting: set[str] = set()
+        self._arriving = 0
         self._running: dict[str, asyncio.Task[None]] = {}
         self._publishing: set[str] = set()
         self._changed: dict[str, asyncio.Event] = {}
@@ -74,6 +75,7 @@ class Builds:
                 self._take_up(build)
             except (OSError, KeyError):
                 log.exception("build %s cannot be taken up", build)
+        self.store.retain(self._limits.keep)
         self._worker = asyncio.get_running_loop().create_task(self._run())
 
     def _take_up(self, build: str) -> None:
@@ -101,20 +103,33 @@ class Builds:
 
     # -- what clients do -----------------------------------------------------------------------------------------
 
-    def require_room(self) -> None:
-        """Raise QueueFull or Stopping where no upload may begin."""
+    @contextlib.contextmanager
+    def admit(self) -> Iterator[None]:
+        """Keep a place in the queue for an upload while it arrives.
+
+        Raises QueueFull or Stopping where none may begin.
+        """
         if self._stopping:
             raise Stopping("Server is stopping; it accepts no more builds")
-        if len(self._waiting) >= self._limits.max_queued:
-            raise QueueFull(f"{len(self._waiting)} builds wait already; see setting max_queued_builds")
+        taken = len(self._waiting) + self._arriving
+        if taken >= self._limits.max_queued:
+            raise QueueFull(f"{taken} builds wait or arrive already; see setting max_queued_builds")
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
 
     async def require_disk(self, size_bytes: int) -> None:
-        """Raise QueueFull where so many more bytes do not fit; finished builds go first, the oldest first."""
-        while await asyncio.to_thread(self.store.size_bytes) + size_bytes > self._limits.max_bytes:
-            final = self.store.final_ids()
-            if not final:
-                raise QueueFull(f"builds take {self._limits.max_bytes} bytes already; see setting max_builds_bytes")
-            await asyncio.to_thread(self.store.remove, final[0])
+        """Raise QueueFull where so many more bytes do not fit; finished builds make room, the oldest first.
+
+        None is removed where that would not be enough.
+        """
+        if not await asyncio.to_thread(self.store.make_room, size_bytes, self._limits.max_bytes):
+            raise QueueFull(
+                f"the upload does not fit into the {self._limits.max_bytes} bytes that builds may take; see setting "
+                "max_builds_bytes"
+            )
 
     async def find_same(self, model: str, key: str) -> str | None:
         """The build of the same upload that waits or runs, or whose version serves.
@@ -142,7 +157,6 @@ class Builds:
         """Queue a build that was stored just now."""
         self._note(build, self.store.progress(build), "accepted")
         self._enqueue(build)
-        self.store.retain(self._limits.keep)
 
     def cancel(self, build: str) -> bool:
         """End a build that waits or runs; False where it is too late. KeyError where there is none."""
@@ -262,4 +276,5 @@ class Builds:
             self.store.drop_input(build)
         self._note(build, progress, error or state.value)
         log.info("build %s of %s %s", build, self.store.asked(build).model, state.value, extra={"error": error})
+        self.store.retain(self._limits.keep, spare=build)
         self._changed.pop(build, None)

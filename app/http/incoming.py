@@ -32,7 +32,11 @@ async def accept(settings: Settings, builds: Builds, model: str, request: Reques
     Raises BadRequest, BodyTooLarge, ModelRefused (of the spec), QueueFull; then nothing of the upload is kept.
     """
     check_model_name(model)
-    builds.require_room()
+    with builds.admit():
+        return await _take(settings, builds, model, request)
+
+
+async def _take(settings: Settings, builds: Builds, model: str, request: Request) -> str:
     announced = int(request.headers.get("content-length", "0"))
     if announced > settings.max_upload_bytes:
         raise BodyTooLarge(f"the upload has more than {settings.max_upload_bytes} bytes; see setting max_upload_bytes")
