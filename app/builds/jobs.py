@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from app.builds.lock import BuildsLock
 from app.builds.state import Asked, BuildState, Event, Progress, percent_of
 from app.builds.store import BuildStore, now
-from app.serving.errors import QueueFull, Stopping
+from app.serving.errors import Elsewhere, QueueFull, Stopping
 from engines.errors import EngineError
 
 __all__ = ["Builds", "Limits", "Tell", "Work"]
@@ -19,6 +20,8 @@ __all__ = ["Builds", "Limits", "Tell", "Work"]
 log = logging.getLogger(__name__)
 _ATTEMPTS = 2
 """A build whose server was killed runs once more; one that takes the server with it must not do so for ever."""
+_TURN_S = 1.0
+"""Between two looks whether the server that builds here has ended."""
 
 Tell = Callable[[str, str], None]
 """Called with a stage that begins (or nothing) and a line for the log (or nothing), on the event loop."""
@@ -57,6 +60,7 @@ class Builds:
     def __init__(self, store: BuildStore, work: Work, limits: Limits) -> None:
         self.store, self._work, self._limits = store, work, limits
         self._queue: asyncio.Queue[str] = asyncio.Queue()
+        self._lock, self._has_begun = BuildsLock(store.folder), False
         self._waiting: set[str] = set()
         self._arriving = 0
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -68,7 +72,20 @@ class Builds:
     # -- life ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        """Build, or wait until the server that builds in this repository has ended."""
+        if not self._begin():
+            log.warning("another server builds in this repository; this one serves, and builds when that has ended")
+            self._worker = asyncio.get_running_loop().create_task(self._wait_for_turn())
+
+    async def _wait_for_turn(self) -> None:
+        while not self._begin():
+            await asyncio.sleep(_TURN_S)
+
+    def _begin(self) -> bool:
         """Take up what an earlier process left: what waited waits again, what ran runs again, once."""
+        if not self._lock.take():
+            return False
+        self._has_begun = True
         self.store.sweep()
         for build in self.store.ids():
             try:
@@ -77,6 +94,7 @@ class Builds:
                 log.exception("build %s cannot be taken up", build)
         self.store.retain(self._limits.keep)
         self._worker = asyncio.get_running_loop().create_task(self._run())
+        return True
 
     def _take_up(self, build: str) -> None:
         progress = self.store.progress(build)
@@ -100,8 +118,14 @@ class Builds:
     async def stop(self) -> None:
         self.begin_stop()
         await asyncio.gather(*self._running.values(), *([self._worker] if self._worker else []), return_exceptions=True)
+        self._lock.release()
 
     # -- what clients do -----------------------------------------------------------------------------------------
+
+    def require_turn(self) -> None:
+        """Raise Elsewhere where another server builds in this repository: what it does is its to tell and to change."""
+        if not self._has_begun:
+            raise Elsewhere("another server builds in this repository; ask that one, or this one when it has ended")
 
     @contextlib.contextmanager
     def admit(self) -> Iterator[None]:

@@ -59,6 +59,10 @@ def build_routes(settings: Settings, builds: Builds) -> APIRouter:
     """Upload, list, show, follow, cancel. All of them need the admin token."""
     router = APIRouter(tags=["builds"], responses=_ERRORS)
 
+    def check(authorization: str | None) -> None:
+        check_admin(settings, authorization)
+        builds.require_turn()
+
     @router.post(
         _COMPILE_PATH, status_code=ACCEPTED,
         openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": _FORM}}},
@@ -67,7 +71,7 @@ def build_routes(settings: Settings, builds: Builds) -> APIRouter:
         model: Model, request: Request, response: Response, authorization: Authorization = None
     ) -> BuildStatus:
         """Send a model: it is compiled, checked and brought into service as a new version; follow the Location."""
-        check_admin(settings, authorization)
+        check(authorization)
         build = await accept(settings, builds, model, request)
         response.headers["location"] = f"/v2/builds/{build}"
         return _status(builds, build)
@@ -75,7 +79,7 @@ def build_routes(settings: Settings, builds: Builds) -> APIRouter:
     @router.get("/v2/builds")
     async def all_builds(authorization: Authorization = None) -> list[BuildStatus]:
         """All builds that are remembered, the oldest first."""
-        check_admin(settings, authorization)
+        check(authorization)
         found = []
         for build in builds.store.ids():
             with contextlib.suppress(NotFound):  # removed meanwhile
@@ -85,7 +89,7 @@ def build_routes(settings: Settings, builds: Builds) -> APIRouter:
     @router.get("/v2/builds/{build}")
     async def one_build(build: BuildId, authorization: Authorization = None) -> BuildStatus:
         """How far a build is, with its log."""
-        check_admin(settings, authorization)
+        check(authorization)
         status = _status(builds, build)
         log = [f"{event.time} {event.message}" for event in builds.store.events(build) if event.message]
         return status.model_copy(update={"log": log})
@@ -95,14 +99,14 @@ def build_routes(settings: Settings, builds: Builds) -> APIRouter:
         build: BuildId, authorization: Authorization = None, last_event_id: int = Header(0)
     ) -> StreamingResponse:
         """Server-sent events, from the first (or after Last-Event-ID) until the build has ended."""
-        check_admin(settings, authorization)
+        check(authorization)
         _status(builds, build)
         return StreamingResponse(_stream(builds, build, max(0, last_event_id)), media_type="text/event-stream")
 
     @router.delete("/v2/builds/{build}")
     async def cancel(build: BuildId, authorization: Authorization = None) -> BuildStatus:
         """Cancel a build that waits or runs."""
-        check_admin(settings, authorization)
+        check(authorization)
         state = _status(builds, build).state
         if not builds.cancel(build):
             raise BadRequest(f"build {build} cannot be cancelled any more: it is {state.value}")
