@@ -13,6 +13,7 @@ from pathlib import Path
 
 from app.builds.executor import BuildLimits, render_report, run_build
 from app.settings import Settings
+from app.temporary import sweep_folders
 from app.warmup import warm_up
 from engines import repository
 from engines.errors import EngineError, PlanInvalid
@@ -39,7 +40,8 @@ class Plans:
         self._known_keys: dict[Path, tuple[tuple[int, ...], str]] = {}
 
     async def sweep(self) -> None:
-        """Remove what killed compiles and publications left behind."""
+        """Remove what killed servers, compiles and publications left behind."""
+        await asyncio.to_thread(sweep_folders)
         await asyncio.to_thread(self._cache.sweep, _KEEP_STAGING_S, time.time())
         await asyncio.to_thread(repository.sweep_versions, self._repository, _KEEP_STAGING_S, time.time())
 

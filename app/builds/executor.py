@@ -10,7 +10,6 @@ import math
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -18,6 +17,7 @@ from typing import NoReturn
 import psutil
 
 import engines
+from app.temporary import own_folder
 from engines.errors import ModelRefused
 from engines.handover import read_page
 from engines.request import BuildRequest
@@ -66,9 +66,9 @@ async def render_report(report: Path, limits: BuildLimits) -> bytes:
 
     Raises ModelRefused or PlanInvalid with the reason where there is none.
     """
-    with tempfile.TemporaryDirectory(prefix="bitserve-page-", ignore_cleanup_errors=True) as out:
-        await run_child([*_RENDERER, str(report.absolute()), "--out", out], [report], Path(out), limits, "page")
-        return await asyncio.to_thread(read_page, Path(out))
+    with own_folder("page") as out:
+        await run_child([*_RENDERER, str(report.absolute()), "--out", str(out)], [report], out, limits, "page")
+        return await asyncio.to_thread(read_page, out)
 
 
 async def run_child(
@@ -79,8 +79,8 @@ async def run_child(
 
     It has succeeded if it ends with code 0 and a line of JSON on stdout had the field `result`.
     """
-    with tempfile.TemporaryDirectory(prefix="bitserve-build-", ignore_cleanup_errors=True) as own:
-        empty, packages = Path(own, "work"), Path(own, "packages")
+    with own_folder("build") as own:
+        empty, packages = own / "work", own / "packages"
         empty.mkdir()
         packages.mkdir()
         (packages / "engines").symlink_to(_PACKAGE)  # a folder to import from that holds nothing else of a checkout
@@ -103,7 +103,7 @@ async def run_child(
             await child.wait()
             await asyncio.wait({readers}, timeout=_LAST_WORDS_S)
             readers.cancel()
-        hidden = (*(str(path.absolute().parent) for path in readable), str(out.absolute()), own)
+        hidden = (*(str(path.absolute().parent) for path in readable), str(out.absolute()), str(own))
     if child.returncode or stopped or result not in said:
         _complain(child.returncode or 0, said, complaint.decode("utf-8", "replace"), stopped, hidden)
 

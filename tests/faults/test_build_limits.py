@@ -89,6 +89,19 @@ def test_uploads_that_arrive_together_are_counted(server: Server) -> None:
         httpx.delete(f"{server.url}/v2/builds/{build['id']}", headers=ADMIN)
 
 
+def test_a_client_that_leaves_is_a_line_in_the_log_and_no_error(server: Server) -> None:
+    data = body(scaled(60))
+    for leave in (Client.reset, lambda client: client.socket.close()):
+        with Client(server.port) as client:
+            client.send(opening("left", len(data)) + data[:50])
+            until(lambda: arriving(server) == 1, "the upload has begun")
+            leave(client)
+        until(lambda: arriving(server) == 0, "nothing of it is left")
+    said = [event for event in server.log_events() if "its client left" in event["message"]]
+    assert [event["level"] for event in said] == ["INFO", "INFO"]
+    assert not [line for line in server.log if "Traceback" in line or '"ERROR"' in line]
+
+
 def finished(store: BuildStore, number: int, size_bytes: int) -> str:
     build = f"20260101-000000-{number:08x}"
     put(store, build, f"m{number}", bytes(size_bytes))
