@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.builds.executor import BuildLimits, render_report, run_build
+from app.disk import naming_full_disk
 from app.settings import Settings
 from app.temporary import sweep_folders
 from app.warmup import warm_up
@@ -60,7 +61,7 @@ class Plans:
     async def make(self, request: BuildRequest, say: Say, stage: Say = lambda name: None) -> Manifest:
         """The same, compiled now if need be; `stage` is told each that begins.
 
-        Raises ModelRefused or PlanInvalid with the reason.
+        Raises EngineError with the reason.
         """
         key = await self._key(request)
         async with self._turn:
@@ -69,7 +70,7 @@ class Plans:
                 return manifest
             say("compiling")
             log.info("compiling %s", request.source.parent.parent.name, extra={"plan": key})
-            with self._cache.handover(key) as folder:
+            with naming_full_disk("the cache"), self._cache.handover(key) as folder:
                 await run_build(request, folder, self._limits, stage=stage)
                 return await asyncio.to_thread(self._cache.adopt, folder, key)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -17,6 +18,7 @@ from typing import NoReturn
 import psutil
 
 import engines
+from app.disk import naming_full_disk
 from app.temporary import own_folder
 from engines.errors import ModelRefused
 from engines.handover import read_page
@@ -79,7 +81,7 @@ async def run_child(
 
     It has succeeded if it ends with code 0 and a line of JSON on stdout had the field `result`.
     """
-    with own_folder("build") as own:
+    with naming_full_disk("the folder of temporary files"), own_folder("build") as own:
         empty, packages = own / "work", own / "packages"
         empty.mkdir()
         packages.mkdir()
@@ -148,8 +150,16 @@ async def _read_said(child: asyncio.subprocess.Process, said: dict[str, str], st
             if "log" in found:  # what of the sandbox this kernel does not have
                 log.warning("a compile says: %s", found["log"])
             if "stage" in found:
-                stage(found["stage"])
+                _call(stage, found["stage"])
         line = line[:_KEPT_LINE_BYTES]
+
+
+def _call(stage: Callable[[str], None], name: str) -> None:
+    """Whatever the caller makes of it, the child's later lines are read: its reason is among them."""
+    try:
+        stage(name)
+    except Exception:
+        log.exception("the stage of a compile could not be noted")
 
 
 def _fields(line: bytes) -> dict[str, str]:
@@ -221,6 +231,8 @@ def _complain(code: int, said: dict[str, str], complaint: str, stopped: str, hid
     stage = said.get("stage", "start")
     if stopped:
         raise ModelRefused(f"the compile was ended at stage '{stage}': {stopped}")
+    if said.get("error") == os.strerror(errno.ENOSPC):  # it writes in two places, and says no path
+        raise ModelRefused("no space left in the cache or in the folder of temporary files")
     if "error" in said:
         raise ModelRefused(_without_paths(said["error"], hidden))
     last = next((line for line in reversed(complaint.splitlines()) if line.strip()), "it said nothing")

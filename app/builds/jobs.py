@@ -12,6 +12,7 @@ from typing import Protocol
 from app.builds.lock import BuildsLock
 from app.builds.state import Asked, BuildState, Event, Progress, percent_of
 from app.builds.store import BuildStore, now
+from app.disk import is_full
 from app.serving.errors import Elsewhere, QueueFull, Stopping
 from engines.errors import EngineError
 
@@ -248,7 +249,9 @@ class Builds:
             self._end(build, BuildState.FAILED, str(error))
         except Exception as error:
             log.exception("build %s", build)
-            self._end(build, BuildState.FAILED, f"an unexpected error of type {type(error).__name__}; see the log")
+            full = isinstance(error, OSError) and is_full(error)  # its own files: others say where they lie
+            unexpected = f"an unexpected error of type {type(error).__name__}; see the log"
+            self._end(build, BuildState.FAILED, "no space left in the repository" if full else unexpected)
 
     async def _steps(self, build: str) -> None:
         asked, folder, before = self.store.asked(build), self.store.path(build), self.store.progress(build)
@@ -279,7 +282,12 @@ class Builds:
         if progress.state.is_final:
             return
         if stage:
-            progress = self._update(build, stage=stage, percent=percent_of(stage, progress.percent))
+            further = {"stage": stage, "percent": percent_of(stage, progress.percent)}
+            try:
+                progress = self._update(build, **further)
+            except OSError as error:  # a build does not fail for what it says of itself
+                log.warning("a stage of build %s is not stored: %s", build, error.strerror)
+                progress = progress.model_copy(update=further)
         self._note(build, progress, message)
 
     def _update(self, build: str, **changes: object) -> Progress:
@@ -295,7 +303,12 @@ class Builds:
 
     def _end(self, build: str, state: BuildState, error: str | None) -> None:
         done = {"stage": "done", "percent": 100} if state is BuildState.SUCCEEDED else {}
-        progress = self._update(build, state=state, error=error, ended=now(), **done)
+        final = {"state": state, "error": error, "ended": now(), **done}
+        try:
+            progress = self._update(build, **final)
+        except OSError:  # the disk may be full, and what is not needed any more makes room
+            self.store.drop_input(build)
+            progress = self._update(build, **final)
         with contextlib.suppress(KeyError):
             self.store.drop_input(build)
         self._note(build, progress, error or state.value)

@@ -8,6 +8,7 @@ from pathlib import Path
 from app.builds.jobs import Tell
 from app.builds.state import Asked, upload_key
 from app.builds.store import INPUT
+from app.disk import naming_full_disk
 from app.models import ModelManager
 from app.plans import Plans
 from app.serving.registry import ModelState, Registry
@@ -54,10 +55,11 @@ class ServerWork:
         final, request = self._repository / asked.model / str(version), BuildRequest.of_folder(folder / INPUT)
         if not final.exists():
             manifest = await self._plans.make(request, lambda reason: tell("", reason))
-            await asyncio.to_thread(
-                repository.publish_version, self._repository, asked.model, version, request.files(),
-                repository.encode(manifest),
-            )  # fmt: skip
+            with naming_full_disk("the repository"):
+                await asyncio.to_thread(
+                    repository.publish_version, self._repository, asked.model, version, request.files(),
+                    repository.encode(manifest),
+                )  # fmt: skip
         elif not await asyncio.to_thread(_is_same, BuildRequest.of_folder(final), request):
             raise EngineError(f"version {version} of {asked.model!r} has appeared meanwhile, with another model")
         tell("load", "")
