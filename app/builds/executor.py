@@ -20,6 +20,7 @@ import psutil
 import engines
 from app.disk import naming_full_disk
 from app.temporary import own_folder
+from app.words import printable
 from engines.errors import ModelRefused
 from engines.handover import read_page
 from engines.request import BuildRequest
@@ -169,7 +170,7 @@ def _fields(line: bytes) -> dict[str, str]:
         return {}
     if not isinstance(found, dict):
         return {}
-    return {key: value[:_KEPT_ERROR_CHARS] for key, value in found.items() if isinstance(value, str)}
+    return {key: printable(value)[:_KEPT_ERROR_CHARS] for key, value in found.items() if isinstance(value, str)}
 
 
 async def _read_tail(child: asyncio.subprocess.Process, tail: bytearray) -> None:
@@ -238,7 +239,8 @@ def _complain(code: int, said: dict[str, str], complaint: str, stopped: str, hid
     last = next((line for line in reversed(complaint.splitlines()) if line.strip()), "it said nothing")
     log.warning("a compile crashed", extra={"stage": stage, "stderr": complaint[-1000:]})
     how = f"by {_signal_name(-code)}" if code < 0 else f"with exit code {code}"
-    raise ModelRefused(f"the compile ended {how} at stage '{stage}': {_without_paths(last, hidden)[:300]}")
+    reason = _without_paths(printable(last), hidden)[:300]
+    raise ModelRefused(f"the compile ended {how} at stage '{stage}': {reason}")
 
 
 def _signal_name(number: int) -> str:

@@ -14,6 +14,7 @@ from app.builds.state import Asked, BuildState, Event, Progress, percent_of
 from app.builds.store import BuildStore, now
 from app.disk import is_full
 from app.serving.errors import Elsewhere, QueueFull, Stopping
+from app.words import printable
 from engines.errors import EngineError
 
 __all__ = ["Builds", "Limits", "Tell", "Work"]
@@ -296,12 +297,15 @@ class Builds:
         return progress
 
     def _note(self, build: str, progress: Progress, message: str) -> None:
-        event = Event(time=now(), message=message, **progress.model_dump(include={"state", "stage", "percent"}))
+        event = Event(
+            time=now(), message=printable(message), **progress.model_dump(include={"state", "stage", "percent"})
+        )
         self.store.append(build, event)
         if build in self._changed:
             self._changed[build].set()
 
     def _end(self, build: str, state: BuildState, error: str | None) -> None:
+        error = printable(error) if error is not None else None
         done = {"stage": "done", "percent": 100} if state is BuildState.SUCCEEDED else {}
         final = {"state": state, "error": error, "ended": now(), **done}
         try:
