@@ -35,7 +35,8 @@ class Plans:
 
     def __init__(self, settings: Settings) -> None:
         folder, self._repository = _writable_cache(settings), settings.repository
-        self._cache, self._is_temporary = repository.PlanCache(folder), folder != settings.cache_folder
+        self._cache = repository.PlanCache(folder, settings.threads)
+        self._is_temporary = folder != settings.cache_folder
         self._limits = BuildLimits(settings.build_timeout_s, settings.build_memory_bytes, settings.threads)
         self._turn, self._pages = asyncio.Semaphore(1), asyncio.Semaphore(1)
         self._known_keys: dict[Path, tuple[tuple[int, ...], str]] = {}
