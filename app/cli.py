@@ -15,6 +15,7 @@ import typer
 from app.cli_compile import compile_model
 from app.settings import Settings
 from app.terminal import ask, fail, read_settings
+from app.words import printable
 
 __all__ = ["app", "main"]
 
@@ -140,7 +141,7 @@ def _print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     table = Table(*(Column(header, overflow="fold") for header in headers))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(printable(str(cell)) for cell in row))
     Console(markup=False, emoji=False, highlight=False).print(table)
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from app.terminal import fail, read_settings
+from app.words import printable
 from engines.errors import EngineError
 from engines.request import MAX_SPEC_BYTES, BuildRequest
 from engines.spec import Spec, encode_spec
@@ -78,7 +79,7 @@ def compile_model(
         fail(str(error))
     except OSError as error:
         fail(f"{error.strerror or type(error).__name__}{f': {error.filename}' if error.filename else ''}")
-    print(json.dumps(done[0]) if as_json else done[1])
+    print(json.dumps(done[0]) if as_json else printable(done[1]))
 
 
 def _spec_of(text: str, flags: dict[str, Any]) -> Spec:
@@ -161,6 +162,6 @@ def _progress(name: str) -> Iterator[Callable[[str, int], None]]:
         task = progress.add_task(name, total=100)
 
         def show(stage: str, percent: int) -> None:
-            progress.update(task, description=f"{name}: {stage}", completed=percent, refresh=True)
+            progress.update(task, description=printable(f"{name}: {stage}"), completed=percent, refresh=True)
 
         yield show

@@ -14,6 +14,7 @@ from app.serving.gateway import Gateway
 from app.serving.limits import ModelOptions
 from app.serving.stats import Stats
 from app.settings import Settings
+from app.words import printable
 from engines import repository
 from engines.errors import EngineError
 from engines.repository import Manifest, VersionFiles
@@ -68,12 +69,12 @@ class Loader:
             manifest, session = await self.plans.open(request, manifest, options.instances, say)
             return Loaded(self._endpoint(files, manifest, session, options), _note(manifest, options))
         except EngineError as error:
-            return str(error)
+            return printable(str(error))
         except OSError as error:  # its own text would name a path of this machine
             return f"its files cannot be read: {error.strerror or type(error).__name__}"
         except Exception as error:
             log.exception("loading %s/%d", files.model, files.version)
-            return f"it could not be loaded: {error}"
+            return f"it could not be loaded: {printable(str(error))}"
 
     def _options(self, files: VersionFiles, manifest: Manifest, config: ModelConfig) -> ModelOptions:
         return model_options(
@@ -102,4 +103,4 @@ def _note(manifest: Manifest, options: ModelOptions) -> str:
     beyond = (
         [f"batches of more than {proven} rows are not proven"] if manifest.proof.batchable and rows > proven else []
     )
-    return "; ".join((*manifest.remarks, *beyond))
+    return printable("; ".join((*manifest.remarks, *beyond)))

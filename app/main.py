@@ -75,7 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     manager = ModelManager(settings, gateway)
     builds = Builds(
         BuildStore(settings.repository / ".builds"),
-        ServerWork(settings.repository, manager.plans, manager),
+        ServerWork(settings.repository, manager.plans, manager, gateway.registry),
         Limits(settings.max_queued_builds, settings.keep_builds, settings.max_builds_bytes),
     )
     handler = InferHandler(
@@ -105,8 +105,9 @@ def create_app(settings: Settings) -> FastAPI:
         app.router.routes.append(Route(path, asgi, methods=["POST"], include_in_schema=False))
     plane = control_plane(settings, gateway, manager)
     app.include_router(plane)
-    app.include_router(build_routes(settings, builds))
-    app.include_router(report_routes(Reports(manager, manager.plans.render)))
+    reports = Reports(manager, manager.plans.render)
+    app.include_router(build_routes(settings, builds, reports))
+    app.include_router(report_routes(reports))
     app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes, room=handler.room)
     _answer_errors(app, [*plane.routes, *app.routes])
     describe_inference(app)

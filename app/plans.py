@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.builds.executor import BuildLimits, render_report, run_build
+from app.disk import naming_full_disk
 from app.settings import Settings
+from app.temporary import sweep_folders
 from app.warmup import warm_up
 from engines import repository
 from engines.errors import EngineError, PlanInvalid
@@ -33,13 +35,15 @@ class Plans:
 
     def __init__(self, settings: Settings) -> None:
         folder, self._repository = _writable_cache(settings), settings.repository
-        self._cache, self._is_temporary = repository.PlanCache(folder), folder != settings.cache_folder
+        self._cache = repository.PlanCache(folder, settings.threads)
+        self._is_temporary = folder != settings.cache_folder
         self._limits = BuildLimits(settings.build_timeout_s, settings.build_memory_bytes, settings.threads)
         self._turn, self._pages = asyncio.Semaphore(1), asyncio.Semaphore(1)
         self._known_keys: dict[Path, tuple[tuple[int, ...], str]] = {}
 
     async def sweep(self) -> None:
-        """Remove what killed compiles and publications left behind."""
+        """Remove what killed servers, compiles and publications left behind."""
+        await asyncio.to_thread(sweep_folders)
         await asyncio.to_thread(self._cache.sweep, _KEEP_STAGING_S, time.time())
         await asyncio.to_thread(repository.sweep_versions, self._repository, _KEEP_STAGING_S, time.time())
 
@@ -58,7 +62,7 @@ class Plans:
     async def make(self, request: BuildRequest, say: Say, stage: Say = lambda name: None) -> Manifest:
         """The same, compiled now if need be; `stage` is told each that begins.
 
-        Raises ModelRefused or PlanInvalid with the reason.
+        Raises EngineError with the reason.
         """
         key = await self._key(request)
         async with self._turn:
@@ -67,7 +71,7 @@ class Plans:
                 return manifest
             say("compiling")
             log.info("compiling %s", request.source.parent.parent.name, extra={"plan": key})
-            with self._cache.handover(key) as folder:
+            with naming_full_disk("the cache"), self._cache.handover(key) as folder:
                 await run_build(request, folder, self._limits, stage=stage)
                 return await asyncio.to_thread(self._cache.adopt, folder, key)
 

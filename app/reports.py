@@ -25,6 +25,11 @@ class Reports:
         """The report as JSON; None where there is no such version, or no report of it."""
         return await self._read(model, version, REPORT_FILE)
 
+    async def exists(self, model: str, version: int) -> bool:
+        """Whether there is such a version, and a report of it."""
+        plan = await self._plan(model, version)
+        return plan is not None and (plan / REPORT_FILE).is_file()
+
     async def page(self, model: str, version: int) -> bytes | None:
         """The report as a self-contained HTML page; None as above."""
         found = await self._read(model, version, REPORT_PAGE)

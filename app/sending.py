@@ -37,7 +37,7 @@ def build_there(url: str, token: str, model: str, request: BuildRequest, spec: S
     status = ask("GET", url + location, headers=headers)
     if status["state"] != BuildState.SUCCEEDED:
         fail(status["error"] or f"the build is {status['state']}; follow it at {url}{location}")
-    return status, _report(url, status["report"])
+    return status, _report(url, status["report"]) if status["report"] else None
 
 
 def _send(url: str, headers: httpx.Headers, request: BuildRequest, spec: Spec) -> str:

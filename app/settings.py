@@ -45,11 +45,11 @@ class Settings(BaseSettings):
     drain_s: float = Field(30, ge=0, description="Time after SIGTERM to answer what was accepted.")
     watch_s: float = Field(1.0, ge=0, description="Period of looking for new and removed models; 0 = only at start.")
     max_upload_bytes: int = Field(4_294_967_296, ge=1024, description="Largest upload of a model; beyond it 413.")
-    max_queued_builds: int = Field(16, ge=0, description="Uploaded models that may wait for a build; beyond it 503.")
+    max_queued_builds: int = Field(16, ge=0, description="Uploads that may arrive or wait for a build; beyond it 503.")
     max_builds_bytes: int = Field(
         68_719_476_736, ge=1024, description="Disk that uploads and finished builds may take; the oldest go first."
     )
-    keep_builds: int = Field(100, ge=0, description="Finished builds whose state is kept.")
+    keep_builds: int = Field(100, ge=0, description="Finished builds whose state is kept; the last one always is.")
     build_timeout_s: float = Field(600, gt=0, description="Wall time of one compile, then it is ended.")
     build_memory_bytes: int = Field(
         8_589_934_592, ge=1, description="Resident memory of one compile, then it is ended."

@@ -7,13 +7,14 @@ from typing import Any, NoReturn
 import typer
 
 from app.settings import Settings
+from app.words import printable
 
 __all__ = ["ask", "fail", "read_settings", "words_of"]
 
 
 def fail(message: str) -> NoReturn:
     """One line on stderr, exit code 1."""
-    typer.echo(f"bitserve: {' '.join(message.split())}", err=True)
+    typer.echo(f"bitserve: {' '.join(printable(message).split())}", err=True)
     raise typer.Exit(1)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from engines.errors import EngineFailed, ValuesRefused
+from engines.errors import EngineFailed, PlanInvalid, ValuesRefused
 from engines.repository import Manifest
 from engines.runtime.session import Session, Slot
-from engines.tensor import TensorSpec
+from engines.tensor import TensorSpec, datatype
 
 __all__ = ["warm_up"]
 
@@ -17,7 +18,10 @@ _TIMEOUT_S = 60.0
 
 
 def warm_up(session: Session, manifest: Manifest) -> None:
-    """Run one row, and two where rows may share a batch, on every slot. Blocking; raises EngineFailed."""
+    """Run one row, and two where rows may share a batch, on every slot. Blocking.
+
+    Raises EngineFailed, or PlanInvalid where the engine's tensors are not those of the manifest.
+    """
     for slot in session.slots:
         for rows in (1, 2) if manifest.proof.batchable else (1,):
             _run(slot, manifest, rows)
@@ -32,6 +36,7 @@ def _run(slot: Slot, manifest: Manifest, rows: int) -> None:
         ended.set()
 
     views = slot.bind({spec.name: _shape(spec, manifest, rows) for spec in manifest.inputs})
+    _compare(manifest.inputs, views, rows)
     for view in views.values():
         view[...] = np.zeros((), dtype=view.dtype)
     slot.launch(done)
@@ -39,6 +44,20 @@ def _run(slot: Slot, manifest: Manifest, rows: int) -> None:
         raise EngineFailed(f"the warm-up did not end within {_TIMEOUT_S:g} s")
     if errors[0] is not None and not isinstance(errors[0], ValuesRefused):  # it ran; zeros are not its kind of values
         raise EngineFailed(f"the warm-up failed: {errors[0]}")
+    _compare(manifest.outputs, slot.outputs(), rows)
+
+
+def _compare(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray], rows: int) -> None:
+    """A manifest that does not describe its engine would be believed when requests are read and answers written."""
+    for spec in specs:
+        wanted, found = datatype(spec.datatype).numpy, arrays[spec.name]
+        if found.dtype != wanted or found.ndim != len(spec.shape):
+            raise PlanInvalid(
+                f"the engine's {spec.name!r} is {found.dtype} {list(found.shape)}; its manifest says {spec.datatype} "
+                f"{list(spec.shape)}"
+            )
+        if spec.batch_axis is not None and found.shape[spec.batch_axis] != rows:
+            raise PlanInvalid(f"the engine's {spec.name!r} has shape {list(found.shape)} for a batch of {rows} rows")
 
 
 def _shape(spec: TensorSpec, manifest: Manifest, rows: int) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engines.errors import PlanInvalid
 from engines.manifest import Manifest, decode
+from engines.manifest_check import check_manifest
 
 __all__ = ["ENGINE_FILE", "MANIFEST_FILE", "REPORT_FILE", "REPORT_PAGE", "check_handover", "read_page"]
 
@@ -21,11 +22,11 @@ _MOST_BYTES = {ENGINE_FILE: 2**34, MANIFEST_FILE: 2**24, REPORT_FILE: 2**25, REP
 _NEEDED = (ENGINE_FILE, MANIFEST_FILE)
 
 
-def check_handover(folder: Path, key: str) -> Manifest:
+def check_handover(folder: Path, key: str, most_threads: int) -> Manifest:
     """The manifest of the plan in `folder`. No process may be left that could change it afterwards.
 
     Raises PlanInvalid unless there are only plain files under the expected names and sizes, the manifest is that of
-    `key`, and the engine is the one that it describes.
+    `key` and can be true (`check_manifest`), and the engine is the one that it describes.
     """
     with os.scandir(folder) as entries:
         found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
@@ -42,6 +43,7 @@ def check_handover(folder: Path, key: str) -> Manifest:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if (engine.file, engine.size_bytes, engine.sha256) != (ENGINE_FILE, found[ENGINE_FILE].st_size, digest):
         raise PlanInvalid("the compile left an engine that is not the one in its manifest")
+    check_manifest(manifest, most_threads)
     return manifest
 
 

@@ -31,6 +31,7 @@ from engines.errors import BadRepository, PlanInvalid
 from engines.handover import MANIFEST_FILE, REPORT_FILE, REPORT_PAGE, check_handover
 from engines.hardware import cpu_fingerprint
 from engines.manifest import Manifest, decode, encode
+from engines.manifest_check import check_manifest
 
 __all__ = [
     "CALIBRATION_FILE", "CONFIG_FILE", "MANIFEST_FILE", "MODEL_FILE", "REPORT_FILE", "REPORT_PAGE", "SPEC_FILE",
@@ -271,16 +272,23 @@ def _sweep(folder: Path, older_than_s: float, now_s: float, is_ours: Callable[[s
 
 
 class PlanCache:
-    """Compiled plans by key. Whatever is not whole, not ours or not this key's is reported, never trusted."""
+    """Compiled plans by key. Whatever is not whole, not ours or not this key's is reported, never trusted.
 
-    def __init__(self, folder: Path) -> None:
+    `threads` is how many an engine was allowed; 0 = all of this machine.
+    """
+
+    def __init__(self, folder: Path, threads: int = 0) -> None:
         self.folder = folder
+        self._most_threads = threads or os.cpu_count() or 1
 
     def entry(self, key: str) -> Path:
         return self.folder / key
 
     def manifest(self, key: str) -> Manifest | None:
-        """The manifest of a plan, or None where there is no plan. Raises PlanInvalid where it is not this key's."""
+        """The manifest of a plan, or None where there is no plan.
+
+        Raises PlanInvalid where it is not this key's, or cannot be true.
+        """
         try:
             data = (self.entry(key) / MANIFEST_FILE).read_bytes()
         except FileNotFoundError:
@@ -292,6 +300,7 @@ class PlanCache:
         manifest = decode(data)
         if manifest.key != key:
             raise PlanInvalid(f"the plan belongs to key {manifest.key[:12]}, expected {key[:12]}")
+        check_manifest(manifest, self._most_threads)
         return manifest
 
     def store(self, manifest: Manifest, blob: bytes) -> None:
@@ -314,7 +323,7 @@ class PlanCache:
 
         Raises PlanInvalid for anything but a whole plan of this key, and then the cache is as it was.
         """
-        manifest = check_handover(folder, key)
+        manifest = check_handover(folder, key, self._most_threads)
         for file in folder.iterdir():
             file.chmod(0o644)
         with contextlib.suppress(FileExistsError):

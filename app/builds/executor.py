@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import math
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -18,6 +18,9 @@ from typing import NoReturn
 import psutil
 
 import engines
+from app.disk import naming_full_disk
+from app.temporary import own_folder
+from app.words import printable
 from engines.errors import ModelRefused
 from engines.handover import read_page
 from engines.request import BuildRequest
@@ -66,9 +69,9 @@ async def render_report(report: Path, limits: BuildLimits) -> bytes:
 
     Raises ModelRefused or PlanInvalid with the reason where there is none.
     """
-    with tempfile.TemporaryDirectory(prefix="bitserve-page-", ignore_cleanup_errors=True) as out:
-        await run_child([*_RENDERER, str(report.absolute()), "--out", out], [report], Path(out), limits, "page")
-        return await asyncio.to_thread(read_page, Path(out))
+    with own_folder("page") as out:
+        await run_child([*_RENDERER, str(report.absolute()), "--out", str(out)], [report], out, limits, "page")
+        return await asyncio.to_thread(read_page, out)
 
 
 async def run_child(
@@ -79,8 +82,8 @@ async def run_child(
 
     It has succeeded if it ends with code 0 and a line of JSON on stdout had the field `result`.
     """
-    with tempfile.TemporaryDirectory(prefix="bitserve-build-", ignore_cleanup_errors=True) as own:
-        empty, packages = Path(own, "work"), Path(own, "packages")
+    with naming_full_disk("the folder of temporary files"), own_folder("build") as own:
+        empty, packages = own / "work", own / "packages"
         empty.mkdir()
         packages.mkdir()
         (packages / "engines").symlink_to(_PACKAGE)  # a folder to import from that holds nothing else of a checkout
@@ -103,7 +106,7 @@ async def run_child(
             await child.wait()
             await asyncio.wait({readers}, timeout=_LAST_WORDS_S)
             readers.cancel()
-        hidden = (*(str(path.absolute().parent) for path in readable), str(out.absolute()), own)
+        hidden = (*(str(path.absolute().parent) for path in readable), str(out.absolute()), str(own))
     if child.returncode or stopped or result not in said:
         _complain(child.returncode or 0, said, complaint.decode("utf-8", "replace"), stopped, hidden)
 
@@ -148,8 +151,16 @@ async def _read_said(child: asyncio.subprocess.Process, said: dict[str, str], st
             if "log" in found:  # what of the sandbox this kernel does not have
                 log.warning("a compile says: %s", found["log"])
             if "stage" in found:
-                stage(found["stage"])
+                _call(stage, found["stage"])
         line = line[:_KEPT_LINE_BYTES]
+
+
+def _call(stage: Callable[[str], None], name: str) -> None:
+    """Whatever the caller makes of it, the child's later lines are read: its reason is among them."""
+    try:
+        stage(name)
+    except Exception:
+        log.exception("the stage of a compile could not be noted")
 
 
 def _fields(line: bytes) -> dict[str, str]:
@@ -159,7 +170,7 @@ def _fields(line: bytes) -> dict[str, str]:
         return {}
     if not isinstance(found, dict):
         return {}
-    return {key: value[:_KEPT_ERROR_CHARS] for key, value in found.items() if isinstance(value, str)}
+    return {key: printable(value)[:_KEPT_ERROR_CHARS] for key, value in found.items() if isinstance(value, str)}
 
 
 async def _read_tail(child: asyncio.subprocess.Process, tail: bytearray) -> None:
@@ -221,12 +232,15 @@ def _complain(code: int, said: dict[str, str], complaint: str, stopped: str, hid
     stage = said.get("stage", "start")
     if stopped:
         raise ModelRefused(f"the compile was ended at stage '{stage}': {stopped}")
+    if said.get("error") == os.strerror(errno.ENOSPC):  # it writes in two places, and says no path
+        raise ModelRefused("no space left in the cache or in the folder of temporary files")
     if "error" in said:
         raise ModelRefused(_without_paths(said["error"], hidden))
     last = next((line for line in reversed(complaint.splitlines()) if line.strip()), "it said nothing")
     log.warning("a compile crashed", extra={"stage": stage, "stderr": complaint[-1000:]})
     how = f"by {_signal_name(-code)}" if code < 0 else f"with exit code {code}"
-    raise ModelRefused(f"the compile ended {how} at stage '{stage}': {_without_paths(last, hidden)[:300]}")
+    reason = _without_paths(printable(last), hidden)[:300]
+    raise ModelRefused(f"the compile ended {how} at stage '{stage}': {reason}")
 
 
 def _signal_name(number: int) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from app.builds.lock import BuildsLock
 from app.builds.state import Asked, BuildState, Event, Progress, percent_of
 from app.builds.store import BuildStore, now
-from app.serving.errors import QueueFull, Stopping
+from app.disk import is_full
+from app.serving.errors import Elsewhere, QueueFull, Stopping
+from app.words import printable
 from engines.errors import EngineError
 
 __all__ = ["Builds", "Limits", "Tell", "Work"]
@@ -19,6 +22,8 @@ __all__ = ["Builds", "Limits", "Tell", "Work"]
 log = logging.getLogger(__name__)
 _ATTEMPTS = 2
 """A build whose server was killed runs once more; one that takes the server with it must not do so for ever."""
+_TURN_S = 1.0
+"""Between two looks whether the server that builds here has ended."""
 
 Tell = Callable[[str, str], None]
 """Called with a stage that begins (or nothing) and a line for the log (or nothing), on the event loop."""
@@ -33,6 +38,10 @@ class Work(Protocol):
 
     async def next_version(self, asked: Asked) -> int:
         """The number that the new version will have."""
+        ...
+
+    async def serves(self, asked: Asked, version: int) -> bool:
+        """Whether what the model answers with now is this version, made of what was asked."""
         ...
 
     async def publish(self, asked: Asked, folder: Path, version: int, tell: Tell) -> None:
@@ -53,7 +62,9 @@ class Builds:
     def __init__(self, store: BuildStore, work: Work, limits: Limits) -> None:
         self.store, self._work, self._limits = store, work, limits
         self._queue: asyncio.Queue[str] = asyncio.Queue()
+        self._lock, self._has_begun = BuildsLock(store.folder), False
         self._waiting: set[str] = set()
+        self._arriving = 0
         self._running: dict[str, asyncio.Task[None]] = {}
         self._publishing: set[str] = set()
         self._changed: dict[str, asyncio.Event] = {}
@@ -63,14 +74,29 @@ class Builds:
     # -- life ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        """Build, or wait until the server that builds in this repository has ended."""
+        if not self._begin():
+            log.warning("another server builds in this repository; this one serves, and builds when that has ended")
+            self._worker = asyncio.get_running_loop().create_task(self._wait_for_turn())
+
+    async def _wait_for_turn(self) -> None:
+        while not self._begin():
+            await asyncio.sleep(_TURN_S)
+
+    def _begin(self) -> bool:
         """Take up what an earlier process left: what waited waits again, what ran runs again, once."""
+        if not self._lock.take():
+            return False
+        self._has_begun = True
         self.store.sweep()
         for build in self.store.ids():
             try:
                 self._take_up(build)
             except (OSError, KeyError):
                 log.exception("build %s cannot be taken up", build)
+        self.store.retain(self._limits.keep)
         self._worker = asyncio.get_running_loop().create_task(self._run())
+        return True
 
     def _take_up(self, build: str) -> None:
         progress = self.store.progress(build)
@@ -94,38 +120,69 @@ class Builds:
     async def stop(self) -> None:
         self.begin_stop()
         await asyncio.gather(*self._running.values(), *([self._worker] if self._worker else []), return_exceptions=True)
+        self._lock.release()
 
     # -- what clients do -----------------------------------------------------------------------------------------
 
-    def require_room(self) -> None:
-        """Raise QueueFull or Stopping where no upload may begin."""
+    def require_turn(self) -> None:
+        """Raise Elsewhere where another server builds in this repository: what it does is its to tell and to change."""
+        if not self._has_begun:
+            raise Elsewhere("another server builds in this repository; ask that one, or this one when it has ended")
+
+    @contextlib.contextmanager
+    def admit(self) -> Iterator[None]:
+        """Keep a place in the queue for an upload while it arrives.
+
+        Raises QueueFull or Stopping where none may begin.
+        """
         if self._stopping:
             raise Stopping("Server is stopping; it accepts no more builds")
-        if len(self._waiting) >= self._limits.max_queued:
-            raise QueueFull(f"{len(self._waiting)} builds wait already; see setting max_queued_builds")
+        taken = len(self._waiting) + self._arriving
+        if taken >= self._limits.max_queued:
+            raise QueueFull(f"{taken} builds wait or arrive already; see setting max_queued_builds")
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
 
     async def require_disk(self, size_bytes: int) -> None:
-        """Raise QueueFull where so many more bytes do not fit; finished builds go first, the oldest first."""
-        while await asyncio.to_thread(self.store.size_bytes) + size_bytes > self._limits.max_bytes:
-            final = self.store.final_ids()
-            if not final:
-                raise QueueFull(f"builds take {self._limits.max_bytes} bytes already; see setting max_builds_bytes")
-            await asyncio.to_thread(self.store.remove, final[0])
+        """Raise QueueFull where so many more bytes do not fit; finished builds make room, the oldest first.
 
-    def find_same(self, key: str) -> str | None:
-        """The build of the same upload that waits, runs, or has succeeded."""
+        None is removed where that would not be enough.
+        """
+        if not await asyncio.to_thread(self.store.make_room, size_bytes, self._limits.max_bytes):
+            raise QueueFull(
+                f"the upload does not fit into the {self._limits.max_bytes} bytes that builds may take; see setting "
+                "max_builds_bytes"
+            )
+
+    async def find_same(self, model: str, key: str) -> str | None:
+        """The build of the same upload that waits or runs, or whose version serves.
+
+        Only the last that was sent for the model: after another upload, the first one again is what is wanted now.
+        """
+        asked, progress = self._newest(model)
+        if asked is not None and asked.key == key and progress.state.is_final and progress.version is not None:
+            if await self._work.serves(asked, progress.version):
+                return asked.id
+            asked, progress = self._newest(model)  # the same may have come meanwhile
+        return asked.id if asked is not None and asked.key == key and not progress.state.is_final else None
+
+    def _newest(self, model: str) -> tuple[Asked | None, Progress]:
+        """The last build of a model that has not failed, if there is one."""
         ended = (BuildState.FAILED, BuildState.CANCELLED)
         for build in reversed(self.store.ids()):
             with contextlib.suppress(KeyError):  # removed meanwhile, in a thread
-                if self.store.asked(build).key == key and self.store.progress(build).state not in ended:
-                    return build
-        return None
+                asked, progress = self.store.asked(build), self.store.progress(build)
+                if asked.model == model and progress.state not in ended:
+                    return asked, progress
+        return None, Progress()
 
     def add(self, build: str) -> None:
         """Queue a build that was stored just now."""
         self._note(build, self.store.progress(build), "accepted")
         self._enqueue(build)
-        self.store.retain(self._limits.keep)
 
     def cancel(self, build: str) -> bool:
         """End a build that waits or runs; False where it is too late. KeyError where there is none."""
@@ -193,7 +250,9 @@ class Builds:
             self._end(build, BuildState.FAILED, str(error))
         except Exception as error:
             log.exception("build %s", build)
-            self._end(build, BuildState.FAILED, f"an unexpected error of type {type(error).__name__}; see the log")
+            full = isinstance(error, OSError) and is_full(error)  # its own files: others say where they lie
+            unexpected = f"an unexpected error of type {type(error).__name__}; see the log"
+            self._end(build, BuildState.FAILED, "no space left in the repository" if full else unexpected)
 
     async def _steps(self, build: str) -> None:
         asked, folder, before = self.store.asked(build), self.store.path(build), self.store.progress(build)
@@ -224,7 +283,12 @@ class Builds:
         if progress.state.is_final:
             return
         if stage:
-            progress = self._update(build, stage=stage, percent=percent_of(stage, progress.percent))
+            further = {"stage": stage, "percent": percent_of(stage, progress.percent)}
+            try:
+                progress = self._update(build, **further)
+            except OSError as error:  # a build does not fail for what it says of itself
+                log.warning("a stage of build %s is not stored: %s", build, error.strerror)
+                progress = progress.model_copy(update=further)
         self._note(build, progress, message)
 
     def _update(self, build: str, **changes: object) -> Progress:
@@ -233,16 +297,25 @@ class Builds:
         return progress
 
     def _note(self, build: str, progress: Progress, message: str) -> None:
-        event = Event(time=now(), message=message, **progress.model_dump(include={"state", "stage", "percent"}))
+        event = Event(
+            time=now(), message=printable(message), **progress.model_dump(include={"state", "stage", "percent"})
+        )
         self.store.append(build, event)
         if build in self._changed:
             self._changed[build].set()
 
     def _end(self, build: str, state: BuildState, error: str | None) -> None:
+        error = printable(error) if error is not None else None
         done = {"stage": "done", "percent": 100} if state is BuildState.SUCCEEDED else {}
-        progress = self._update(build, state=state, error=error, ended=now(), **done)
+        final = {"state": state, "error": error, "ended": now(), **done}
+        try:
+            progress = self._update(build, **final)
+        except OSError:  # the disk may be full, and what is not needed any more makes room
+            self.store.drop_input(build)
+            progress = self._update(build, **final)
         with contextlib.suppress(KeyError):
             self.store.drop_input(build)
         self._note(build, progress, error or state.value)
         log.info("build %s of %s %s", build, self.store.asked(build).model, state.value, extra={"error": error})
+        self.store.retain(self._limits.keep, spare=build)
         self._changed.pop(build, None)

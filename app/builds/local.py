@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.disk import naming_full_disk
 from app.plans import Plans
 from app.settings import Settings
 from engines import repository
@@ -48,9 +49,10 @@ async def _compile(
     manifest = await plans.make(request, lambda reason: None, stage)
     stage("publish")
     version = repository.next_version(settings.repository, model)
-    folder = repository.publish_version(
-        settings.repository, model, version, request.files(), repository.encode(manifest)
-    )
+    with naming_full_disk("the repository"):
+        folder = repository.publish_version(
+            settings.repository, model, version, request.files(), repository.encode(manifest)
+        )
     plan = await plans.folder_of(folder)
     report = plan / repository.REPORT_FILE if plan is not None else None
     return Published(folder, version, manifest, report.read_bytes() if report and report.is_file() else None)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+import hashlib
+from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["STAGES", "Asked", "BuildState", "Event", "Progress", "percent_of"]
+__all__ = ["STAGES", "Asked", "BuildState", "Event", "Progress", "percent_of", "upload_key"]
 
 STAGES = {
     "queued": 0, "read": 5, "rewrite": 10, "prove": 20, "measure": 60, "compile": 70, "check": 75, "publish": 90,
@@ -68,6 +70,12 @@ class Event(BaseModel):
     stage: str
     percent: int
     message: str = ""
+
+
+def upload_key(model: str, digests: Mapping[str, str]) -> str:
+    """The same for the same upload: the name, and the hash of every file by its name (`BuildRequest.digests`)."""
+    lines = [model, *(f"{name}={digest}" for name, digest in sorted(digests.items()))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def percent_of(stage: str, before: int) -> int:

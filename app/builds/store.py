@@ -42,7 +42,7 @@ def new_id() -> str:
 
 
 class BuildStore:
-    """All calls touch the disk and are short, except `open`, `sweep` and `size_bytes`."""
+    """All calls touch the disk and are short, except `open`, `sweep`, `make_room` and `size_bytes`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -150,17 +150,37 @@ class BuildStore:
 
     def size_bytes(self) -> int:
         """Of everything that is kept."""
+        return self._size_bytes(self.folder)
+
+    def make_room(self, size_bytes: int, max_bytes: int) -> bool:
+        """Remove the oldest finished builds until so many more bytes fit; False, and none is, where they cannot."""
+        if size_bytes > max_bytes:
+            return False
+        excess = self.size_bytes() + size_bytes - max_bytes
+        chosen = []
+        for build in self.final_ids() if excess > 0 else []:
+            if excess <= 0:
+                break
+            chosen.append(build)
+            excess -= self._size_bytes(self.folder / build)
+        if excess > 0:
+            return False
+        for build in chosen:
+            self.remove(build)
+        return True
+
+    def _size_bytes(self, of: Path) -> int:
         total = 0
-        for folder, _, files in os.walk(self.folder):
+        for folder, _, files in os.walk(of):
             for name in files:
                 with contextlib.suppress(OSError):
                     total += (Path(folder) / name).stat().st_size
         return total
 
-    def retain(self, keep: int) -> None:
-        """Remove the oldest finished builds beyond `keep`."""
-        final = self.final_ids()
-        for build in final[: max(0, len(final) - keep)]:
+    def retain(self, keep: int, spare: str = "") -> None:
+        """Remove the oldest finished builds beyond `keep`. `spare` is one of those that are kept, however old."""
+        final = [build for build in self.final_ids() if build != spare]
+        for build in final[: max(0, len(final) - max(0, keep - bool(spare)))]:
             self.remove(build)
 
     def sweep(self) -> None:

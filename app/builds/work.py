@@ -6,10 +6,12 @@ import asyncio
 from pathlib import Path
 
 from app.builds.jobs import Tell
-from app.builds.state import Asked
+from app.builds.state import Asked, upload_key
 from app.builds.store import INPUT
+from app.disk import naming_full_disk
 from app.models import ModelManager
 from app.plans import Plans
+from app.serving.registry import ModelState, Registry
 from engines import repository
 from engines.errors import EngineError
 from engines.request import BuildRequest
@@ -20,8 +22,8 @@ __all__ = ["ServerWork"]
 class ServerWork:
     """Satisfies `app.builds.jobs.Work` with the server's own plans, repository and manager."""
 
-    def __init__(self, folder: Path, plans: Plans, manager: ModelManager) -> None:
-        self._repository, self._plans, self._manager = folder, plans, manager
+    def __init__(self, folder: Path, plans: Plans, manager: ModelManager, registry: Registry) -> None:
+        self._repository, self._plans, self._manager, self._registry = folder, plans, manager, registry
 
     async def compile(self, asked: Asked, folder: Path, tell: Tell) -> None:
         def stage(name: str) -> None:
@@ -33,15 +35,31 @@ class ServerWork:
         """One more than the highest on disk."""
         return await asyncio.to_thread(repository.next_version, self._repository, asked.model)
 
+    async def serves(self, asked: Asked, version: int) -> bool:
+        """It is the newest that is ready and that there is, its files are there, and they are those that were sent."""
+        final = self._repository / asked.model / str(version)
+        ready = [found.number for found in self._registry.versions(asked.model) if found.state is ModelState.READY]
+        if max(ready, default=0) != version or self._manager.version_folder(asked.model, version) != final:
+            return False  # the last is so, too, where a load call brought other files under this number
+        return await asyncio.to_thread(self._holds, final, asked)
+
+    def _holds(self, final: Path, asked: Asked) -> bool:
+        try:
+            is_newest = repository.next_version(self._repository, asked.model) == int(final.name) + 1
+            return is_newest and upload_key(asked.model, BuildRequest.of_folder(final).digests()) == asked.key
+        except (EngineError, OSError):
+            return False
+
     async def publish(self, asked: Asked, folder: Path, version: int, tell: Tell) -> None:
         tell("publish", f"version {version}")
         final, request = self._repository / asked.model / str(version), BuildRequest.of_folder(folder / INPUT)
         if not final.exists():
             manifest = await self._plans.make(request, lambda reason: tell("", reason))
-            await asyncio.to_thread(
-                repository.publish_version, self._repository, asked.model, version, request.files(),
-                repository.encode(manifest),
-            )  # fmt: skip
+            with naming_full_disk("the repository"):
+                await asyncio.to_thread(
+                    repository.publish_version, self._repository, asked.model, version, request.files(),
+                    repository.encode(manifest),
+                )  # fmt: skip
         elif not await asyncio.to_thread(_is_same, BuildRequest.of_folder(final), request):
             raise EngineError(f"version {version} of {asked.model!r} has appeared meanwhile, with another model")
         tell("load", "")

@@ -23,6 +23,7 @@ from app.http.errors import (
 )
 from app.http.incoming import accept
 from app.http.schemas import described
+from app.reports import Reports
 from app.serving.errors import QueueFull
 from app.settings import Settings
 
@@ -51,13 +52,25 @@ class BuildStatus(Progress):
     created: str
     sha256: str = Field(description="Of the model file.")
     size_bytes: int
-    report: str | None = Field(None, description="Path of the version's report, once it serves.")
+    report: str | None = Field(None, description="Path of the version's report, where there is one.")
     log: list[str] = Field(default_factory=list)
 
 
-def build_routes(settings: Settings, builds: Builds) -> APIRouter:
+def build_routes(settings: Settings, builds: Builds, reports: Reports) -> APIRouter:
     """Upload, list, show, follow, cancel. All of them need the admin token."""
     router = APIRouter(tags=["builds"], responses=_ERRORS)
+
+    def check(authorization: str | None) -> None:
+        check_admin(settings, authorization)
+        builds.require_turn()
+
+    async def status_of(build: str) -> BuildStatus:
+        status = _status(builds, build)
+        if status.state is not BuildState.SUCCEEDED or status.version is None:
+            return status
+        if not await reports.exists(status.model, status.version):
+            return status
+        return status.model_copy(update={"report": f"/v2/models/{status.model}/versions/{status.version}/report"})
 
     @router.post(
         _COMPILE_PATH, status_code=ACCEPTED,
@@ -67,26 +80,26 @@ def build_routes(settings: Settings, builds: Builds) -> APIRouter:
         model: Model, request: Request, response: Response, authorization: Authorization = None
     ) -> BuildStatus:
         """Send a model: it is compiled, checked and brought into service as a new version; follow the Location."""
-        check_admin(settings, authorization)
+        check(authorization)
         build = await accept(settings, builds, model, request)
         response.headers["location"] = f"/v2/builds/{build}"
-        return _status(builds, build)
+        return await status_of(build)
 
     @router.get("/v2/builds")
     async def all_builds(authorization: Authorization = None) -> list[BuildStatus]:
         """All builds that are remembered, the oldest first."""
-        check_admin(settings, authorization)
+        check(authorization)
         found = []
         for build in builds.store.ids():
             with contextlib.suppress(NotFound):  # removed meanwhile
-                found.append(_status(builds, build))
+                found.append(await status_of(build))
         return found
 
     @router.get("/v2/builds/{build}")
     async def one_build(build: BuildId, authorization: Authorization = None) -> BuildStatus:
         """How far a build is, with its log."""
-        check_admin(settings, authorization)
-        status = _status(builds, build)
+        check(authorization)
+        status = await status_of(build)
         log = [f"{event.time} {event.message}" for event in builds.store.events(build) if event.message]
         return status.model_copy(update={"log": log})
 
@@ -95,14 +108,14 @@ def build_routes(settings: Settings, builds: Builds) -> APIRouter:
         build: BuildId, authorization: Authorization = None, last_event_id: int = Header(0)
     ) -> StreamingResponse:
         """Server-sent events, from the first (or after Last-Event-ID) until the build has ended."""
-        check_admin(settings, authorization)
+        check(authorization)
         _status(builds, build)
         return StreamingResponse(_stream(builds, build, max(0, last_event_id)), media_type="text/event-stream")
 
     @router.delete("/v2/builds/{build}")
     async def cancel(build: BuildId, authorization: Authorization = None) -> BuildStatus:
         """Cancel a build that waits or runs."""
-        check_admin(settings, authorization)
+        check(authorization)
         state = _status(builds, build).state
         if not builds.cancel(build):
             raise BadRequest(f"build {build} cannot be cancelled any more: it is {state.value}")
@@ -117,9 +130,7 @@ def _status(builds: Builds, build: str) -> BuildStatus:
     except KeyError:
         raise NotFound(f"there is no build '{build[:40]}'") from None
     shown = asked.model_dump(include={"id", "model", "created", "sha256", "size_bytes"})
-    done = progress.state is BuildState.SUCCEEDED
-    report = f"/v2/models/{asked.model}/versions/{progress.version}/report" if done else None
-    return BuildStatus(**shown, **progress.model_dump(), report=report)
+    return BuildStatus(**shown, **progress.model_dump())
 
 
 async def _stream(builds: Builds, build: str, after: int) -> AsyncIterator[str]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from app.builds.jobs import Builds
-from app.builds.state import Asked
+from app.builds.state import Asked, upload_key
 from app.builds.store import INPUT, new_id, now
 from app.http.errors import BadRequest, BodyTooLarge
 from app.http.uploads import Received, receive
-from app.serving.errors import QueueFull
+from app.serving.errors import Cancelled, QueueFull
 from app.settings import Settings
 from app.specs import read_spec
 from engines.repository import CALIBRATION_FILE, MODEL_FILE, SPEC_FILE, VALIDATION_FILE, check_model_name
@@ -22,6 +23,7 @@ from engines.spec import Spec, encode_spec, require_truth
 
 __all__ = ["accept"]
 
+log = logging.getLogger(__name__)
 _FILES = {"model": MODEL_FILE, "calibration": CALIBRATION_FILE, "validation": VALIDATION_FILE}
 _LOOK_EVERY_BYTES = 2**22
 """How much may come between two looks at the disk: a look walks all that builds have there."""
@@ -30,10 +32,14 @@ _LOOK_EVERY_BYTES = 2**22
 async def accept(settings: Settings, builds: Builds, model: str, request: Request) -> str:
     """Receive an upload and queue its build; the id, or that of the build of the same upload.
 
-    Raises BadRequest, BodyTooLarge, ModelRefused (of the spec), QueueFull; then nothing of the upload is kept.
+    Raises BadRequest, BodyTooLarge, ModelRefused (of the spec), QueueFull, Cancelled; then nothing of it is kept.
     """
     check_model_name(model)
-    builds.require_room()
+    with builds.admit():
+        return await _take(settings, builds, model, request)
+
+
+async def _take(settings: Settings, builds: Builds, model: str, request: Request) -> str:
     announced = int(request.headers.get("content-length", "0"))
     if announced > settings.max_upload_bytes:
         raise BodyTooLarge(f"the upload has more than {settings.max_upload_bytes} bytes; see setting max_upload_bytes")
@@ -43,7 +49,7 @@ async def accept(settings: Settings, builds: Builds, model: str, request: Reques
         with builds.store.open(build) as staging:
             received, spec = await _receive(settings, builds, request, staging / INPUT)
             key = _key(model, received, spec)
-            same = builds.find_same(key)
+            same = await builds.find_same(model, key)
             if same is not None:
                 raise _AlreadyHereError(same)
             file = received["model"]
@@ -54,6 +60,9 @@ async def accept(settings: Settings, builds: Builds, model: str, request: Reques
             builds.store.write_request(staging, asked)
     except _AlreadyHereError as here:
         return here.build
+    except ClientDisconnect:
+        log.info("an upload of %s has ended before its last byte: its client left", model)
+        raise Cancelled("the client left before the last byte of its upload") from None
     except OSError as error:
         raise QueueFull(f"the upload could not be stored: {error.strerror or type(error).__name__}") from error
     builds.add(build)
@@ -94,10 +103,9 @@ async def _within_quota(chunks: AsyncIterator[bytes], builds: Builds) -> AsyncIt
 
 
 def _key(model: str, received: dict[str, Received], spec: Spec) -> str:
-    """The same for the same upload: every part and the name, and of the spec what it means."""
+    """Of every part, and of the spec what it means."""
     digests = {_FILES[name]: part.sha256 for name, part in received.items() if name in _FILES}
-    lines = [model, *(f"{name}={digest}" for name, digest in sorted({**digests, **spec_digest(spec)}.items()))]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return upload_key(model, {**digests, **spec_digest(spec)})
 
 
 class _AlreadyHereError(Exception):

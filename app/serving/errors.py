@@ -6,15 +6,16 @@ ServingError
 ├── ModelNotReady       known, but still loading or already unloading
 ├── Rejected            refused at entry
 │   ├── QueueFull       too many rows or requests wait
-│   └── Stopping        the server or the model admits nothing more
+│   ├── Stopping        the server or the model admits nothing more
+│   └── Elsewhere       another server does this
 ├── DeadlineExceeded    waited longer than the request's or the queue's timeout
 ├── Cancelled           the client left; nobody reads this answer
 └── InferenceFailed     the engine raised; the whole batch failed, and nothing else
 """
 
 __all__ = [
-    "Cancelled", "DeadlineExceeded", "InferenceFailed", "InvalidInput", "ModelNotReady", "QueueFull", "Rejected",
-    "ServingError", "Stopping", "UnknownModel",
+    "Cancelled", "DeadlineExceeded", "Elsewhere", "InferenceFailed", "InvalidInput", "ModelNotReady", "QueueFull",
+    "Rejected", "ServingError", "Stopping", "UnknownModel",
 ]  # fmt: skip
 
 
@@ -46,6 +47,10 @@ class QueueFull(Rejected):
 
 class Stopping(Rejected):
     """The server or the model is stopping."""
+
+
+class Elsewhere(Rejected):
+    """Another server does this; it may be this one's turn later."""
 
 
 class DeadlineExceeded(ServingError):

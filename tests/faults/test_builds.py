@@ -48,6 +48,10 @@ ENDINGS = {
     "a child that keeps the pipes": (HELPER + "sys.exit(4)", "with exit code 4"),
     "an exception": ("raise ValueError('bad weights')", "exit code 1 at stage 'prove': ValueError: bad weights"),
     "its own reason": ('print(json.dumps({"error": "too odd"})); sys.exit(3)', "too odd"),
+    "a full disk": (
+        "print(json.dumps({'error': os.strerror(28)})); sys.exit(3)",
+        "no space left in the cache or in the folder of temporary files",
+    ),
     "a reason without end": ('print(json.dumps({"error": "e" * 50_000})); sys.exit(3)', "eee"),
 }
 
@@ -86,6 +90,21 @@ def test_however_a_compile_ends_there_is_a_reason_and_nothing_is_left(name: str,
     assert len(str(refused.value)) <= 1100
     assert time.monotonic() - started < 15
     until(lambda: group_is_gone(tmp_path), "the whole process group gone", timeout_s=5)
+
+
+def test_the_reason_is_read_though_a_stage_could_not_be_noted(tmp_path: Path) -> None:
+    """A server's own disk is full as well: it can store no stage."""
+    source = tmp_path / "model.onnx"
+    source.write_bytes(b"x")
+    script = HEAD + 'print(json.dumps({"error": "too odd"})); sys.exit(3)'
+
+    def note(stage: str) -> None:
+        Path("/dev/full").write_text(stage)
+
+    with pytest.raises(ModelRefused, match=r"^too odd$"):
+        asyncio.run(
+            run_build(BuildRequest(source), tmp_path, BuildLimits(30, GIB), [sys.executable, "-c", script], stage=note)
+        )
 
 
 def test_the_reason_names_files_without_their_folders(tmp_path: Path) -> None:

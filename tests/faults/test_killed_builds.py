@@ -145,6 +145,9 @@ class Idle:
     async def next_version(self, asked: Asked) -> int:
         return 1
 
+    async def serves(self, asked: Asked, version: int) -> bool:
+        raise AssertionError
+
     async def publish(self, asked: Asked, folder: Path, version: int, tell: Tell) -> None:
         raise AssertionError
 

@@ -22,6 +22,7 @@ import pytest
 from engines.errors import BadRepository
 from engines.manifest import BatchProof, EngineFile, Manifest, Source
 from engines.repository import MANIFEST_FILE, MODEL_FILE, PlanCache, publish_version, scan, staged_folder
+from engines.tensor import TensorSpec
 
 ROOT = Path(__file__).parent.parent.parent
 POINTS = 60
@@ -38,8 +39,8 @@ def plan(key: str = KEY, blob: bytes = BLOB) -> Manifest:
         engine=EngineFile("engine.blob", hashlib.sha256(blob).hexdigest(), len(blob)),
         target="openvino",
         precision="fp32",
-        inputs=(),
-        outputs=(),
+        inputs=(TensorSpec("x", "FP32", (-1, 4)),),
+        outputs=(TensorSpec("y", "FP32", (-1, 4)),),
         proof=BatchProof(batchable=False),
         streams=1,
         threads=1,
@@ -48,6 +49,7 @@ def plan(key: str = KEY, blob: bytes = BLOB) -> Manifest:
         hardware="",
         created="now",
         build_s=0.0,
+        sample_shapes={"x": (1, 4)},
     )
 
 

@@ -21,6 +21,7 @@ from engines.manifest import BatchProof, EngineFile, Manifest, Source, encode
 from engines.repository import PlanCache
 from engines.request import BuildRequest
 from engines.sandbox import landlock
+from engines.tensor import TensorSpec
 from tests.support.servers import ROOT
 
 KEY, OTHER = "k" * 32, "o" * 32
@@ -45,8 +46,9 @@ def manifest(key: str = KEY, blob: bytes = BLOB, file: str = "engine.blob") -> M
     return Manifest(
         key=key, source=Source("model.onnx", "0" * 64, 1),
         engine=EngineFile(file, hashlib.sha256(blob).hexdigest(), len(blob)), target="openvino", precision="fp32",
-        inputs=(), outputs=(), proof=BatchProof(batchable=False), streams=1, threads=1, stream_timings=(), tools={},
-        hardware="", created="now", build_s=0.0,
+        inputs=(TensorSpec("x", "FP32", (-1, 4)),), outputs=(TensorSpec("y", "FP32", (-1, 4)),),
+        proof=BatchProof(batchable=False), streams=1, threads=1, stream_timings=(), tools={}, hardware="",
+        created="now", build_s=0.0, sample_shapes={"x": (1, 4)},
     )  # fmt: skip
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,41 @@ def test_the_same_upload_is_built_once(server: Server) -> None:
     ended(server, first)
     again = send(server, "twice", scaled(11))
     assert (again.status_code, again.headers["location"]) == (202, first.headers["location"])
+
+
+def test_a_version_that_no_longer_serves_is_published_again(server: Server) -> None:
+    """Unloaded, gone from the disk, or followed by another: the same upload is not called done."""
+    first = send(server, "again", scaled(13))
+    assert ended(server, first)["version"] == 1
+    unload = f"{server.url}/v2/repository/models/again/unload"
+    assert httpx.post(unload, headers=ADMIN).status_code == 200
+    second = send(server, "again", scaled(13))
+    assert second.headers["location"] != first.headers["location"]
+    assert (ended(server, second)["version"], scale_of(server, "again")) == (2, 13)
+    shutil.rmtree(server.repository / "again")
+    third = ended(server, send(server, "again", scaled(13)))
+    assert (third["state"], third["version"], scale_of(server, "again")) == ("succeeded", 1, 13)
+    place(server.repository, "again", linear(scale=15), version=2)
+    until(lambda: server.state("again", 2) == "READY", "what was put there by hand serves")
+    fourth = ended(server, send(server, "again", scaled(13)))
+    assert (fourth["version"], scale_of(server, "again")) == (3, 13)
+
+
+def test_the_last_of_several_uploads_is_what_serves(server: Server) -> None:
+    """One, another, and the first again: built at once, or after each other."""
+    answers = [send(server, "wavering", scaled(scale)) for scale in (17, 19, 17)]
+    assert len({answer.headers["location"] for answer in answers}) == 3
+    assert [ended(server, answer)["version"] for answer in answers] == [1, 2, 3]
+    assert scale_of(server, "wavering") == 17
+    ended(server, send(server, "wavering", scaled(19)))
+    assert scale_of(server, "wavering") == 19
+
+
+def test_the_same_upload_many_times_at_once_is_one_build(server: Server) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: send(server, "crowd", scaled(21)), range(8)))
+    assert len({answer.headers["location"] for answer in answers}) == 1
+    assert ended(server, answers[0])["version"] == 1
 
 
 def test_a_build_is_cancelled(server: Server) -> None:

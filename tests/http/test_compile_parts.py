@@ -16,7 +16,7 @@ from app.http.reports import prefers_html
 from engines.manifest import Manifest, decode
 from tests.support.onnx_models import linear, place
 from tests.support.servers import ADMIN, Server, running, until
-from tests.support.uploads import arrays, ended, send
+from tests.support.uploads import arrays, build_of, ended, send
 
 MODEL = linear(scale=3).SerializeToString()
 SAMPLES = arrays(x=np.ones((8, 16), np.float32))
@@ -128,7 +128,8 @@ def test_a_folder_that_asks_for_what_cannot_be_done_says_so(server: Server) -> N
 
 
 def test_a_report_is_data_or_a_page_and_needs_no_token(server: Server) -> None:
-    ended(server, send(server, "told", linear(scale=5).SerializeToString()))
+    sent = send(server, "told", linear(scale=5).SerializeToString())
+    ended(server, sent)
     path = f"{server.url}/v2/models/told/versions/1/report"
     found = httpx.get(path)
     assert (found.status_code, found.headers["content-type"]) == (200, "application/json")
@@ -150,6 +151,9 @@ def test_a_report_is_data_or_a_page_and_needs_no_token(server: Server) -> None:
     for form in ("json", "html"):
         missing = httpx.get(path, params={"format": form})
         assert (missing.status_code, "report of 'told' version 1" in missing.text) == (404, True)
+    assert build_of(server, sent)["report"] is None, "the build names no report that is not there"
+    listed = httpx.get(f"{server.url}/v2/builds", headers=ADMIN).json()
+    assert [build["report"] for build in listed if build["model"] == "told"] == [None]
     assert httpx.get(path, params={"format": "pdf"}).status_code == 400
 
 
