@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
@@ -13,11 +13,13 @@ from engines.errors import ModelRefused
 from engines.hardware import usable_threads
 from engines.operators import Found, find_nodes, is_function, listed
 
-__all__ = ["Arrays", "Reference", "unknown_operators"]
+__all__ = ["Arrays", "Reference", "in_halves", "unknown_operators"]
 
 Arrays = dict[str, np.ndarray]
 
 _KEPT_BYTES = 2**26
+_NEARLY = 2.0**-4
+"""Of the largest answer: FP16 has steps of 2**-10, BF16 of 2**-7, and deep networks add some of them up."""
 
 
 class Reference:
@@ -64,6 +66,33 @@ class Reference:
         for array in answer.values():
             array.flags.writeable = False
         return answer
+
+
+def in_halves(wide: Callable[[Arrays], Arrays], rounded: Callable[[Arrays], Arrays]) -> Callable[[Arrays], Arrays]:
+    """What an engine has to answer that computes a half-precision model in FP32 (`wide`): floats as computed there,
+    whole numbers as the model itself (`rounded`, after every operator) has them.
+
+    Raises ModelRefused where the two are not nearly the same: then the rounding is what the model is about.
+    """
+
+    def answers(inputs: Arrays) -> Arrays:
+        found, own = wide(inputs), rounded(inputs)
+        for name, want in own.items():
+            if want.dtype.kind in "iub":
+                found[name] = want
+                continue
+            a, b = want.astype(np.float64), found[name].astype(np.float64)
+            finite = np.isfinite(a) & np.isfinite(b)
+            largest = float(np.abs(a[finite]).max(initial=0.0))
+            off = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
+            if off > _NEARLY * largest:
+                raise ModelRefused(
+                    f"output {name!r} depends on the rounding of half precision, which this engine leaves out: off by "
+                    f"{off:.3g} of {largest:.3g}"
+                )
+        return found
+
+    return answers
 
 
 def unknown_operators(model: onnx.ModelProto) -> list[Found]:
