@@ -20,7 +20,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from engines.errors import ModelRefused
-from engines.graphs import all_graphs, all_nodes, copy_of, element_types, opset_of
+from engines.graphs import all_graphs, all_nodes, copy_of, inferred_types, opset_of
 from engines.passes.guard_ops import Checks, Nodes
 
 __all__ = ["with_pool_ends"]
@@ -43,8 +43,7 @@ def with_pool_ends(model: ModelProto) -> ModelProto:
         raise ModelRefused(
             f"pools with ceil_mode are read in opset {_OLDEST_OPSET} and later; the model stays in opset {opset}"
         )
-    copy, checks = copy_of(model), Checks("bitserve.pool")
-    kinds = dict(kind for graph in all_graphs(copy.graph) for kind in element_types(graph))
+    copy, checks, kinds = copy_of(model), Checks("bitserve.pool"), inferred_types(model)
     for graph in all_graphs(copy.graph):
         _rewrite(graph, kinds, checks)
     return copy

@@ -14,6 +14,7 @@ import openvino as ov
 from engines.errors import ModelRefused
 from engines.manifest import GUARD_OUTPUT, StreamTiming
 from engines.operators import Found, find_nodes, listed, operator_of
+from engines.passes.byte_integers import with_wrapping_bytes
 from engines.passes.guards import with_guards
 from engines.passes.pool_ends import with_pool_ends
 from engines.passes.sequence_lens import with_lengths_written_out
@@ -51,7 +52,9 @@ def read_model(model: onnx.ModelProto) -> ov.Model:
     refuse_wrong_forms(model)
     guarded, said = with_guards(model)
     try:
-        graph = with_all_inputs(with_pool_ends(with_lengths_written_out(guarded)), _converted)
+        for rewrite in (with_lengths_written_out, with_pool_ends, with_wrapping_bytes):
+            guarded = rewrite(guarded)
+        graph = with_all_inputs(guarded, _converted)
         keep_batch_order(graph)
         keep_order_of_equals(graph)
         graph.set_rt_info("\n".join(said), _GUARDS)

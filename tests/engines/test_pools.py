@@ -77,6 +77,18 @@ def test_planes_of_any_and_of_fixed_size(built: Callable[[onnx.ModelProto], Buil
         assert_same(Reference(reference)(row), got)
 
 
+def test_a_pool_behind_a_convolution(built: Callable[[onnx.ModelProto], Built]) -> None:
+    """The type of its data is declared nowhere, and a mean hides one wrong row of many."""
+    rng = np.random.default_rng(0)
+    model = pools(PLANES[-1:], ["n", 3, "h", "w"])
+    model.graph.node[0].input[0] = "c"
+    model.graph.node.insert(0, helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal((4, 3, 3, 3), np.float32), "w"))
+    rows = [{"x": rng.standard_normal((1, 3, size, size), np.float32)} for size in (32, 33, 96)]
+    for row, got in zip(rows, built(model).answer(*rows), strict=True):
+        assert_same(Reference(model)(row), got)
+
+
 def test_places_of_the_maxima_are_cut_too(built: Callable[[onnx.ModelProto], Built]) -> None:
     model = pools([("MaxPool", {"kernel_shape": [2, 2], "strides": [3, 3], "ceil_mode": 1})], ["n", 2, "h", "w"])
     model.graph.node[0].output.append("places")
