@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, shape_inference
 
 __all__ = [
-    "all_graphs", "all_nodes", "copy_of", "drop_stored_inputs", "opset_of", "read_anywhere", "with_weights",
-    "without_weights",
+    "all_graphs", "all_nodes", "copy_of", "drop_stored_inputs", "element_types", "inferred_types", "opset_of",
+    "read_anywhere", "with_weights", "without_weights",
 ]  # fmt: skip
 
 _SMALL_BYTES = 4096
@@ -29,6 +30,23 @@ def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
     """Every node, those of bodies included."""
     for one in all_graphs(graph):
         yield from one.node
+
+
+def element_types(graph: GraphProto) -> list[tuple[str, int]]:
+    """What is known of the values of one graph: name and element type, 0 where it has none."""
+    values = [*graph.value_info, *graph.input, *graph.output]
+    return [
+        *((value.name, value.type.tensor_type.elem_type) for value in values),
+        *((tensor.name, tensor.data_type) for tensor in graph.initializer),
+    ]
+
+
+def inferred_types(model: ModelProto) -> dict[str, int]:
+    """Element type by name, of every value of the model and its bodies of which it can be found out."""
+    bare, _ = without_weights(model)
+    with contextlib.suppress(Exception):  # what is declared is known without inference too
+        bare = shape_inference.infer_shapes(bare)
+    return dict(kind for graph in all_graphs(bare.graph) for kind in element_types(graph))
 
 
 def read_anywhere(graph: GraphProto) -> set[str]:

@@ -25,6 +25,7 @@ from engines.passes.guard_empty import guard_axes, guard_compress, guard_regions
 from engines.passes.guard_integers import WIDE, guard_cast, guard_integers, must_be_exact, reads
 from engines.passes.guard_lengths import are_full, guard_lengths, time_axis
 from engines.passes.guard_ops import Checks, Nodes
+from engines.passes.guard_scales import guard_scales, may_keep_a_size
 from engines.passes.guard_sizes import SIZE_INPUT, guard_size, range_forwards
 from engines.passes.sequence_lens import LENGTHS, WEIGHTS, forget_unread, has_lengths, reason_to_keep
 
@@ -133,6 +134,9 @@ class _Pass:
         if node.op_type == "MaxRoiPool" and node.input[1] not in self._from_shapes:
             return _before(*guard_regions(self.checks, node), "has a region of an image that is not in the batch")
         before, asked = self._check_size(node, known)
+        if may_keep_a_size(node, self._scales(node, known)):
+            nodes, count = guard_scales(self.checks, node, asked)
+            return [*before, *nodes], [], count, f"{what} leaves the size of an axis as it is, but not its scale"
         turns, after, count = self._guard_bodies(node, known)
         found = [(asked, "asks for too large a size, or less than nothing"), (count, _INSIDE)]
         return [*before, *turns], after, [pair for pair in found if pair[0]]
@@ -179,6 +183,11 @@ class _Pass:
         if not kind:
             raise ModelRefused(f"{node.op_type} {node.name or node.output[0]!r}: the type of its size is unknown")
         return guard_size(self.checks, node, kind)
+
+    def _scales(self, node: NodeProto, known: Mapping[str, _Value]) -> TensorProto | None:
+        """Of a Resize, where they are stored."""
+        name = node.input[2] if node.op_type == "Resize" and len(node.input) > 2 else ""
+        return known[name].stored if name in known else None
 
     def _cuts(self, node: NodeProto, known: Mapping[str, _Value]) -> bool:
         to = next((a.i for a in node.attribute if a.name == "to"), 0)

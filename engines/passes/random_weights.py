@@ -28,6 +28,7 @@ def with_random_weights(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProt
 
     Matrices and filters get N(0, 2 / fan_in) (He et al. 2015), which keeps activations in range through ReLU layers;
     vectors get U(0.5, 1.5), which suits biases, scales and variances alike.
+    What a Resize reads is no weight: it stays.
     """
     rng = np.random.default_rng(seed)
 
@@ -60,7 +61,10 @@ def _with_weights(model: onnx.ModelProto, draw: _Draw) -> onnx.ModelProto:
     copy.ir_version = max(copy.ir_version, 4)  # until 3, every initializer had to be an input too
     graph = copy.graph
     shapes = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type == TensorProto.INT64}
+    sizes = {name for node in graph.node if node.op_type == "Resize" for name in node.input[1:]}
     for tensor in graph.initializer:
+        if tensor.name in sizes:
+            continue
         if tensor.data_type in _FLOATS and np.prod(tensor.dims, dtype=np.int64) > 1:
             tensor.CopyFrom(_drawn(draw, numpy_helper.to_array(tensor), tensor.name))
     kept = []

@@ -24,9 +24,9 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from engines.graphs import all_graphs, all_nodes, copy_of, opset_of, read_anywhere
+from engines.graphs import all_graphs, all_nodes, copy_of, element_types, opset_of, read_anywhere
 from engines.passes.guard_ops import Checks, Nodes
 
 __all__ = [
@@ -55,7 +55,7 @@ def with_lengths_written_out(model: ModelProto) -> ModelProto:
         return model
     copy, checks, opset = copy_of(model), Checks("bitserve.lengths"), opset_of(model) or 0
     read = read_anywhere(copy.graph)
-    kinds = dict(kind for graph in all_graphs(copy.graph) for kind in _kinds(graph))
+    kinds = dict(kind for graph in all_graphs(copy.graph) for kind in element_types(graph))
     for graph in all_graphs(copy.graph):
         nodes = list(graph.node)
         del graph.node[:]
@@ -125,14 +125,6 @@ def _of_directions(given: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _reads(node: NodeProto, output: int) -> bool:
     return len(node.output) > output and bool(node.output[output])
-
-
-def _kinds(graph: GraphProto) -> list[tuple[str, int]]:
-    values = [*graph.value_info, *graph.input, *graph.output]
-    return [
-        *((value.name, value.type.tensor_type.elem_type) for value in values),
-        *((tensor.name, tensor.data_type) for tensor in graph.initializer),
-    ]
 
 
 class _Layer:

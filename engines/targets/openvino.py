@@ -14,12 +14,16 @@ import openvino as ov
 from engines.errors import ModelRefused
 from engines.manifest import GUARD_OUTPUT, StreamTiming
 from engines.operators import Found, find_nodes, listed, operator_of
+from engines.passes.byte_integers import with_wrapping_bytes
 from engines.passes.guards import with_guards
+from engines.passes.pool_ends import with_pool_ends
 from engines.passes.sequence_lens import with_lengths_written_out
 from engines.reference import Arrays
 from engines.runtime.openvino import core, first_line, stream_config
+from engines.targets.openvino_forms import refuse_wrong_forms
 from engines.targets.openvino_inputs import with_all_inputs
 from engines.targets.openvino_sequences import keep_batch_order
+from engines.targets.openvino_topk import keep_order_of_equals
 
 __all__ = [
     "Candidate", "compile_model", "export", "guards_of", "read_model", "reimported", "runner", "stream_choices",
@@ -41,13 +45,22 @@ _fastest: weakref.WeakKeyDictionary[ov.Model, tuple[Candidate, ov.CompiledModel]
 
 
 def read_model(model: onnx.ModelProto) -> ov.Model:
-    """OpenVINO's graph of an ONNX model, guarded, lengths written out; ModelRefused names what it cannot convert."""
+    """OpenVINO's graph of an ONNX model, guarded, and written in the ways that it computes right.
+
+    ModelRefused names every operator that it cannot convert, or is known to answer wrongly.
+    """
+    refuse_wrong_forms(model)
     guarded, said = with_guards(model)
     try:
-        graph = with_all_inputs(with_lengths_written_out(guarded), _converted)
+        for rewrite in (with_lengths_written_out, with_pool_ends, with_wrapping_bytes):
+            guarded = rewrite(guarded)
+        graph = with_all_inputs(guarded, _converted)
         keep_batch_order(graph)
+        keep_order_of_equals(graph)
         graph.set_rt_info("\n".join(said), _GUARDS)
         return graph
+    except ModelRefused:
+        raise
     except Exception as error:
         raise ModelRefused(_refusal(model, error)) from error
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import openvino as ov
 from openvino import opset13 as ops
 
+from engines.targets.openvino_bodies import nodes_of, replace
+
 __all__ = ["keep_batch_order"]
 
 _SEQUENCES = frozenset({"GRUSequence", "LSTMSequence", "RNNSequence"})
-_LOOPS = frozenset({"Loop", "TensorIterator"})
 _TIME_FIRST = [2, 1, 0, 3]
 
 
@@ -22,21 +23,13 @@ def keep_batch_order(graph: ov.Model) -> None:
 
     Bodies of If and of loops are followed.
     """
-    for node in graph.get_ordered_ops():
-        for body in _bodies(node):
-            keep_batch_order(body)
+    for node in nodes_of(graph):
         if node.get_type_name() not in _SEQUENCES:
             continue
         states = node.output(0)
         for reader in (target.get_node() for target in states.get_target_inputs()):
             if states.get_partial_shape()[1] == 1 and _order(reader) == _TIME_FIRST:
-                _replace(reader, _time_first(states))
-
-
-def _bodies(node: ov.Node) -> list[ov.Model]:
-    if node.get_type_name() == "If":
-        return [node.get_then_body(), node.get_else_body()]
-    return [node.get_function()] if node.get_type_name() in _LOOPS else []
+                replace(reader.output(0), _time_first(states))
 
 
 def _order(node: ov.Node) -> list[int]:
@@ -50,10 +43,3 @@ def _order(node: ov.Node) -> list[int]:
 def _time_first(states: ov.Output) -> ov.Output:
     one = ops.constant([1])
     return ops.unsqueeze(ops.transpose(ops.squeeze(states, one), ops.constant([1, 0, 2])), one).output(0)
-
-
-def _replace(node: ov.Node, value: ov.Output) -> None:
-    old = node.output(0)
-    value.set_names(old.get_names())
-    for target in old.get_target_inputs():
-        target.replace_source_output(value)
