@@ -46,7 +46,7 @@ def check_agreement(
     """Raise WrongEngine unless the engine answers as the reference. False: the model's own answers are only rounding.
 
     An engine may differ by what rounding explains, and that is measured: by how far the model's answers move with its
-    weights, each by one unit in the last place. A model whose answers move beyond the bound is judged by a twin with
+    weights and inputs, each by one unit in the last place. A model whose answers move beyond the bound is judged by a twin with
     random weights, which has to agree.
     """
     tight = min(_TIGHT, guards.bound)
@@ -68,10 +68,10 @@ def check_agreement(
 
 
 def _largest_move(moved: Run, reference: Run, rows: Sequence[Arrays]) -> float:
-    """How far answers move, as a share of the largest one; what is not finite is left out."""
+    """How far answers move, as a share of the largest one, with weights and inputs; what is not finite is left out."""
     most = 0.0
     for row in rows:
-        now = moved(row)
+        now = moved({name: _moved(array) for name, array in row.items()})
         for name, want in reference(row).items():
             if not is_float(want) or want.shape != now[name].shape:
                 continue
@@ -81,6 +81,14 @@ def _largest_move(moved: Run, reference: Run, rows: Sequence[Arrays]) -> float:
             if largest:
                 most = max(most, float(np.abs(a[finite] - b[finite]).max()) / largest)
     return most
+
+
+def _moved(array: np.ndarray) -> np.ndarray:
+    """By up to one unit in the last place; halves and whole numbers as they are."""
+    if array.dtype not in (np.float32, np.float64):
+        return array
+    step = np.random.default_rng(0).uniform(-1, 1, array.shape) * np.finfo(array.dtype).eps
+    return np.asarray(array * (1 + step), array.dtype)
 
 
 def agree_at(

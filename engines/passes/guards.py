@@ -62,6 +62,7 @@ def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 _Guarded = tuple[list[NodeProto], list[NodeProto], list[tuple[str, str]]]
+_TOO_LARGE = "asks for too large a size, or less than nothing"
 _INSIDE = "looks up an index outside its table, makes an integer beyond 32 bits, or asks for too much"
 
 
@@ -135,10 +136,11 @@ class _Pass:
             return _before(*guard_regions(self.checks, node), "has a region of an image that is not in the batch")
         before, asked = self._check_size(node, known)
         if may_keep_a_size(node, self._scales(node, known)):
-            nodes, count = guard_scales(self.checks, node, asked)
-            return [*before, *nodes], [], count, f"{what} leaves the size of an axis as it is, but not its scale"
+            nodes, count = guard_scales(self.checks, node)
+            found = [(asked, _TOO_LARGE), (count, "leaves the size of an axis as it is, but not its scale")]
+            return [*before, *nodes], [], [pair for pair in found if pair[0]]
         turns, after, count = self._guard_bodies(node, known)
-        found = [(asked, "asks for too large a size, or less than nothing"), (count, _INSIDE)]
+        found = [(asked, _TOO_LARGE), (count, _INSIDE)]
         return [*before, *turns], after, [pair for pair in found if pair[0]]
 
     def _needs_check(self, node: NodeProto, known: Mapping[str, _Value]) -> bool:
