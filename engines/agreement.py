@@ -25,7 +25,7 @@ Run = Callable[[Arrays], Arrays]
 _CALM = 4.0
 _BITS = (63, 31, 30, 24, 15)
 _NARROW_BITS = 31
-_TIGHT = 1e-4
+_TIGHT = 2.5e-4
 """Of the largest answer: what no engine in FP32 has to exceed, unless the model makes much of rounding."""
 _MOVES = 256.0
 """How many times what one unit in the last place of every weight does: kernels approximate exp and tanh too."""
@@ -46,8 +46,8 @@ def check_agreement(
     """Raise WrongEngine unless the engine answers as the reference. False: the model's own answers are only rounding.
 
     An engine may differ by what rounding explains, and that is measured: by how far the model's answers move with its
-    weights and inputs, each by one unit in the last place. A model whose answers move beyond the bound is judged by a twin with
-    random weights, which has to agree.
+    weights and inputs, each by one unit in the last place. A model whose answers move beyond the bound is judged by a
+    twin with random weights, which has to agree.
     """
     tight = min(_TIGHT, guards.bound)
     if not guards.first_difference(run, reference, rows, tight):
