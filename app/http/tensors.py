@@ -158,7 +158,7 @@ def _values(data: Buffer, kind: DataType, depth: int) -> Any:
         data = bytes(data)
         if not kind.is_float or not (b"NaN" in data or b"Infinity" in data):
             raise
-    values = json.loads(data)
+    values = json.loads(data, parse_int=_finite, parse_float=_finite)  # as msgspec reads them where there is no NaN
     _decoder("float", depth).decode(json.dumps(values, default=str).replace("NaN", "0").replace("Infinity", "0"))
     return values
 
@@ -166,6 +166,13 @@ def _values(data: Buffer, kind: DataType, depth: int) -> Any:
 def _strings(values: list[Any], depth: int) -> np.ndarray:
     for _ in range(depth - 1):
         if len({len(inner) for inner in values}) > 1:
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("a number is out of range")
+    return value
+
+
             raise ValueError("the lists are ragged")
         values = [item for inner in values for item in inner]
     array = np.empty(len(values), dtype=np.object_)
