@@ -107,8 +107,8 @@ class Exchange:
     """One call from its whole body to its answer: decoded, submitted, and the sink of its ticket."""
 
     __slots__ = (
-        "_cancelled", "_endpoint", "_handler", "_head", "_hold", "_received_ns", "_reply", "_request_id", "_ticket",
-        "_wanted", "answered",
+        "_accepted", "_cancelled", "_endpoint", "_handler", "_head", "_hold", "_received_ns", "_reply", "_request_id",
+        "_ticket", "_wanted", "answered",
     )  # fmt: skip
     _endpoint: Endpoint
     _wanted: codec.Wanted
@@ -118,6 +118,7 @@ class Exchange:
         self._handler, self._head, self._hold, self._reply = handler, head, hold, reply
         self._request_id = head.request_id or f"{_ID_PREFIX}-{next(_ids):x}".encode()
         self._ticket: Ticket | None = None
+        self._accepted = not handler.stopping  # its decoding may outlast that; it is answered all the same
         self.answered = self._cancelled = False
 
     def begin(self, body: Body) -> None:
@@ -237,7 +238,9 @@ class Exchange:
 
     def _submit(self, call: Call) -> None:
         try:
-            self._ticket = self._handler.gateway.submit(self._endpoint, call, self, self._received_ns)
+            self._ticket = self._handler.gateway.submit(
+                self._endpoint, call, self, self._received_ns, accepted=self._accepted
+            )
         except Exception as error:  # the gateway has counted it
             self._fail(error)
 

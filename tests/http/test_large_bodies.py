@@ -105,6 +105,9 @@ def test_a_drain_waits_for_bodies_that_are_unpacked(wire_repository: Path) -> No
         for tick in range(2, 6):
             assert not await server.on_tick(tick)
         assert len(stops) == 1, "loads are told once"
+        late = await bench.ask(json_body(2.0))
+        assert (late.status_code, late.headers["retry-after"]) == (503, "1")
+        assert "Server is stopping" in late.json()["error"]
         bench.let_go()
         answer = await large
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -141,7 +144,8 @@ def test_a_signal_while_a_body_is_unpacked_costs_no_answer(wire_repository: Path
         server.wait_ready("m")
         client.send(post("m", body, ["Content-Encoding: gzip"]))
         server.process.send_signal(signal.SIGTERM)
-        assert client.read().status in (400, 503)
+        reply = client.read()
+        assert reply.status in (400, 503), "400 where the body was there in whole before the signal"
         assert server.process.wait(30) == 0
 
 
