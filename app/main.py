@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 
 from app.auth import with_admin_token
@@ -47,7 +48,7 @@ from app.logs import configure_logging
 from app.models import ModelManager
 from app.reports import Reports
 from app.serving.device import Device
-from app.serving.errors import ServingError
+from app.serving.errors import Cancelled, ServingError
 from app.serving.gateway import Gateway
 from app.serving.registry import Registry
 from app.settings import Settings
@@ -136,12 +137,17 @@ def _answer_errors(app: FastAPI, routes: list[BaseRoute]) -> None:
         return _answer(BadRequest(f"{'.'.join(where)}: {first['msg']}"))
 
     async def unexpected(_: Request, error: Exception) -> Response:
+    async def departed(request: Request, _: Exception) -> Response:
+        log.info("%s %s has ended before its last byte: its client left", request.method, request.url.path)
+        return _answer(Cancelled("the client left before the last byte of its request"))
+
         log.error("an unexpected error", exc_info=error)
         return _answer(error)
 
     for kind in (HttpError, ServingError, EngineError):
         app.add_exception_handler(kind, known)
     app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(ClientDisconnect, departed)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(Exception, unexpected)
 
