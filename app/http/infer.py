@@ -155,18 +155,20 @@ class Exchange:
         if isinstance(reply, ServingError):
             self._fail(reply)
             return
+        coding = compression.choose(self._head.accept_encoding) if self._head.accept_encoding else None
+        if codec.encoding_takes_long(reply, self._wanted):
+            kept = {name: array.copy() for name, array in reply.items()}
+            self._handler.workers.run(lambda: _packed(self._encode(kept, self._pause), coding), self._give_made)
+            return
         try:
             answer = self._encode(reply)
         except Exception as error:
             self._fail(error)
             return
-        coding = compression.choose(self._head.accept_encoding) if self._head.accept_encoding else None
-        if coding is None:
-            self._give(answer)
-        elif len(answer.body) <= INLINE_BYTES:
+        if coding is None or len(answer.body) <= INLINE_BYTES:
             self._give(_packed(answer, coding))
         else:
-            self._handler.workers.run(functools.partial(_packed, answer, coding), self._give_packed)
+            self._handler.workers.run(functools.partial(_packed, answer, coding), self._give_made)
 
     # -- the way in ----------------------------------------------------------------------------------------------
 
@@ -246,14 +248,14 @@ class Exchange:
 
     # -- the way out ---------------------------------------------------------------------------------------------
 
-    def _encode(self, outputs: Any) -> Answer:
-        body, json_bytes = codec.encode(outputs, self._wanted, self._endpoint)
+    def _encode(self, outputs: Any, pause: Callable[[], None] = lambda: None) -> Answer:
+        body, json_bytes = codec.encode(outputs, self._wanted, self._endpoint, pause)
         headers = [JSON if json_bytes is None else BINARY, (b"x-request-id", self._request_id)]
         if json_bytes is not None:
             headers.append((b"inference-header-content-length", str(json_bytes).encode()))
         return Answer(OK, headers, body)
 
-    def _give_packed(self, answer: Answer | BaseException) -> None:
+    def _give_made(self, answer: Answer | BaseException) -> None:
         if isinstance(answer, BaseException):
             self._fail(answer)
         else:
@@ -274,7 +276,9 @@ class Exchange:
         self._reply(answer)
 
 
-def _packed(answer: Answer, coding: str) -> Answer:
+def _packed(answer: Answer, coding: str | None) -> Answer:
+    if coding is None:
+        return answer
     headers = [*answer.headers, (b"content-encoding", coding.encode()), (b"vary", b"accept-encoding")]
     return Answer(answer.status, headers, compression.compress(answer.body, coding))
 
