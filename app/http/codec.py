@@ -60,7 +60,9 @@ def decode(
     json_bytes = _json_length(header_length, len(body))
     if json_bytes == 0 and header_length is not None:
         return _decode_raw(body, endpoint)
-    request = _parse(body if json_bytes == len(body) else body[:json_bytes])
+    document = body if json_bytes == len(body) else body[:json_bytes]
+    tensors.check_keys(document, pause)
+    request = _parse(document)
     _check_counts(request, endpoint)
     inputs = _inputs(request, memoryview(body)[json_bytes:], endpoint.model, pause)
     return _call(request, inputs), _wanted(request)

@@ -19,7 +19,17 @@ from app.http.pieces import Buffer, read_numbers
 from app.http.workers import INLINE_BYTES
 from engines.tensor import BY_NAME, DataType
 
-__all__ = ["MAX_DEPTH", "bytes_of", "check_depth", "element_count", "from_bytes", "from_json", "json_of", "kind_of"]
+__all__ = [
+    "MAX_DEPTH",
+    "bytes_of",
+    "check_depth",
+    "check_keys",
+    "element_count",
+    "from_bytes",
+    "from_json",
+    "json_of",
+    "kind_of",
+]
 
 MAX_DEPTH = 100
 """Triton's limit of JSON nesting."""
@@ -29,6 +39,9 @@ _MAX_DIMS = 64
 """NumPy's own limit; without it a shape could also be so long that its product takes minutes."""
 _OPENING = re.compile(rb"[\[ \t\r\n]*")
 _NO_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
+_NO_KEYS = bytes(set(range(256)) - set(b':"'))
+_MAX_KEYS = 16384
+"""Of all inputs, outputs and parameters together: read in some milliseconds."""
 _STRING = re.compile(rb'"[^"]*"')
 _LOOK_BYTES = 1_048_576
 """Looked through at once: whoever does holds the interpreter meanwhile."""
@@ -56,6 +69,27 @@ def check_depth(data: Body) -> None:
         if int(depths.max()) > MAX_DEPTH:
             raise BadRequest(f"JSON nesting depth exceeds maximum allowed limit ({MAX_DEPTH})")
         depth = int(depths[-1])
+
+
+def check_keys(data: Body, pause: Callable[[], None]) -> None:
+    """BadRequest where JSON has far more keys than any request, before objects are made of all of them at once.
+
+    Each key has a colon after it; only where there are many is it looked at which of them are in strings.
+    """
+    starts = range(0, len(data), _LOOK_BYTES)
+    if len(data) <= _MAX_KEYS or sum(data.count(b":", at, at + _LOOK_BYTES) for at in starts) <= _MAX_KEYS:
+        return
+    if b"\\" in data:
+        data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    quotes = keys = 0
+    for start in range(0, len(data), _LOOK_BYTES):
+        pause()
+        marks = np.frombuffer(data[start : start + _LOOK_BYTES].translate(None, _NO_KEYS), np.uint8)
+        seen = quotes + np.cumsum(marks == ord('"'))
+        keys += int(np.count_nonzero((marks == ord(":")) & (seen % 2 == 0)))
+        if keys > _MAX_KEYS:
+            raise BadRequest(f"the request's JSON has more than {_MAX_KEYS} keys")
+        quotes = int(seen[-1]) if seen.size else quotes
 
 
 def kind_of(datatype: str, name: str) -> DataType:

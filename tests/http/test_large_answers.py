@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from app.http.tensors import json_of
+from app.http.tensors import check_keys, json_of
 from tests.hostile.wire import WIDE, Client, json_body, post
 from tests.http.benches import Bench, on_the_wire, until, with_bench
 from tests.support.servers import running
@@ -77,7 +77,7 @@ def test_a_piece_with_nan_leaves_the_others_as_they_are(at: int) -> None:
     assert np.array_equal(np.array(read, np.float32), array, equal_nan=True)
 
 
-MANY = 100_000
+MANY = 2000
 ONE = {"name": "X", "datatype": "FP32", "shape": [1], "data": [1]}
 
 
@@ -100,6 +100,24 @@ def test_far_too_many_of_something_are_counted_and_not_looked_at(
         assert bench.handler.room.held_bytes == 0
 
     with_bench(wire_repository, test)
+
+
+@pytest.mark.parametrize("key", ["inputs", "outputs", "parameters"])
+def test_a_flood_of_keys_is_refused_unread(wire_repository: Path, key: str) -> None:
+    flood: Any = {str(n): 1 for n in range(20_000)}
+    if key != "parameters":
+        flood = [{**ONE, "name": str(n)} for n in range(20_000)]
+
+    async def test(bench: Bench) -> None:
+        answer = await bench.ask(json.dumps({"inputs": [ONE], key: flood}).encode())
+        assert (answer.status_code, "more than 16384 keys" in answer.json()["error"]) == (400, True), answer.text
+
+    with_bench(wire_repository, test)
+
+
+@pytest.mark.parametrize("text", [":", '\\":', '{"a": 1}', "\\\\"])
+def test_colons_within_strings_are_no_keys(text: str) -> None:
+    check_keys(json.dumps({"data": [f":{text}"] * 200_000}).encode(), lambda: None)
 
 
 def test_a_client_may_leave_while_its_answer_is_written(wire_repository: Path) -> None:
