@@ -39,10 +39,13 @@ def _serve(**flags: Any) -> None:
     if as_json:
         shown = settings.model_dump(mode="json")
         print(json.dumps(shown), flush=True)
+    from app.listening import CannotListen
     from app.main import serve
 
     try:
         serve(settings)
+    except CannotListen as error:
+        fail(str(error))
     except SystemExit as ended:  # uvicorn's way to say that it could not start; its log says why
         raise typer.Exit(int(ended.code or 0)) from None
 

@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 
 from app.auth import with_admin_token
@@ -43,11 +44,12 @@ from app.http.openapi import describe_inference
 from app.http.protocol import InferProtocol
 from app.http.reports import report_routes
 from app.http.routes import control_plane
+from app.listening import BACKLOG, listen
 from app.logs import configure_logging
 from app.models import ModelManager
 from app.reports import Reports
 from app.serving.device import Device
-from app.serving.errors import ServingError
+from app.serving.errors import Cancelled, ServingError
 from app.serving.gateway import Gateway
 from app.serving.registry import Registry
 from app.settings import Settings
@@ -135,12 +137,17 @@ def _answer_errors(app: FastAPI, routes: list[BaseRoute]) -> None:
             return _answer(NotFound("Not Found"))
         return _answer(BadRequest(f"{'.'.join(where)}: {first['msg']}"))
 
+    async def departed(request: Request, _: Exception) -> Response:
+        log.info("%s %s has ended before its last byte: its client left", request.method, request.url.path)
+        return _answer(Cancelled("the client left before the last byte of its request"))
+
     async def unexpected(_: Request, error: Exception) -> Response:
         log.error("an unexpected error", exc_info=error)
         return _answer(error)
 
     for kind in (HttpError, ServingError, EngineError):
         app.add_exception_handler(kind, known)
+    app.add_exception_handler(ClientDisconnect, departed)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(Exception, unexpected)
@@ -179,6 +186,12 @@ class _Server(uvicorn.Server):
         self._drain_until_s = time.monotonic() + self._drain_s
         self._handler.gateway.stop()
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, which says where it listens only where it has made the sockets."""
+        await super().startup(sockets)
+        if self.started and sockets is not None:
+            self._log_started_message(sockets)
+
     async def on_tick(self, counter: int) -> bool:
         if self._drain_until_s is not None and not self.should_exit:
             begin_stop, self._begin_stop = self._begin_stop, None
@@ -212,7 +225,7 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, sockets: list[socket.socket]) -> None:
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -226,22 +239,23 @@ async def _serve(settings: Settings) -> None:
         log_config=None,
         server_header=False,
         date_header=False,
-        backlog=2048,
+        backlog=BACKLOG,
     )
 
     def begin_stop() -> None:
         app.state.builds.begin_stop()
         app.state.manager.begin_stop()
 
-    await _Server(config, app.state.handler, settings.drain_s, begin_stop).serve()
+    await _Server(config, app.state.handler, settings.drain_s, begin_stop).serve(sockets)
 
 
 def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT; returns after the drain."""
+    """Run until SIGTERM or SIGINT; returns after the drain. CannotListen where it cannot."""
     import uvloop
 
+    sockets = listen(settings.host, settings.port)
     configure_logging(settings.log_level)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:  # connections are bounded by a setting, not by a shell's default
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    uvloop.run(_serve(settings))
+    uvloop.run(_serve(settings, sockets))

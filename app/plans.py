@@ -37,6 +37,9 @@ class Plans:
         folder, self._repository = _writable_cache(settings), settings.repository
         self._cache = repository.PlanCache(folder, settings.threads)
         self._is_temporary = folder != settings.cache_folder
+        # plans that came with a read-only repository; nothing is added to them or removed
+        self._given = repository.PlanCache(settings.cache_folder, settings.threads) if self._is_temporary else None
+        self._distrusted: set[str] = set()
         self._limits = BuildLimits(settings.build_timeout_s, settings.build_memory_bytes, settings.threads)
         self._turn, self._pages = asyncio.Semaphore(1), asyncio.Semaphore(1)
         self._known_keys: dict[Path, tuple[tuple[int, ...], str]] = {}
@@ -107,7 +110,7 @@ class Plans:
                 known = self._known_keys[version] = stamp, await self._key(BuildRequest.of_folder(version))
             except (EngineError, OSError):
                 return None
-        folder = self._cache.entry(known[1])
+        folder = self._entry(known[1])
         return folder if folder.is_dir() else None
 
     async def _warm(self, manifest: Manifest, instances: int | None) -> Session:
@@ -122,7 +125,7 @@ class Plans:
     def _import(self, manifest: Manifest, instances: int | None) -> Session:
         from engines.runtime.openvino import load_session  # heavy, and not needed by an empty repository
 
-        session = load_session(self._cache.entry(manifest.key), manifest, streams=instances)
+        session = load_session(self._entry(manifest.key), manifest, streams=instances)
         try:
             warm_up(session, manifest)
         except EngineError:  # in a thread of its own: a launch that hangs would keep close waiting
@@ -133,16 +136,29 @@ class Plans:
     async def _key(self, request: BuildRequest) -> str:
         return await asyncio.to_thread(request.key, self._limits.threads)
 
+    def _cache_of(self, key: str) -> repository.PlanCache:
+        """Where the plan of a key is, or will be."""
+        given = self._given
+        if given is None or key in self._distrusted or self._cache.entry(key).exists():
+            return self._cache
+        return given if given.entry(key).exists() else self._cache
+
+    def _entry(self, key: str) -> Path:
+        return self._cache_of(key).entry(key)
+
     async def _trusted(self, key: str) -> Manifest | None:
         try:
-            return await asyncio.to_thread(self._cache.manifest, key)
+            return await asyncio.to_thread(lambda: self._cache_of(key).manifest(key))
         except PlanInvalid as error:
             await self._distrust(key, error)
             return None
 
     async def _distrust(self, key: str, error: PlanInvalid) -> None:
         log.warning("a cached plan was not trusted and will be compiled again: %s", error, extra={"plan": key})
-        await asyncio.to_thread(self._cache.discard, key)
+        if self._cache_of(key) is self._given:  # it cannot be removed, only passed over
+            self._distrusted.add(key)
+        else:
+            await asyncio.to_thread(self._cache.discard, key)
 
 
 def _close_unwanted(work: asyncio.Future[Session]) -> None:
@@ -151,7 +167,7 @@ def _close_unwanted(work: asyncio.Future[Session]) -> None:
 
 
 def _writable_cache(settings: Settings) -> Path:
-    """The cache folder, or a temporary one where it cannot be written: a read-only repository is served too."""
+    """The cache folder, or a temporary one where it cannot be written: a read-only repository is served, too."""
     folder = settings.cache_folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,6 +176,7 @@ def _writable_cache(settings: Settings) -> Path:
     except OSError as error:
         temporary = Path(tempfile.mkdtemp(prefix="bitserve-cache-"))
         log.warning(
-            "the cache folder cannot be written (%s); compiled plans will not survive this process", error.strerror
+            "the cache folder cannot be written (%s); its plans are used, new ones will not survive this process",
+            error.strerror,
         )
         return temporary

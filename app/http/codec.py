@@ -18,12 +18,17 @@ from app.serving.endpoint import Endpoint
 from app.serving.gateway import Call, InputTensor
 from engines.tensor import DYNAMIC, TensorSpec, datatype
 
-__all__ = ["Wanted", "decode", "encode", "takes_long"]
+__all__ = ["Wanted", "decode", "encode", "encoding_takes_long", "takes_long"]
 
 _decoder = msgspec.json.Decoder(InferRequest)
 _encoder = msgspec.json.Encoder()
 _MAX_CLASSES = 65536
 """Of all rows of an output together: each is written as a string, on the event loop."""
+_ENCODE_INLINE_BYTES = 262_144
+"""Of arrays that become JSON: some milliseconds."""
+_SPARE = 16
+"""Inputs or outputs more than the model has, up to which a request is looked at: what is wrong can be named then."""
+_MAX_PARAMETERS = 256
 _JSON_CONSTANTS = (b"NaN", b"Infinity")
 _DIGITS = frozenset(b"0123456789")
 
@@ -55,7 +60,10 @@ def decode(
     json_bytes = _json_length(header_length, len(body))
     if json_bytes == 0 and header_length is not None:
         return _decode_raw(body, endpoint)
-    request = _parse(body if json_bytes == len(body) else body[:json_bytes])
+    document = body if json_bytes == len(body) else body[:json_bytes]
+    tensors.check_keys(document, pause)
+    request = _parse(document)
+    _check_counts(request, endpoint)
     inputs = _inputs(request, memoryview(body)[json_bytes:], endpoint.model, pause)
     return _call(request, inputs), _wanted(request)
 
@@ -98,10 +106,23 @@ def _parse_constants(data: Body, first: Exception) -> InferRequest:
     return request
 
 
+def _check_counts(request: InferRequest, endpoint: Endpoint) -> None:
+    """BadRequest where there is far more of something than the model has, before anything is made of each."""
+    model, inputs, outputs = endpoint.model, len(request.inputs), len(request.outputs or ())
+    if inputs > len(endpoint.inputs) + _SPARE:
+        raise BadRequest(f"expected {len(endpoint.inputs)} inputs but got {inputs} inputs for model '{model}'")
+    if outputs > len(endpoint.outputs) + _SPARE:
+        raise BadRequest(f"expected at most {len(endpoint.outputs)} outputs but got {outputs} for model '{model}'")
+    for part in (request, *request.inputs, *(request.outputs or ())):
+        if len(part.parameters) > _MAX_PARAMETERS:
+            raise BadRequest(f"expected at most {_MAX_PARAMETERS} parameters but got {len(part.parameters)}")
+
+
 def _inputs(request: InferRequest, rest: memoryview, model: str, pause: Callable[[], None]) -> dict[str, InputTensor]:
     inputs: dict[str, InputTensor] = {}
     offset = 0
     for tensor in request.inputs:
+        pause()
         if tensor.name in inputs:
             raise BadRequest(f"input '{tensor.name}' already exists in request")
         size = _binary_size(tensor)
@@ -244,10 +265,23 @@ def _raw_shape(spec: TensorSpec, size: int, model: str) -> list[int]:
     return shape
 
 
-def encode(outputs: Mapping[str, np.ndarray], wanted: Wanted, endpoint: Endpoint) -> tuple[bytes, int | None]:
+def encoding_takes_long(outputs: Mapping[str, np.ndarray], wanted: Wanted) -> bool:
+    """Whether to encode them would hold up the event loop: much that becomes text, or is sorted for its classes."""
+    text = (
+        array.nbytes
+        for name, array in outputs.items()
+        if name in wanted.classes or not wanted.binary.get(name, wanted.binary_default)
+    )
+    return sum(text) > _ENCODE_INLINE_BYTES
+
+
+def encode(
+    outputs: Mapping[str, np.ndarray], wanted: Wanted, endpoint: Endpoint, pause: Callable[[], None] = lambda: None
+) -> tuple[bytes, int | None]:
     """The response body and, where an output is binary, the length of its JSON part (None: plain JSON).
 
-    Copies everything it keeps. Raises BadRequest where a classification cannot be made of an output.
+    Copies everything it keeps. Raises BadRequest where a classification cannot be made of an output, and what `pause`
+    raises, which is called now and then where it takes long.
     """
     described: list[ResponseOutput] = []
     chunks: list[bytes] = []
@@ -264,7 +298,7 @@ def encode(outputs: Mapping[str, np.ndarray], wanted: Wanted, endpoint: Endpoint
             chunks.append(chunk)
             described.append(ResponseOutput(name, list(array.shape), kind_name, {"binary_data_size": len(chunk)}))
         else:
-            described.append(ResponseOutput(name, list(array.shape), kind_name, None, tensors.json_of(array)))
+            described.append(ResponseOutput(name, list(array.shape), kind_name, None, tensors.json_of(array, pause)))
     response = InferResponse(
         id=wanted.id, model_name=endpoint.model, model_version=str(endpoint.version), outputs=described
     )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 
 from app.builds.jobs import Builds
 from app.builds.state import Asked, upload_key
 from app.builds.store import INPUT, new_id, now
 from app.http.errors import BadRequest, BodyTooLarge
 from app.http.uploads import Received, receive
-from app.serving.errors import Cancelled, QueueFull
+from app.serving.errors import QueueFull
 from app.settings import Settings
 from app.specs import read_spec
 from engines.repository import CALIBRATION_FILE, MODEL_FILE, SPEC_FILE, VALIDATION_FILE, check_model_name
@@ -23,7 +21,6 @@ from engines.spec import Spec, encode_spec, require_truth
 
 __all__ = ["accept"]
 
-log = logging.getLogger(__name__)
 _FILES = {"model": MODEL_FILE, "calibration": CALIBRATION_FILE, "validation": VALIDATION_FILE}
 _LOOK_EVERY_BYTES = 2**22
 """How much may come between two looks at the disk: a look walks all that builds have there."""
@@ -32,7 +29,8 @@ _LOOK_EVERY_BYTES = 2**22
 async def accept(settings: Settings, builds: Builds, model: str, request: Request) -> str:
     """Receive an upload and queue its build; the id, or that of the build of the same upload.
 
-    Raises BadRequest, BodyTooLarge, ModelRefused (of the spec), QueueFull, Cancelled; then nothing of it is kept.
+    Raises BadRequest, BodyTooLarge, ModelRefused (of the spec), QueueFull, and ClientDisconnect where its client
+    leaves before its last byte; then nothing of it is kept.
     """
     check_model_name(model)
     with builds.admit():
@@ -60,9 +58,6 @@ async def _take(settings: Settings, builds: Builds, model: str, request: Request
             builds.store.write_request(staging, asked)
     except _AlreadyHereError as here:
         return here.build
-    except ClientDisconnect:
-        log.info("an upload of %s has ended before its last byte: its client left", model)
-        raise Cancelled("the client left before the last byte of its upload") from None
     except OSError as error:
         raise QueueFull(f"the upload could not be stored: {error.strerror or type(error).__name__}") from error
     builds.add(build)

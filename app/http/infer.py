@@ -107,8 +107,8 @@ class Exchange:
     """One call from its whole body to its answer: decoded, submitted, and the sink of its ticket."""
 
     __slots__ = (
-        "_cancelled", "_endpoint", "_handler", "_head", "_hold", "_received_ns", "_reply", "_request_id", "_ticket",
-        "_wanted", "answered",
+        "_accepted", "_cancelled", "_endpoint", "_handler", "_head", "_hold", "_received_ns", "_reply", "_request_id",
+        "_ticket", "_wanted", "answered",
     )  # fmt: skip
     _endpoint: Endpoint
     _wanted: codec.Wanted
@@ -118,6 +118,7 @@ class Exchange:
         self._handler, self._head, self._hold, self._reply = handler, head, hold, reply
         self._request_id = head.request_id or f"{_ID_PREFIX}-{next(_ids):x}".encode()
         self._ticket: Ticket | None = None
+        self._accepted = not handler.stopping  # its decoding may outlast that; it is answered all the same
         self.answered = self._cancelled = False
 
     def begin(self, body: Body) -> None:
@@ -154,18 +155,20 @@ class Exchange:
         if isinstance(reply, ServingError):
             self._fail(reply)
             return
+        coding = compression.choose(self._head.accept_encoding) if self._head.accept_encoding else None
+        if codec.encoding_takes_long(reply, self._wanted):
+            kept = {name: array.copy() for name, array in reply.items()}
+            self._handler.workers.run(lambda: _packed(self._encode(kept, self._pause), coding), self._give_made)
+            return
         try:
             answer = self._encode(reply)
         except Exception as error:
             self._fail(error)
             return
-        coding = compression.choose(self._head.accept_encoding) if self._head.accept_encoding else None
-        if coding is None:
-            self._give(answer)
-        elif len(answer.body) <= INLINE_BYTES:
+        if coding is None or len(answer.body) <= INLINE_BYTES:
             self._give(_packed(answer, coding))
         else:
-            self._handler.workers.run(functools.partial(_packed, answer, coding), self._give_packed)
+            self._handler.workers.run(functools.partial(_packed, answer, coding), self._give_made)
 
     # -- the way in ----------------------------------------------------------------------------------------------
 
@@ -237,20 +240,22 @@ class Exchange:
 
     def _submit(self, call: Call) -> None:
         try:
-            self._ticket = self._handler.gateway.submit(self._endpoint, call, self, self._received_ns)
+            self._ticket = self._handler.gateway.submit(
+                self._endpoint, call, self, self._received_ns, accepted=self._accepted
+            )
         except Exception as error:  # the gateway has counted it
             self._fail(error)
 
     # -- the way out ---------------------------------------------------------------------------------------------
 
-    def _encode(self, outputs: Any) -> Answer:
-        body, json_bytes = codec.encode(outputs, self._wanted, self._endpoint)
+    def _encode(self, outputs: Any, pause: Callable[[], None] = lambda: None) -> Answer:
+        body, json_bytes = codec.encode(outputs, self._wanted, self._endpoint, pause)
         headers = [JSON if json_bytes is None else BINARY, (b"x-request-id", self._request_id)]
         if json_bytes is not None:
             headers.append((b"inference-header-content-length", str(json_bytes).encode()))
         return Answer(OK, headers, body)
 
-    def _give_packed(self, answer: Answer | BaseException) -> None:
+    def _give_made(self, answer: Answer | BaseException) -> None:
         if isinstance(answer, BaseException):
             self._fail(answer)
         else:
@@ -271,7 +276,9 @@ class Exchange:
         self._reply(answer)
 
 
-def _packed(answer: Answer, coding: str) -> Answer:
+def _packed(answer: Answer, coding: str | None) -> Answer:
+    if coding is None:
+        return answer
     headers = [*answer.headers, (b"content-encoding", coding.encode()), (b"vary", b"accept-encoding")]
     return Answer(answer.status, headers, compression.compress(answer.body, coding))
 

@@ -6,13 +6,19 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from app.http.bodies import announced_bytes
-from app.http.errors import too_large
+from app.http.errors import BodyTooLarge, too_large
 from app.http.held import Hold, Room
 
-__all__ = ["HOLD", "BodyLimit"]
+__all__ = ["HOLD", "LIMIT", "BodyLimit"]
 
 HOLD = "bitserve.hold"
 """Key of a call's scope: its `Hold`, which also counts what the body becomes; released when the call has ended."""
+
+LIMIT = "bitserve.limit"
+"""Key of a call's scope: how many bytes its body may have, decompressed, too."""
+
+_MAX_CONTROL_BYTES = 1_048_576
+"""Of a body that brings no files: it is parsed on the event loop."""
 
 Message = MutableMapping[str, Any]
 
@@ -28,17 +34,21 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         size, announced = 0, announced_bytes(scope["headers"])
+        limit_bytes = self._limit_bytes
+        if not scope["path"].endswith("/load"):
+            limit_bytes = min(limit_bytes, _MAX_CONTROL_BYTES)
+        scope[LIMIT] = limit_bytes
         hold = scope[HOLD] = Hold(self._room)
 
         async def counted() -> Message:
             nonlocal size
-            if size == 0 and announced <= self._limit_bytes:
+            if size == 0 and announced <= limit_bytes:
                 hold.check(announced)
             message = await receive()
             part_bytes = len(message.get("body", b""))
             size += part_bytes
-            if size > self._limit_bytes:
-                raise too_large(self._limit_bytes)
+            if size > limit_bytes:
+                raise too_large(limit_bytes) if limit_bytes == self._limit_bytes else _over_control()
             hold.take(part_bytes)
             return message
 
@@ -46,3 +56,7 @@ class BodyLimit:
             await self._app(scope, counted, send)
         finally:
             hold.release()
+
+
+def _over_control() -> BodyTooLarge:
+    return BodyTooLarge(f"the request body has more than {_MAX_CONTROL_BYTES} bytes; only a load call may bring more")

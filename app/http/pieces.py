@@ -15,6 +15,7 @@ PIECE_BYTES = 65536
 """Read in about a millisecond."""
 _COMMA = re.compile(b",")
 _BRACKETS = b"[]"
+_BLANKS = b" \t\r\n"
 _NO_FRAME = bytes(set(range(256)) - set(b"[],"))
 
 
@@ -32,13 +33,22 @@ def read_numbers(
         pause()
         if depth > 1:
             frame.append(piece.translate(None, _NO_FRAME))
+            inside = piece.translate(None, _BRACKETS)
+        else:  # all but the outermost brackets stay, for `read` to refuse
+            inside = _without_ends(piece, first=start == 0, last=start + len(piece) == len(data))
         try:
-            parts.append(read(b"[%s]" % piece.translate(None, _BRACKETS)))
+            parts.append(read(b"[%s]" % inside))
         except (msgspec.DecodeError, ValueError, OverflowError, TypeError) as error:
             raise ValueError(f"{error} (of the {len(piece)} bytes from byte {start} on)") from error
     if depth > 1 and not _is_regular(b",".join(frame), depth):
         raise ValueError("the lists are ragged")
     return np.concatenate(parts)
+
+
+def _without_ends(piece: bytes, *, first: bool, last: bool) -> bytes:
+    if first:
+        piece = piece.lstrip(_BLANKS)[1:]
+    return piece.rstrip(_BLANKS)[:-1] if last else piece
 
 
 def _pieces(data: memoryview) -> Iterator[tuple[int, bytes]]:

@@ -17,7 +17,7 @@ from app.http import compression
 from app.http.errors import OK, BadRequest, BodyTooLarge, Forbidden, NotAuthorized, NotSupported
 from app.http.files import brought_files
 from app.http.held import Hold
-from app.http.limits import HOLD
+from app.http.limits import HOLD, LIMIT
 from app.http.schemas import (
     IndexEntry,
     IndexRequest,
@@ -35,6 +35,7 @@ from app.http.schemas import (
     model_statistics,
 )
 from app.http.triton_config import from_triton, is_triton
+from app.http.workers import INLINE_BYTES
 from app.metrics import CONTENT_TYPE, Snapshot
 from app.models import ModelManager
 from app.serving.errors import ModelNotReady, UnknownModel
@@ -248,11 +249,12 @@ def _level(wanted: LogSettings) -> int:
 async def _body(request: Request, schema: type[Schema]) -> Schema:
     """An optional JSON body, whatever its Content-Type says: tritonclient sends none at all."""
     coding = request.headers.get("content-encoding", "").strip().lower()
-    limit_bytes = request.app.state.handler.max_body_bytes
-    data = await compression.decompress(await request.body(), coding, limit_bytes, _hold(request).take)
+    data = await compression.decompress(await request.body(), coding, request.scope[LIMIT], _hold(request).take)
     if not data.strip():
         return schema()
     try:
+        if len(data) > INLINE_BYTES:
+            return await asyncio.to_thread(schema.model_validate_json, data)
         return schema.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

@@ -19,7 +19,17 @@ from app.http.pieces import Buffer, read_numbers
 from app.http.workers import INLINE_BYTES
 from engines.tensor import BY_NAME, DataType
 
-__all__ = ["MAX_DEPTH", "bytes_of", "check_depth", "element_count", "from_bytes", "from_json", "json_of", "kind_of"]
+__all__ = [
+    "MAX_DEPTH",
+    "bytes_of",
+    "check_depth",
+    "check_keys",
+    "element_count",
+    "from_bytes",
+    "from_json",
+    "json_of",
+    "kind_of",
+]
 
 MAX_DEPTH = 100
 """Triton's limit of JSON nesting."""
@@ -29,9 +39,15 @@ _MAX_DIMS = 64
 """NumPy's own limit; without it a shape could also be so long that its product takes minutes."""
 _OPENING = re.compile(rb"[\[ \t\r\n]*")
 _NO_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
+_NO_KEYS = bytes(set(range(256)) - set(b':"'))
+_MAX_KEYS = 16384
+"""Of all inputs, outputs and parameters together: read in some milliseconds."""
 _STRING = re.compile(rb'"[^"]*"')
 _LOOK_BYTES = 1_048_576
 """Looked through at once: whoever does holds the interpreter meanwhile."""
+_PIECE_VALUES = 16384
+"""Written as JSON in about a millisecond; with NaN among them, in ten."""
+_encoder = msgspec.json.Encoder()
 _STEP = np.zeros(256, np.int8)
 _STEP[list(b"[{")], _STEP[list(b"]}")] = 1, -1
 
@@ -53,6 +69,27 @@ def check_depth(data: Body) -> None:
         if int(depths.max()) > MAX_DEPTH:
             raise BadRequest(f"JSON nesting depth exceeds maximum allowed limit ({MAX_DEPTH})")
         depth = int(depths[-1])
+
+
+def check_keys(data: Body, pause: Callable[[], None]) -> None:
+    """BadRequest where JSON has far more keys than any request, before objects are made of all of them at once.
+
+    Each key has a colon after it; only where there are many is it looked at which of them are in strings.
+    """
+    starts = range(0, len(data), _LOOK_BYTES)
+    if len(data) <= _MAX_KEYS or sum(data.count(b":", at, at + _LOOK_BYTES) for at in starts) <= _MAX_KEYS:
+        return
+    if b"\\" in data:
+        data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    quotes = keys = 0
+    for start in range(0, len(data), _LOOK_BYTES):
+        pause()
+        marks = np.frombuffer(data[start : start + _LOOK_BYTES].translate(None, _NO_KEYS), np.uint8)
+        seen = quotes + np.cumsum(marks == ord('"'))
+        keys += int(np.count_nonzero((marks == ord(":")) & (seen % 2 == 0)))
+        if keys > _MAX_KEYS:
+            raise BadRequest(f"the request's JSON has more than {_MAX_KEYS} keys")
+        quotes = int(seen[-1]) if seen.size else quotes
 
 
 def kind_of(datatype: str, name: str) -> DataType:
@@ -158,9 +195,16 @@ def _values(data: Buffer, kind: DataType, depth: int) -> Any:
         data = bytes(data)
         if not kind.is_float or not (b"NaN" in data or b"Infinity" in data):
             raise
-    values = json.loads(data)
+    values = json.loads(data, parse_int=_finite, parse_float=_finite)  # as msgspec reads them where there is no NaN
     _decoder("float", depth).decode(json.dumps(values, default=str).replace("NaN", "0").replace("Infinity", "0"))
     return values
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("a number is out of range")
+    return value
 
 
 def _strings(values: list[Any], depth: int) -> np.ndarray:
@@ -213,18 +257,29 @@ def bytes_of(array: np.ndarray) -> bytes:
     return array.tobytes()
 
 
-def json_of(array: np.ndarray) -> Any:
-    """A tensor's flat data for a JSON answer.
+def json_of(array: np.ndarray, pause: Callable[[], None] = lambda: None) -> Any:
+    """A tensor's flat data for a JSON answer; `pause` is called before each piece where it is long.
 
     NaN and infinities are written as the tokens NaN, Infinity and -Infinity, as Triton does: JSON has none, and null
     would silently lose which one it was.
     """
-    if array.dtype == np.object_:
-        return [item.decode("utf-8", "replace") for item in array.ravel()]
-    if array.dtype.kind in "iub":
-        return array.ravel().tolist()
-    floats = array.ravel().astype(np.float64) if array.dtype.itemsize == 2 else array.ravel()
+    flat = array.ravel()
+    if flat.size <= _PIECE_VALUES:
+        return _listed(flat)
+    pieces: list[bytes] = []
+    for start in range(0, flat.size, _PIECE_VALUES):
+        pause()
+        pieces.append(_encoder.encode(_listed(flat[start : start + _PIECE_VALUES]))[1:-1])
+    return msgspec.Raw(b"[%s]" % b",".join(pieces))
+
+
+def _listed(flat: np.ndarray) -> Any:
+    if flat.dtype == np.object_:
+        return [item.decode("utf-8", "replace") for item in flat]
+    if flat.dtype.kind in "iub":
+        return flat.tolist()
+    floats = flat.astype(np.float64) if flat.dtype.itemsize == 2 else flat
     values = floats.tolist()
     if np.isfinite(floats).all():
         return values
-    return msgspec.Raw(json.dumps(values).encode())
+    return msgspec.Raw(json.dumps(values, separators=(",", ":")).encode())

@@ -57,8 +57,10 @@ class Gateway:
         """The endpoint for a model; raises UnknownModel or ModelNotReady."""
         return self.registry.resolve(model, version)
 
-    def submit(self, endpoint: Endpoint, call: Call, sink: ReplySink, received_ns: int) -> Ticket:
-        """Queue a request; its answer goes to `sink` exactly once.
+    def submit(
+        self, endpoint: Endpoint, call: Call, sink: ReplySink, received_ns: int, *, accepted: bool = False
+    ) -> Ticket:
+        """Queue a request; its answer goes to `sink` exactly once. One that was `accepted` before a stop still is.
 
         Raises InvalidInput where it does not fit the model, QueueFull or Stopping where it is refused; then `sink` is
         never used.
@@ -67,7 +69,10 @@ class Gateway:
         stats = endpoint.stats
         try:
             arrays, rows, key = _fit(endpoint, call)
-            self._admit(endpoint)
+            if self.stopping and not accepted:
+                raise Stopping(
+                    f"Server is stopping, scheduler for {endpoint.model} has stopped accepting new inference requests"
+                )
             ticket = Ticket(
                 arrays, rows, key, sink,
                 outputs=call.outputs,
@@ -86,12 +91,6 @@ class Gateway:
             stats.ended(Outcome.REJECTED, now_ns - received_ns, None)
             raise
         return ticket
-
-    def _admit(self, endpoint: Endpoint) -> None:
-        if self.stopping:
-            raise Stopping(
-                f"Server is stopping, scheduler for {endpoint.model} has stopped accepting new inference requests"
-            )
 
     def cancel(self, endpoint: Endpoint, ticket: Ticket) -> None:
         """The client has gone: drop its ticket."""

@@ -103,10 +103,10 @@ class Wire:
     def end_with(self, answer: Answer) -> None: ...
 
 
-def on_the_wire(bench: Bench, body: bytes, coding: bytes = b"") -> tuple[FastCycle, Wire]:
+def on_the_wire(bench: Bench, body: bytes, coding: bytes = b"", model: str = "m") -> tuple[FastCycle, Wire]:
     """The protocol's own cycle, with a whole body."""
     wire = Wire(bench.handler)
-    head = Head("m", None, None, coding, b"", b"id")
+    head = Head(model, None, None, coding, b"", b"id")
     cycle = FastCycle(wire, head, keep_alive=True, expects_continue=False, announced_bytes=len(body))
     cycle.activate()
     cycle.add(body)

@@ -168,3 +168,22 @@ def test_a_wrong_number_is_refused_in_pieces_too(wrong: str) -> None:
 def test_infinities_and_nan_are_read_in_pieces_too() -> None:
     data = text([1] * 30_000, 1)[:-1] + b", NaN, -Infinity]"
     assert np.array_equal(from_json("x", data, [30_002], datatype("FP32"))[-2:], [np.nan, -np.inf], equal_nan=True)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("inner", ["[7]", "[]", "[[7]]", "[1, 2]"])
+def test_a_flat_list_holds_no_lists(inner: str, large: bool) -> None:
+    gap = " " * 50 * large
+    data = ("[" + f"1,{gap}" * 30_000 + inner + ",1]").encode()
+    with pytest.raises(BadRequest, match=r"cannot be read as FP32: Expected `float`, got `array`"):
+        from_json("x", data, [30_002], datatype("FP32"))
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("kind", ["BF16", "FP16", "FP32", "FP64"])
+def test_whole_numbers_beside_nan_are_read_alike(kind: str, large: bool) -> None:
+    whole = 2**14 if kind == "FP16" else 2**63
+    data = ("[" + ("1," + " " * 50 * large) * 30_000 + f"NaN,{whole}]").encode()
+    assert (len(data) > INLINE_BYTES) == large
+    last = from_json("x", data, [30_002], datatype(kind))[-2:].astype(np.float64)
+    assert np.array_equal(last, [np.nan, float(whole)], equal_nan=True)

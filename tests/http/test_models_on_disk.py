@@ -221,10 +221,12 @@ def test_the_policy_says_which_versions_serve(repository: Path, server: Server) 
 
 @contextlib.contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Mounted read-only over itself. Needs root and CAP_SYS_ADMIN; else a file stands where the cache would be."""
+    """Mounted read-only over itself. Needs root and CAP_SYS_ADMIN; else the cache's name or mode forbids to write."""
     bound = not subprocess.run(["mount", "--bind", folder, folder], capture_output=True, check=False).returncode
     if bound:
         subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+    elif (folder / ".cache").is_dir():
+        (folder / ".cache").chmod(0o555)
     else:
         (folder / ".cache").write_bytes(b"")
     try:
@@ -232,6 +234,8 @@ def read_only(folder: Path) -> Iterator[None]:
     finally:
         if bound:
             subprocess.run(["umount", folder], check=True)
+        elif (folder / ".cache").is_dir():
+            (folder / ".cache").chmod(0o755)
 
 
 def test_a_read_only_repository_is_served(tmp_path: Path) -> None:
@@ -242,6 +246,28 @@ def test_a_read_only_repository_is_served(tmp_path: Path) -> None:
         assert first(server, "m") == pytest.approx(1.75)
         assert any("cannot be written" in event["message"] for event in server.log_events())
     assert not (repository / ".cache").is_dir()
+
+
+def test_plans_that_came_with_a_read_only_repository_are_used(tmp_path: Path) -> None:
+    repository = tmp_path / "r"
+    place(repository, "broken", linear(scale=3))
+    with running(repository, *WATCH) as server:
+        server.wait_ready("broken")
+        (broken,) = (repository / ".cache").glob("*/*.blob")
+        place(repository, "m", linear())
+        server.wait_ready("m")
+    place(repository, "new", linear(scale=5))
+    broken.write_bytes(broken.read_bytes()[:-1])
+    before = listing(repository)
+    with read_only(repository), running(repository) as server:
+        server.wait_ready("m", "broken", "new")
+        assert [compiles(server, model) for model in ("m", "broken", "new")] == [0, 1, 1]
+        assert [first(server, model) for model in ("m", "broken", "new")] == pytest.approx([1.75, 5.25, 8.75])
+    assert listing(repository) == before
+
+
+def listing(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
 
 
 def test_an_empty_repository_is_ready_and_stray_files_are_ignored(tmp_path: Path) -> None:

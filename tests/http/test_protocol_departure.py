@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.hostile.wire import (
     short_post,
     wait_in_flight,
 )  # fmt: skip
-from tests.support.servers import Server, until
+from tests.support.servers import TOKEN, Server, running, until
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n"
 
@@ -126,3 +127,24 @@ def test_a_body_cut_short_by_a_half_close(server):
         client.half_close()
         assert client.ended()
     assert_serves(server)
+
+
+def test_a_client_that_leaves_within_a_control_body_is_one_line_of_the_log():
+    paths = ["repository/index", "repository/models/m/unload", "logging"]
+    with running(repository()) as server:
+        server.wait_ready()
+        headers = ["Host: test", f"Authorization: Bearer {TOKEN}", "Content-Length: 100"]
+        for path in paths:
+            with Client(server.port) as client:
+                client.send("\r\n".join([f"POST /v2/{path} HTTP/1.1", *headers, "", "{"]).encode())
+                assert_serves(server)
+        said = until(lambda: lines if len(lines := left(server)) == len(paths) else None, "a line for each")
+        assert {event["level"] for event in said} == {"INFO"}
+        server.process.terminate()
+        assert server.process.wait(20) == 0
+        assert len(left(server)) == len(paths)
+        assert not [event for event in server.log_events() if event["level"] in ("ERROR", "CRITICAL")]
+
+
+def left(server: Server) -> list[dict[str, Any]]:
+    return [event for event in server.log_events() if "its client left" in event["message"]]
