@@ -31,11 +31,8 @@ def may_keep_a_size(node: NodeProto, stored: TensorProto | None) -> bool:
     return bool(np.any((scales > 1) & (scales < _HIGHEST)))
 
 
-def guard_scales(checks: Checks, node: NodeProto, asked: str = "") -> tuple[list[NodeProto], str]:
-    """Nodes to run before it, and the name of the count: how many axes keep their size without a scale of 1.
-
-    `asked` is the name of another count, of too large a size, to be added.
-    """
+def guard_scales(checks: Checks, node: NodeProto) -> tuple[list[NodeProto], str]:
+    """Nodes to run before it, and the name of the count: how many axes keep their size without a scale of 1."""
     b = Nodes(checks)
     axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), [])
     shape = b.number(b.op("Shape", node.input[0]))
@@ -44,5 +41,4 @@ def guard_scales(checks: Checks, node: NodeProto, asked: str = "") -> tuple[list
     grown = b.op("Sub", b.op("Mul", sizes, node.input[_SCALES]), sizes)
     keeps = b.op("And", larger, b.op("Less", grown, b.constant(1)))
     count = b.count(b.op("And", keeps, b.op("Less", b.constant(1), sizes)))
-    total = b.op("Add", asked, count) if asked else count
-    return b.nodes, total
+    return b.nodes, count

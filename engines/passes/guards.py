@@ -134,9 +134,9 @@ class _Pass:
             nodes, count = guard_regions(self.checks, node)
             return nodes, [], count, f"{what} has a region of an image that is not in the batch"
         before, asked = self._check_size(node, known)
-        if may_keep_a_size(node, self._scales(node, known)):
-            nodes, count = guard_scales(self.checks, node, asked)
-            return [*before, *nodes], [], count, f"{what} leaves the size of an axis as it is, but not its scale"
+        if not asked and may_keep_a_size(node, self._scales(node, known)):  # a false alarm must not silence both
+            nodes, count = guard_scales(self.checks, node)
+            return nodes, [], count, f"{what} leaves the size of an axis as it is, but not its scale"
         turns, after, count = self._guard_bodies(node, known)
         inside = f"{what} looks up an index outside its table, makes an integer beyond 32 bits, or asks for too much"
         if asked and count:
