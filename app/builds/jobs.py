@@ -296,6 +296,15 @@ class Builds:
         self.store.write_progress(build, progress)
         return progress
 
+    def _update_somehow(self, build: str, **changes: object) -> Progress:
+        """A file system may take a while to give room back, and the end of a build has to be stored now."""
+        try:
+            return self._update(build, **changes)
+        except OSError:
+            progress = self.store.progress(build).model_copy(update=changes)
+            self.store.overwrite_progress(build, progress)
+            return progress
+
     def _note(self, build: str, progress: Progress, message: str) -> None:
         event = Event(
             time=now(), message=printable(message), **progress.model_dump(include={"state", "stage", "percent"})
@@ -312,7 +321,7 @@ class Builds:
             progress = self._update(build, **final)
         except OSError:  # the disk may be full, and what is not needed any more makes room
             self.store.drop_input(build)
-            progress = self._update(build, **final)
+            progress = self._update_somehow(build, **final)
         with contextlib.suppress(KeyError):
             self.store.drop_input(build)
         self._note(build, progress, error or state.value)

@@ -115,6 +115,12 @@ class BuildStore:
             os.fsync(file.fileno())
         written.replace(path)
 
+    def overwrite_progress(self, build: str, progress: Progress) -> None:
+        """The same within the room that the file has already, where a disk has no other: not safe from a crash."""
+        with (self.path(build) / _STATE).open("r+") as file:
+            file.write(progress.model_dump_json())
+            file.truncate()
+
     def append(self, build: str, event: Event) -> None:
         """Add an event; past 1 MiB of them, lines that only log are dropped."""
         path = self.path(build) / _EVENTS
