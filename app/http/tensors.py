@@ -88,6 +88,7 @@ def check_keys(data: Body, pause: Callable[[], None]) -> None:
         seen = quotes + np.cumsum(marks == ord('"'))
         keys += int(np.count_nonzero((marks == ord(":")) & (seen % 2 == 0)))
         if keys > _MAX_KEYS:
+            check_depth(data)  # objects within objects have many keys too, and that is not what is wrong with them
             raise BadRequest(f"the request's JSON has more than {_MAX_KEYS} keys")
         quotes = int(seen[-1]) if seen.size else quotes
 
