@@ -40,15 +40,20 @@ class BodyLimit:
         scope[LIMIT] = limit_bytes
         hold = scope[HOLD] = Hold(self._room)
 
+        def too_many() -> BodyTooLarge:
+            return too_large(limit_bytes) if limit_bytes == self._limit_bytes else _over_control()
+
         async def counted() -> Message:
             nonlocal size
-            if size == 0 and announced <= limit_bytes:
+            if announced > limit_bytes:
+                raise too_many()
+            if size == 0:
                 hold.check(announced)
             message = await receive()
             part_bytes = len(message.get("body", b""))
             size += part_bytes
             if size > limit_bytes:
-                raise too_large(limit_bytes) if limit_bytes == self._limit_bytes else _over_control()
+                raise too_many()
             hold.take(part_bytes)
             return message
 
