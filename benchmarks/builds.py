@@ -22,7 +22,7 @@ from tests.support.uploads import build_of, ended, send
 
 __all__ = ["run"]
 
-ROUNDS = 5
+ROUNDS = 3
 SECONDS = 10.0
 
 
