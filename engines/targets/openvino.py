@@ -26,8 +26,8 @@ from engines.targets.openvino_sequences import keep_batch_order
 from engines.targets.openvino_topk import keep_order_of_equals
 
 __all__ = [
-    "Candidate", "compile_model", "export", "guards_of", "read_model", "reimported", "runner", "stream_choices",
-    "time_streams", "unsupported",
+    "Candidate", "compile_model", "export", "filled_requests", "guards_of", "read_model", "reimported", "runner",
+    "stream_choices", "time_streams", "unsupported",
 ]  # fmt: skip
 
 Candidate = tuple[int, int]
@@ -176,7 +176,7 @@ def time_streams(
     """
     choices = stream_choices(threads, one_stream)
     engines = [compile_model(model, *choice) for choice in choices]
-    pools = [_requests(engine, batch, streams) for engine, (streams, _) in zip(engines, choices, strict=True)]
+    pools = [filled_requests(engine, batch, streams) for engine, (streams, _) in zip(engines, choices, strict=True)]
     speeds: list[list[float]] = [[] for _ in choices]
     started = time.monotonic()
     for _ in range(_ROUNDS):
@@ -203,8 +203,9 @@ def _is_clear(first: Sequence[float], *others: Sequence[float]) -> bool:
     return all(len(rounds) == 1 for rounds in won)
 
 
-def _requests(compiled: ov.CompiledModel, batch: Arrays, streams: int) -> list[ov.InferRequest]:
-    requests = [compiled.create_infer_request() for _ in range(streams)]
+def filled_requests(compiled: ov.CompiledModel, batch: Arrays, count: int) -> list[ov.InferRequest]:
+    """Requests that hold `batch` and have run once, so that memory is allocated and shapes are known."""
+    requests = [compiled.create_infer_request() for _ in range(count)]
     for request in requests:
         for name, array in batch.items():
             request.set_tensor(name, ov.Tensor(np.asarray(array, order="C"), shared_memory=False))

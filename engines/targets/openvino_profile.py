@@ -6,12 +6,12 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import openvino as ov
 
 from engines.reference import Arrays
 from engines.report import Layer, Speed
 from engines.runtime.openvino import core, stream_config
+from engines.targets.openvino import filled_requests
 
 __all__ = ["layers_of", "speeds_of", "timed_layers"]
 
@@ -40,7 +40,7 @@ def timed_layers(graph: ov.Model, batch: Arrays, threads: int) -> tuple[Layer, .
     Compiles the graph once more: a model that is to serve should not carry the counters.
     """
     compiled = core().compile_model(graph, "CPU", {**stream_config(1, threads), "PERF_COUNT": True})
-    request = _requests(compiled, batch, 1)[0]
+    request = filled_requests(compiled, batch, 1)[0]
     for _ in range(_PROFILED_RUNS):
         request.infer()
     return layers_of(compiled)
@@ -69,7 +69,7 @@ def _affordable_rows(row_s: float, max_batch: int, share_s: float) -> int:
 
 
 def _speed(compiled: ov.CompiledModel, batch: Arrays, rows: int, streams: int, share_s: float) -> Speed:
-    requests = _requests(compiled, batch, streams)
+    requests = filled_requests(compiled, batch, streams)
     alone_s = _median_s(requests[:1], share_s)
     together_s = _median_s(requests, share_s) if streams > 1 else alone_s
     return Speed(rows, round(alone_s * 1e6, 1), round(rows * streams / together_s, 1), streams)
@@ -87,18 +87,6 @@ def _median_s(requests: Sequence[ov.InferRequest], share_s: float) -> float:
             request.wait()
         rounds.append(time.perf_counter() - began)
     return statistics.median(rounds)
-
-
-def _requests(compiled: ov.CompiledModel, batch: Arrays, count: int) -> list[ov.InferRequest]:
-    """Filled and run once, side by side, so that memory is allocated and shapes are known."""
-    requests = [compiled.create_infer_request() for _ in range(count)]
-    for request in requests:
-        for name, array in batch.items():
-            request.set_tensor(name, ov.Tensor(np.asarray(array, order="C"), shared_memory=False))
-        request.start_async()
-    for request in requests:
-        request.wait()
-    return requests
 
 
 def _layer(op: ov.Node) -> Layer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 import numpy as np
@@ -53,11 +52,7 @@ def test_bytes_that_wrap_are_not_published_wrong(padded: bool, built: Build) -> 
         constants["pads"] = np.array([0, 0, 0, 1])
     model = build(nodes, {"x": (UINT8, ["N", 32])}, {"y": (UINT8, ["N", "M"])}, constants)
     x = np.arange(64, dtype=np.uint8).reshape(2, 32)
-    done = None
-    with contextlib.suppress(EngineError):
-        done = built(model)
-    if done is None:
-        return  # refused, which is right too
+    done = built(model)
     want = (x - np.uint8(1)) if not padded else np.pad(x - np.uint8(1), ((0, 0), (0, 1)))
     np.testing.assert_array_equal(done.answer({"x": x})[0]["y"], want)
 
