@@ -23,10 +23,12 @@ from pydantic import ValidationError
 from app.builds.state import Asked, BuildState, Event, Progress
 from engines.repository import staged_folder
 
-__all__ = ["INPUT", "BuildStore", "new_id", "now"]
+__all__ = ["INPUT", "BuildStore", "now"]
 
 log = logging.getLogger(__name__)
-_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
+_ID = re.compile(r"([0-9]{8}-[0-9]{6}-[0-9]{6})-[0-9a-f]{8}")
+_MOMENT = "%Y%m%d-%H%M%S-%f"
+_TICK = datetime.timedelta(microseconds=1)
 _REQUEST, _STATE, _EVENTS, INPUT = "request.json", "state.json", "events.jsonl", "input"
 _MAX_EVENTS_BYTES = 2**20
 
@@ -36,9 +38,13 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
-def new_id() -> str:
-    """Sorts by time, and cannot be guessed."""
-    return f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
+def _moment(build: str) -> datetime.datetime:
+    """When an id was given."""
+    found = _ID.fullmatch(build)
+    try:
+        return datetime.datetime.strptime(found[1] if found else "", _MOMENT).replace(tzinfo=datetime.UTC)
+    except ValueError:  # a folder that was named by hand
+        return datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
 
 class BuildStore:
@@ -46,6 +52,13 @@ class BuildStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._last = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+
+    def new_id(self) -> str:
+        """Cannot be guessed, and sorts after all that were given before, also where the clock was set back."""
+        known = [_moment(build) for build in self.ids()[-1:]]
+        self._last = max(datetime.datetime.now(datetime.UTC), *(moment + _TICK for moment in [self._last, *known]))
+        return f"{self._last:{_MOMENT}}-{secrets.token_hex(4)}"
 
     def path(self, build: str) -> Path:
         """The folder of a build. KeyError where there is none: ids come from clients."""

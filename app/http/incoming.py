@@ -9,7 +9,7 @@ from fastapi import Request
 
 from app.builds.jobs import Builds
 from app.builds.state import Asked, upload_key
-from app.builds.store import INPUT, new_id, now
+from app.builds.store import INPUT, now
 from app.http.errors import BadRequest, BodyTooLarge
 from app.http.uploads import Received, receive
 from app.serving.errors import QueueFull
@@ -42,7 +42,7 @@ async def _take(settings: Settings, builds: Builds, model: str, request: Request
     if announced > settings.max_upload_bytes:
         raise BodyTooLarge(f"the upload has more than {settings.max_upload_bytes} bytes; see setting max_upload_bytes")
     await builds.require_disk(announced)
-    build = new_id()
+    build = builds.store.new_id()
     try:
         with builds.store.open(build) as staging:
             received, spec = await _receive(settings, builds, request, staging / INPUT)

@@ -103,7 +103,7 @@ def test_a_client_that_leaves_is_a_line_in_the_log_and_no_error(server: Server) 
 
 
 def finished(store: BuildStore, number: int, size_bytes: int) -> str:
-    build = f"20260101-000000-{number:08x}"
+    build = f"20260101-000000-000000-{number:08x}"
     put(store, build, f"m{number}", bytes(size_bytes))
     store.write_progress(build, Progress(state=BuildState.SUCCEEDED))
     return build
@@ -112,7 +112,7 @@ def finished(store: BuildStore, number: int, size_bytes: int) -> str:
 def test_room_is_made_by_the_oldest_and_by_no_more_than_needed(tmp_path: Path) -> None:
     store = BuildStore(tmp_path)
     builds = [finished(store, number, 100 * KIB) for number in range(4)]
-    waiting = "20260101-000000-ffffffff"
+    waiting = "20260101-000000-000000-ffffffff"
     put(store, waiting, "waits", bytes(100 * KIB))
     limit = 600 * KIB
     assert store.make_room(50 * KIB, limit)
@@ -135,3 +135,15 @@ def test_the_one_that_ended_just_now_is_kept_however_old(tmp_path: Path) -> None
     assert store.ids() == [builds[0]]
     store.retain(0)
     assert store.ids() == []
+
+
+def test_ids_sort_in_the_order_they_were_given(tmp_path: Path) -> None:
+    """Within a microsecond, by another process, and after the clock was set back."""
+    store = BuildStore(tmp_path)
+    ids = [store.new_id() for _ in range(500)]
+    assert ids == sorted(ids)
+    ahead = "29991231-235959-999999-ffffffff"
+    put(store, ahead, "m")
+    assert BuildStore(tmp_path).new_id() > ahead
+    put(store, "20269999-000000-000000-00000000", "named by hand, at no time")
+    assert store.new_id() > ids[-1]

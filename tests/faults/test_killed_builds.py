@@ -17,7 +17,7 @@ import pytest
 
 from app.builds.jobs import Builds, Limits, Tell
 from app.builds.state import Asked
-from app.builds.store import BuildStore, new_id, now
+from app.builds.store import BuildStore, now
 from tests.support.onnx_models import linear, place
 from tests.support.servers import ADMIN, ROOT, Server, running, until
 
@@ -103,18 +103,18 @@ def test_damaged_builds_are_reported_and_hold_up_no_other(tmp_path: Path) -> Non
     store = BuildStore(tmp_path / ".builds")
     damaged = {}
     for number, (file, content, reason) in enumerate(DAMAGES.values()):
-        build = f"20260101-000000-{number:08x}"
+        build = f"20260101-000000-000000-{number:08x}"
         put(store, build, f"m{number}")
         damaged[build] = reason
         if content is None:
             (store.path(build) / file).mkdir()
         else:
             (store.path(build) / file).write_bytes(content)
-    put(store, "20260101-000000-ffffffff", "whole")
+    put(store, "20260101-000000-000000-ffffffff", "whole")
     with running(tmp_path) as server:
         until(lambda: all_ended(server), "all builds have ended", timeout_s=120)
         found = {build["id"]: build for build in builds(server)}
-        assert set(found) == {*damaged, "20260101-000000-ffffffff"}
+        assert set(found) == {*damaged, "20260101-000000-000000-ffffffff"}
         for build, reason in damaged.items():
             wanted = ("failed", reason) if reason else ("succeeded", None)
             assert (found[build]["state"], found[build]["error"]) == wanted
@@ -122,7 +122,7 @@ def test_damaged_builds_are_reported_and_hold_up_no_other(tmp_path: Path) -> Non
             assert one.status_code == 200
             stream = httpx.get(f"{server.url}/v2/builds/{build}/events", headers=ADMIN, timeout=30)
             assert stream.status_code == 200
-        assert found["20260101-000000-ffffffff"]["state"] == "succeeded"
+        assert found["20260101-000000-000000-ffffffff"]["state"] == "succeeded"
         assert server.state("whole") == "READY"
         assert send(server, "another").status_code == 202
         assert not [line for line in server.log if "Traceback" in line]
@@ -157,7 +157,7 @@ def test_a_stream_ends_where_its_build_is_removed(tmp_path: Path) -> None:
 
     async def follow() -> None:
         jobs = Builds(BuildStore(tmp_path), Idle(), Limits(9, 9, 2**30))
-        build, other = new_id(), new_id()
+        build, other = jobs.store.new_id(), jobs.store.new_id()
         for name in (build, other):
             put(jobs.store, name, "m")
             jobs.add(name)

@@ -154,7 +154,7 @@ def test_what_is_refused_at_the_door(server: Server) -> None:
     assert (empty.status_code, "no part 'model'" in empty.text) == (400, True)
     text = httpx.post(f"{server.url}/v2/repository/models/m/compile", content=b"x", headers=ADMIN)
     assert (text.status_code, "multipart/form-data" in text.text) == (400, True)
-    missing = httpx.get(f"{server.url}/v2/builds/20260101-000000-00000000", headers=ADMIN)
+    missing = httpx.get(f"{server.url}/v2/builds/20260101-000000-000000-00000000", headers=ADMIN)
     assert (missing.status_code, "there is no build" in missing.text) == (404, True)
 
 
