@@ -24,6 +24,7 @@ _NEW_USER, _NEW_PID, _NEW_NET = 0x10000000, 0x20000000, 0x40000000
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _SIGNALLED = 128
 _NICENESS = 19
+_AUTOGROUP = Path("/proc/self/autogroup")
 _FIRST_TO_DIE = "1000"  # oom_score_adj: where memory runs out, the kernel ends the compile and not the server
 _READABLE = (
     "/usr", "/lib", "/lib64", "/bin", "/dev/null", "/dev/zero", "/dev/urandom", "/dev/random", "/etc/fonts",
@@ -51,8 +52,22 @@ def main() -> int:
     return _supervise(options.command)
 
 
-def _set_limits(cpu_s: int, file_bytes: int) -> None:
+def _step_back() -> None:
+    """Take only the CPU time that nobody else wants.
+
+    A session of its own may be a scheduling group of its own (sched(7), "The autogroup feature"): niceness then counts
+    among its own processes only, and the group as a whole needs one too. Never that of a session we were called in.
+    """
     os.nice(_NICENESS)
+    if os.getsid(0) == os.getpid() and _AUTOGROUP.exists():
+        try:
+            _AUTOGROUP.write_text(str(_NICENESS))
+        except OSError as error:
+            _say(f"no low priority for the group of processes: {error.strerror}")
+
+
+def _set_limits(cpu_s: int, file_bytes: int) -> None:
+    _step_back()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_DIE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

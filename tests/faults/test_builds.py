@@ -20,6 +20,7 @@ from tests.support.onnx_models import linear, place, slow
 from tests.support.servers import ROOT, running, until
 
 GIB = 1 << 30
+AUTOGROUP = Path("/proc/self/autogroup")
 HEAD = """
 import ctypes, json, os, signal, subprocess, sys, time
 cache = sys.argv[sys.argv.index("--out") + 1]
@@ -127,6 +128,27 @@ def test_a_compile_sees_no_secret_and_an_empty_folder(tmp_path: Path, monkeypatc
     assert not [key for key in seen["env"] if key.startswith("BITSERVE")]
     assert seen["here"] == []
     assert seen["nice"] == 19
+
+
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="a kernel that makes no scheduling groups of sessions")
+def test_a_compile_steps_back_for_the_server_as_a_group_too(tmp_path: Path) -> None:
+    """In a session of its own its niceness alone says nothing to the server's processes, where groups are made."""
+
+    async def priorities() -> set[str]:
+        source = tmp_path / "model.onnx"
+        source.write_bytes(b"x")
+        command = [sys.executable, "-c", HEAD + 'open(cache + "/runs", "w"); time.sleep(600)']
+        build = asyncio.create_task(run_build(BuildRequest(source), tmp_path, BuildLimits(60, GIB), command))
+        await asyncio.to_thread(until, (tmp_path / "runs").exists, "the child runs")
+        of_build = psutil.Process().children(recursive=True)
+        said = {Path(f"/proc/{process.pid}/autogroup").read_text() for process in of_build}
+        build.cancel()
+        await asyncio.wait({build})
+        return said
+
+    (said,) = asyncio.run(priorities())
+    assert said.split()[1:] == ["nice", "19"]
+    assert AUTOGROUP.read_text().split()[1:] == ["nice", "0"]
 
 
 def test_a_compile_that_is_cancelled_is_ended(tmp_path: Path) -> None:
