@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from typing import Any
 
 import httpx
 import numpy as np
 
-from tests.support.servers import ADMIN, Server, until
+from tests.support.servers import ADMIN, Server
 
 __all__ = ["arrays", "build_of", "ended", "send"]
 
+_PATIENCE_S = 120.0
 _FINAL = ("succeeded", "failed", "cancelled")
 
 
@@ -31,10 +33,16 @@ def build_of(server: Server, answer: httpx.Response) -> dict[str, Any]:
 
 
 def ended(server: Server, answer: httpx.Response) -> dict[str, Any]:
-    """The same, once the build has ended."""
+    """The same, once the build has ended. Its events are followed: polling would take a core from the build."""
     assert answer.status_code == 202, answer.text
-    until(lambda: build_of(server, answer)["state"] in _FINAL, "the build has ended", timeout_s=120)
-    return build_of(server, answer)
+    events = f"{server.url}{answer.headers['location']}/events"
+    deadline_s = time.monotonic() + _PATIENCE_S
+    with httpx.stream("GET", events, headers=ADMIN, timeout=_PATIENCE_S) as stream:
+        for _ in stream.iter_lines():
+            assert time.monotonic() < deadline_s, f"the build has not ended within {_PATIENCE_S:g} s"
+    status = build_of(server, answer)
+    assert status["state"] in _FINAL, status
+    return status
 
 
 def arrays(**named: np.ndarray) -> bytes:
