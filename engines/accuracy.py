@@ -10,19 +10,24 @@ from collections.abc import Callable, Container, Iterator, Mapping
 import numpy as np
 
 from engines.batchproof import differs, is_float, join
+from engines.confidence import Judged, loss_interval
 from engines.errors import ModelRefused
 from engines.metrics import decisions, fitting, loss, measure
 from engines.npz import Sample, Samples
 from engines.report import Accuracy, WorstSample
-from engines.spec import LABEL_METRICS, Metric
+from engines.spec import LABEL_METRICS, Metric, Spec
 
-__all__ = ["assess", "default_metric", "shortfall"]
+__all__ = ["assess", "budget_of", "default_metric", "is_sure", "shortfall"]
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[Arrays], Arrays]
 WORST = 5
 _BATCH_BYTES = 2**26
 _MOST_SHARES = 400
+_KEPT_BYTES = 2**22
+_MOST_KEPT = 2000
+"""Bytes of answers, and samples, for the interval of the loss."""
+_USUAL_BUDGET = 0.01
 _TIES = 0.01
 """Share of whole numbers that may differ: one behind a rounding or an argmax flips on a tie."""
 
@@ -59,20 +64,40 @@ def assess(
     return judge.result()
 
 
-def shortfall(accuracy: Accuracy, budget: float | None) -> str:
-    """Why the answers are not good enough, or nothing. `budget` is the largest loss allowed; None allows any."""
+def budget_of(spec: Spec, accuracy: Accuracy) -> float:
+    """The largest loss allowed: what was asked, else 0.01 of a share, or 1 % of the reference's own error."""
+    if spec.accuracy_budget is not None:
+        return spec.accuracy_budget
+    is_error = accuracy.metric in ("rmse", "mae")
+    return _USUAL_BUDGET * (accuracy.reference_value or 0.0) if is_error else _USUAL_BUDGET
+
+
+def shortfall(accuracy: Accuracy, budget: float | None, *, by_decisions: bool = False) -> str:
+    """Why the answers are not good enough, or nothing. `budget` is the largest loss allowed; None allows any.
+
+    `by_decisions` holds the share of samples whose largest score is another than the reference's to the budget too.
+    """
     if budget is None:
         return ""
-    if accuracy.value is None or accuracy.reference_value is None:
+    if accuracy.loss is None:
         return f"{accuracy.metric} is not a number"
-    metric: Metric = accuracy.metric  # type: ignore[assignment]  # a report keeps it as text
-    lost = loss(metric, accuracy.reference_value, accuracy.value)
-    if lost <= budget:
-        return ""
-    return (
-        f"{metric} is {accuracy.value:.6g}, the reference has {accuracy.reference_value:.6g}: a loss of {lost:.3g}, "
-        f"{budget:.3g} allowed"
-    )
+    if accuracy.loss > budget:
+        return (
+            f"{accuracy.metric} is {accuracy.value:.6g}, the reference has {accuracy.reference_value:.6g}: a loss of "
+            f"{accuracy.loss:.3g}, {budget:.3g} allowed"
+        )
+    changed = accuracy.decisions_changed if by_decisions else None
+    if changed is not None and changed > budget * accuracy.samples:
+        return (
+            f"the largest score is another than the reference's in {changed} of {accuracy.samples} samples, a share of "
+            f"{changed / accuracy.samples:.3g}, {budget:.3g} allowed"
+        )
+    return ""
+
+
+def is_sure(accuracy: Accuracy, budget: float) -> bool:
+    """Whether there were samples enough to tell a loss of this size from chance: their interval reaches no further."""
+    return accuracy.interval is not None and accuracy.interval[1] <= budget
 
 
 def _batches(samples: Samples, axes: dict[str, int], rows: int, judge: _Judge) -> Iterator[list[Sample]]:
@@ -110,6 +135,8 @@ class _Judge:
         self._worst: list[tuple[float, WorstSample]] = []
         self._per_share = math.ceil(samples.count / _MOST_SHARES)
         self._shares: list[float] = []
+        self._judged: list[Judged] = []
+        self._room = _KEPT_BYTES
         self.answer_bytes = 0
 
     def take(self, want: Arrays, got: Arrays, truth: np.ndarray | None) -> None:
@@ -125,8 +152,13 @@ class _Judge:
                 f"output {self._output!r} has shape {list(answer.shape[1:])}; the reference {list(expected.shape[1:])}"
             )
         known = expected if truth is None else truth[None]
-        self._own.add(*fitting(self._metric, answer, known))
-        self._reference.add(*fitting(self._metric, expected, known))
+        own, truth_of_own = fitting(self._metric, answer, known)
+        reference, _ = fitting(self._metric, expected, known)
+        self._own.add(own, truth_of_own)
+        self._reference.add(reference, truth_of_own)
+        if self._room > 0 and len(self._judged) < _MOST_KEPT:
+            self._room -= own.nbytes + reference.nbytes + truth_of_own.nbytes
+            self._judged.append(Judged(own, reference, truth_of_own))
         flat = [array.reshape(1, -1).astype(np.float64) for array in (expected, answer)]
         self._changed += int(self._is_scores and flat[0].size and decisions(flat[0])[0] != decisions(flat[1])[0])
         self._count += 1
@@ -150,6 +182,7 @@ class _Judge:
         return share, WorstSample(self._count, name, found.difference if finite else None, bound)
 
     def result(self) -> Accuracy:
+        value, reference = _finite(self._own.value()), _finite(self._reference.value())
         return Accuracy(
             samples=self._count,
             available=self._samples.count,
@@ -161,8 +194,10 @@ class _Judge:
             metric=self._metric,
             against=self._samples.truth or "reference",
             output=self._output,
-            reference_value=_finite(self._reference.value()),
-            value=_finite(self._own.value()),
+            reference_value=reference,
+            value=value,
+            loss=None if value is None or reference is None else loss(self._metric, reference, value),
+            interval=loss_interval(self._metric, self._judged),
             decisions_changed=self._changed if self._is_scores else None,
         )
 

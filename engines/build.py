@@ -31,6 +31,7 @@ from engines.operators import operators_of
 from engines.passes.fixed_shapes import with_shapes
 from engines.passes.image_input import with_image_input
 from engines.passes.widen import widen_halves
+from engines.precision import improve
 from engines.reference import Reference, in_halves
 from engines.report import PassChange, change_of, encode_report
 from engines.request import BuildRequest
@@ -56,10 +57,12 @@ def build(request: BuildRequest, out: Path, progress: Progress = lambda stage: N
     require_supported(spec)
     sent, digest, size_bytes = frontend.read(request.source)
     digests = {**request.digests(), repository.MODEL_FILE: digest}
-    samples = _given_samples(request, spec, sent)
+    samples, calibration = _given_samples(request, spec, sent)
     clock.begin("rewrite")
     subject, changes = _rewritten(sent, spec, samples)
-    engine = make_engine(subject, samples, spec, threads, clock)
+    base = make_engine(subject, samples, spec, threads, clock)
+    improved = improve(subject, base, samples, calibration, spec, threads, clock)
+    engine = improved.engine
     clock.begin("publish")
     manifest = Manifest(
         key=request.key(threads, digests),
@@ -73,7 +76,7 @@ def build(request: BuildRequest, out: Path, progress: Progress = lambda stage: N
         max_batch=spec.max_batch or 0,
         **_described(engine, subject),
     )
-    found = Found(sent, changes, engine, digests)
+    found = Found(sent, changes, improved, digests)
     (out / repository.REPORT_FILE).write_bytes(encode_report(report_of(found, manifest, spec, clock.stages_s)))
     (out / ENGINE_FILE).write_bytes(engine.blob)
     (out / repository.MANIFEST_FILE).write_bytes(encode(manifest))
@@ -98,13 +101,16 @@ def _described(engine: Engine, subject: Subject) -> dict[str, Any]:
     }
 
 
-def _given_samples(request: BuildRequest, spec: Spec, sent: onnx.ModelProto) -> list[Samples]:
-    """What the engine is held against: the validation set first, if there is one, then the calibration samples."""
+def _given_samples(request: BuildRequest, spec: Spec, sent: onnx.ModelProto) -> tuple[list[Samples], Samples | None]:
+    """What the engine is held against: the validation set first, if there is one, then the calibration samples; these
+    again, since they alone may shape it.
+    """
     inputs = declared_inputs(spec, frontend.tensor_specs(sent)[0])
     validation = [read_samples(path, inputs, with_truth=True) for path in [request.validation] if path is not None]
-    require_truth(spec, validation[0].truth if validation else None)
+    has_samples = bool(validation) or request.calibration is not None
+    require_truth(spec, validation[0].truth if validation else None, has_samples=has_samples)
     calibration = [read_samples(path, inputs, with_truth=False) for path in [request.calibration] if path is not None]
-    return [*validation, *calibration]
+    return [*validation, *calibration], calibration[0] if calibration else None
 
 
 def _rewritten(sent: onnx.ModelProto, spec: Spec, samples: Sequence[Samples]) -> tuple[Subject, list[PassChange]]:

@@ -33,13 +33,18 @@ Run = Callable[[Arrays], Arrays]
 
 
 class Subject(NamedTuple):
-    """The model whose engine is wanted. `reference` answers what a client sends; `own` are samples of its sender."""
+    """The model whose engine is wanted. `reference` answers what a client sends; `own` are samples of its sender.
+
+    Where the model is a coarser form of what was sent, `reference` has the meaning of that form, which the engine must
+    have too, and `ideal` what it should have answered.
+    """
 
     model: onnx.ModelProto
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     reference: Run
     own: Sequence[Arrays] = ()
+    ideal: Run | None = None
 
     @property
     def names(self) -> list[str]:

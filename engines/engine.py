@@ -11,7 +11,7 @@ import onnx
 import openvino as ov
 
 from engines import batchproof
-from engines.accuracy import assess, shortfall
+from engines.accuracy import assess, budget_of, shortfall
 from engines.agreement import WrongEngine
 from engines.choice import Choice, Run, Subject, agrees, choose
 from engines.clock import Clock
@@ -28,12 +28,14 @@ from engines.spec import Spec
 from engines.targets import openvino as target
 from engines.targets.openvino_profile import layers_of, speeds_of
 
-__all__ = ["Engine", "make_engine", "run_sample"]
+__all__ = ["COARSE", "Engine", "batch_of", "counts_decisions", "judged_by", "make_engine", "run_sample"]
 
 _TIMING_ROWS = 8
 _USUAL_BATCH = 32
 _ENOUGH, _UNSEEN = 1e-3, 8.0
 """Of the largest answer: what a sample may differ by that was not among those of the proof."""
+COARSE = 2.0**-4
+"""Of the largest answer: beyond it, a sample of an engine of few bits is pointed out."""
 _LAYER_BOUND = 1e-4
 _CHECK_BUDGET_S = 10.0
 """For samples without a truth; a validation set is run to its end."""
@@ -52,7 +54,9 @@ class Engine(NamedTuple):
     max_batch: int
 
 
-def make_engine(subject: Subject, samples: Sequence[Samples], spec: Spec, threads: int, clock: Clock) -> Engine:
+def make_engine(
+    subject: Subject, samples: Sequence[Samples], spec: Spec, threads: int, clock: Clock, precision: str = "fp32"
+) -> Engine:
     """Build it for this machine. Raises WrongEngine where it answers differently from the reference, naming the first
     layer that does; ModelRefused where there is no engine, or it loses too much.
     """
@@ -68,38 +72,65 @@ def make_engine(subject: Subject, samples: Sequence[Samples], spec: Spec, thread
     blob = target.export(target.compile_model(choice.graph, *config))
     clock.begin("check")
     served = target.reimported(blob, *config)  # as a server will run it
-    accuracy = _checked(subject, choice, served, samples, spec)
+    accuracy = _checked(subject, choice, served, samples, spec, precision)
     max_batch = (spec.max_batch or _USUAL_BATCH) if choice.axes else 1
     return Engine(
-        "fp32", choice, timings, blob, accuracy, layers_of(served), _speeds(choice, served, max_batch), max_batch
+        precision, choice, timings, blob, accuracy, layers_of(served), _speeds(choice, served, max_batch), max_batch
     )  # fmt: skip
 
 
 def _checked(
-    subject: Subject, choice: Choice, compiled: ov.CompiledModel, given: Sequence[Samples], spec: Spec
+    subject: Subject, choice: Choice, compiled: ov.CompiledModel, given: Sequence[Samples], spec: Spec, precision: str
 ) -> Accuracy:
     """The engine that will serve, held against the reference and the truth of the first samples that were given, and
     against the reference on all others. Raises WrongEngine or ModelRefused.
     """
     run = target.runner(compiled, subject.names)
     judged = given or [DrawnSamples(choice.sampler, len(SCALES))]
-    accuracy = _compared(subject, choice, run, judged[0], spec)
+    if subject.ideal is None:
+        accuracy = _compared(subject, choice, run, judged[0], spec)
+        budget, by_decisions = spec.accuracy_budget, False
+    else:
+        _compared(subject, choice, run, judged[0], Spec(), budget_s=_CHECK_BUDGET_S)
+        accuracy = judged_by(subject.ideal, run, choice, judged[0], spec)
+        budget, by_decisions = budget_of(spec, accuracy), counts_decisions(spec, accuracy)
     for more in judged[1:]:
         _compared(subject, choice, run, more, Spec())
-    lacking = shortfall(accuracy, spec.accuracy_budget)
+    lacking = shortfall(accuracy, budget, by_decisions=by_decisions)
     if lacking:
-        raise ModelRefused(f"precision fp32: {lacking}")
+        raise ModelRefused(f"precision {precision}: {lacking}")
     return accuracy
 
 
-def _compared(subject: Subject, choice: Choice, run: target.runner, given: Samples, spec: Spec) -> Accuracy:
+def counts_decisions(spec: Spec, accuracy: Accuracy) -> bool:
+    """Whether the largest scores count beside the metric: nobody said by what the answers are to be judged."""
+    return spec.metric is None and accuracy.against == "reference"
+
+
+def judged_by(
+    ideal: Run, run: target.runner, choice: Choice, given: Samples, spec: Spec, budget_s: float | None = None
+) -> Accuracy:
+    """What an engine of few bits loses against `ideal`, by the metric; no difference of one sample is too large."""
+    kept, judged = _answered(run, choice, given)
+    return assess(
+        run, _naming(ideal, kept), judged, spec.metric, tolerance=COARSE, axes=choice.axes,
+        output_axes=choice.output_axes, budget_s=budget_s or _budget_s(judged), output=spec.output,
+    )  # fmt: skip
+
+
+def _budget_s(judged: Samples) -> float | None:
+    return None if judged.truth else _CHECK_BUDGET_S
+
+
+def _compared(
+    subject: Subject, choice: Choice, run: target.runner, given: Samples, spec: Spec, budget_s: float | None = None
+) -> Accuracy:
     kept, judged = _answered(run, choice, given)
     guards = choice.guards
     tolerance = min(guards.bound, max(_ENOUGH, _UNSEEN * guards.allowed))
     accuracy = assess(
         run, _naming(subject.reference, kept), judged, spec.metric, tolerance=tolerance, axes=choice.axes,
-        output_axes=choice.output_axes, budget_s=None if judged.truth else _CHECK_BUDGET_S, exact=guards.exact,
-        output=spec.output,
+        output_axes=choice.output_axes, budget_s=budget_s or _budget_s(judged), exact=guards.exact, output=spec.output,
     )  # fmt: skip
     if accuracy.over_bound and choice.steady:
         wanted = {one.index for one in accuracy.worst}
@@ -174,12 +205,12 @@ def _first_layer(subject: Subject, row: Arrays) -> str:
 def _measure(choice: Choice, threads: int, spec: Spec) -> list[StreamTiming]:
     rows = _TIMING_ROWS if choice.axes else 1
     one_stream = spec.objective == "latency"  # all threads for each request, whatever that costs the others
-    return target.time_streams(choice.graph, _batch(choice, rows), rows, threads, one_stream=one_stream)
+    return target.time_streams(choice.graph, batch_of(choice, rows), rows, threads, one_stream=one_stream)
 
 
 def _speeds(choice: Choice, compiled: ov.CompiledModel, max_batch: int) -> tuple[Speed, ...]:
     """At one row and at `max_batch`; where that takes too long to be timed again, the proof has run it once."""
-    speeds = speeds_of(compiled, functools.partial(_batch, choice), max_batch)
+    speeds = speeds_of(compiled, functools.partial(batch_of, choice), max_batch)
     full_s = choice.proof.full_batch_s
     if speeds[-1].rows < max_batch == batchproof.FULL_BATCH_ROWS and full_s:
         once = Speed(max_batch, round(full_s * 1e6, 1), round(max_batch / full_s, 1), 1)
@@ -187,6 +218,7 @@ def _speeds(choice: Choice, compiled: ov.CompiledModel, max_batch: int) -> tuple
     return speeds
 
 
-def _batch(choice: Choice, rows: int) -> Arrays:
+def batch_of(choice: Choice, rows: int) -> Arrays:
+    """An input of so many rows, all different; of one where the model is not batched."""
     drawn = [choice.sampler.draw(seed) for seed in range(rows)]
     return batchproof.join(drawn, choice.axes) if choice.axes else drawn[0]

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import onnx
 
-from engines.engine import Engine
 from engines.graphs import opset_of
 from engines.hardware import cpu_model
 from engines.manifest import Manifest
 from engines.operators import operators_of
-from engines.report import Candidate, PassChange, Report
+from engines.precision import Improved
+from engines.report import PassChange, Report
 from engines.spec import Spec, encode_spec
 from engines.tensor import DYNAMIC, TensorSpec
 
@@ -27,22 +27,14 @@ class Found(NamedTuple):
 
     sent: onnx.ModelProto
     passes: Sequence[PassChange]
-    engine: Engine
+    improved: Improved
     digests: dict[str, str]
 
 
 def report_of(found: Found, manifest: Manifest, spec: Spec, stages_s: dict[str, float]) -> Report:
     """The report of a build that succeeded."""
-    engine, sent = found.engine, found.sent
-    accuracy = engine.accuracy
-    candidate = Candidate(
-        manifest.precision,
-        accuracy.metric,
-        accuracy.value,
-        engine.speeds[0].latency_us,
-        manifest.engine.size_bytes,
-        True,
-    )
+    improved, sent = found.improved, found.sent
+    engine = improved.engine
     return Report(
         model=sent.graph.name or manifest.source.file,
         source_format="ONNX",
@@ -54,9 +46,9 @@ def report_of(found: Found, manifest: Manifest, spec: Spec, stages_s: dict[str, 
         inputs={tensor.name: _words(tensor) for tensor in manifest.inputs},
         outputs={tensor.name: _words(tensor) for tensor in manifest.outputs},
         passes=tuple(found.passes),
-        accuracy=accuracy,
-        candidates=(candidate,),
-        chosen=manifest.precision,
+        accuracy=engine.accuracy,
+        candidates=improved.candidates,
+        chosen=improved.chosen,
         layers=engine.layers,
         speeds=engine.speeds,
         max_batch=engine.max_batch,
@@ -71,7 +63,7 @@ def report_of(found: Found, manifest: Manifest, spec: Spec, stages_s: dict[str, 
         hashes={**found.digests, manifest.engine.file: manifest.engine.sha256},
         hardware=f"{cpu_model()} ({manifest.hardware})",
         created=manifest.created,
-        notes=manifest.remarks,
+        notes=(*manifest.remarks, *improved.notes),
     )
 
 

@@ -84,20 +84,41 @@ class Accuracy(msgspec.Struct, frozen=True):
     output: str
     reference_value: float | None
     value: float | None
+    loss: float | None
+    """How much worse `value` is than `reference_value`, in the metric's unit; negative where it is better."""
+    interval: tuple[float, float] | None
+    """The loss lies between these with 95 %, as far as samples like these tell; None where they cannot."""
     decisions_changed: int | None
     """Samples whose largest score is another than the reference's; None where the output is no list of scores."""
 
 
-class Candidate(msgspec.Struct, frozen=True):
-    """One engine that was tried. `latency_us` is that of one row."""
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine that was tried: judged by its own answers, and timed beside the others where it runs here.
 
+    `latency_us` is that of one row alone, `rows_per_s` that of many; None: not measured here. `loss` and `interval` as
+    in `Accuracy`. `judged_by` is the runtime that gave the answers. `float_layers` are the layers of an INT8 graph that
+    stayed in floating point.
+    """
+
+    name: str
     precision: str
+    target: str
+    judged_by: str
     metric: str
     value: float | None
-    latency_us: float
+    loss: float | None
+    interval: tuple[float, float] | None
+    decisions_changed: int | None
+    samples: int
+    latency_us: float | None
+    rows_per_s: float | None
     size_bytes: int
     passed: bool
     reason: str = ""
+    on_front: bool = False
+    """No other candidate that passed loses less and is better by the objective."""
+    int8_layers: int = 0
+    float_layers: tuple[str, ...] = ()
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -14,19 +14,22 @@ import msgspec
 from engines.errors import ModelRefused
 
 __all__ = [
-    "LABEL_METRICS", "ImageInput", "Metric", "Spec", "decode_spec", "encode_spec", "require_supported", "require_truth",
+    "LABEL_METRICS", "Calibrator", "ImageInput", "Metric", "Search", "Spec",
+    "decode_spec", "encode_spec", "require_supported", "require_truth",
 ]  # fmt: skip
 
 Precision = Literal["auto", "fp32", "fp16", "int8", "binary"]
 Metric = Literal["top1", "top5", "f1", "rmse", "mae", "cosine"]
 Objective = Literal["throughput", "latency", "size"]
-Search = Literal["grid", "random", "bayesian", "genetic"]
+Search = Literal["greedy", "grid", "random", "bayesian", "genetic"]
+Calibrator = Literal["minmax", "mean_minmax", "percentile", "mse"]
 Target = Literal["openvino", "tensorrt-rtx", "tensorrt"]
 
 LABEL_METRICS: frozenset[Metric] = frozenset({"top1", "top5", "f1"})
 """These compare classes with labels; the others compare values with targets, or with the reference's answers."""
 
 _HIGHEST_BATCH = 65536
+_MOST_TRIALS = 10_000
 _HIGHEST_SIZE = 2**31 - 1
 _STRICT = {"extra": "forbid", "strict": True}
 """For pydantic: a misspelt key or a number in quotes is an error, not a guess."""
@@ -65,6 +68,9 @@ class Spec:
     """All keys are optional. `accuracy_budget` is the largest loss allowed, absolute, in the unit of `metric`, which
     is taken of `output` (needed only where the labels or targets could be about several).
 
+    Where INT8 breaks the budget, `search` says how layers are chosen that stay in floating point, over `trials` engines
+    at most, and `time_limit_s` for all that is tried. `calibrator` is how ranges of activations follow from samples.
+
     `shapes` gives sizes to the variable dimensions of an input, the first one left out since it carries the rows; -1
     stays variable. `max_batch` counts rows; without it, the server's setting holds.
     """
@@ -76,7 +82,11 @@ class Spec:
     output: str | None = None
     accuracy_budget: float | None = None
     objective: Objective = "throughput"
-    search: Search | None = None
+    search: Search = "greedy"
+    trials: int = 64
+    time_limit_s: float = 60.0
+    seed: int = 0
+    calibrator: Calibrator | None = None
     targets: tuple[Target, ...] = ("openvino",)
     max_batch: int | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -86,9 +96,12 @@ class Spec:
         if self.accuracy_budget is not None:
             if not 0 <= self.accuracy_budget < math.inf:
                 raise ValueError("accuracy_budget must be a finite number from 0 on")
-            if self.metric is None:
-                raise ValueError("accuracy_budget needs metric: it is the loss allowed in that metric's unit")
             object.__setattr__(self, "accuracy_budget", float(self.accuracy_budget) + 0.0)
+        if not 1 <= self.trials <= _MOST_TRIALS:
+            raise ValueError(f"trials must be from 1 to {_MOST_TRIALS}")
+        if not 0 < self.time_limit_s < math.inf:
+            raise ValueError("time_limit_s must be a finite number above 0")
+        object.__setattr__(self, "time_limit_s", float(self.time_limit_s))
         if self.max_batch is not None and not 1 <= self.max_batch <= _HIGHEST_BATCH:
             raise ValueError(f"max_batch must be from 1 to {_HIGHEST_BATCH}")
         if not self.targets or len(set(self.targets)) != len(self.targets):
@@ -101,19 +114,17 @@ class Spec:
 
 def require_supported(spec: Spec) -> None:
     """Raise ModelRefused for what is asked and cannot be done, by its name: nothing asked is ignored."""
-    if spec.precision not in ("auto", "fp32"):
-        raise ModelRefused(f"precision {spec.precision!r} is not built yet; expected auto or fp32")
-    if spec.search is not None:
-        raise ModelRefused(f"search {spec.search!r} is not built yet: with one precision there is nothing to search")
+    if spec.precision == "binary":
+        raise ModelRefused("precision 'binary' is not built yet; expected auto, fp32, fp16 or int8")
     for target in spec.targets:
         if target != "openvino":
             raise ModelRefused(f"target {target!r} is not built yet; expected openvino")
 
 
-def require_truth(spec: Spec, truth: Literal["labels", "targets"] | None) -> None:
-    """Raise ModelRefused where what is asked needs another validation set; `truth` is what the one sent holds."""
-    if spec.accuracy_budget is not None and truth is None:
-        raise ModelRefused("accuracy_budget needs a validation set: send `validation` with labels or targets")
+def require_truth(spec: Spec, truth: Literal["labels", "targets"] | None, *, has_samples: bool = True) -> None:
+    """Raise ModelRefused where what is asked needs other samples; `truth` is what the validation set holds."""
+    if spec.accuracy_budget is not None and not has_samples:
+        raise ModelRefused("accuracy_budget needs samples to judge by: send `validation`, or `calibration`")
     if spec.metric is not None:
         _require_fitting(spec.metric, truth)
 

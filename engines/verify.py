@@ -7,11 +7,13 @@ import math
 import onnx
 from onnx import TensorProto
 
-__all__ = ["agreement_bound", "rounding_bound"]
+__all__ = ["agreement_bound", "is_quantized", "rounding_bound"]
 
 _UNIT_ROUNDOFF = 2.0**-24  # float32, round to nearest
 _STEPS = {TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}
 """One unit in the last place: two numbers that are nearly equal may be rounded to neighbours."""
+_QUANTIZED = 2.0**-5
+"""Of the largest answer: four steps of 8 signed bits. Sums in another order end on the other side of a rounding."""
 _SAFETY = 16.0
 _SLACK = 16.0
 """Fused kernels get this many times the rounding of a reordered sum."""
@@ -25,16 +27,26 @@ def rounding_bound(model: onnx.ModelProto) -> float:
     Mary 2019, "A new approach to probabilistic rounding error analysis"); errors of successive layers add up. So the
     bound is safety * u * sum over weighted nodes of sqrt(k), the safety factor standing for the ratio between the
     largest intermediate and the largest answer. It is only the float half of a proof: a mixing of rows weaker than
-    this shows beside a row of large values or of NaN. An output in half precision may end one step away.
+    this shows beside a row of large values or of NaN. An output in half precision may end one step away, and behind a
+    rounding to 8 bits a value may end some steps away.
     """
-    return _reordered(model) + _last_step(model)
+    return _reordered(model) + _last_step(model) + _quantized_step(model)
 
 
 def agreement_bound(model: onnx.ModelProto) -> float:
     """The same between two runtimes, which do not only reorder sums but have other kernels. It can be much too wide
     for a deep network: see `engines.guarded.Guards`.
     """
-    return _SLACK * _reordered(model) + _last_step(model)
+    return _SLACK * _reordered(model) + _last_step(model) + _quantized_step(model)
+
+
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Whether values are rounded to whole numbers on the way, so that a rounding error may become a step of these."""
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+
+def _quantized_step(model: onnx.ModelProto) -> float:
+    return _QUANTIZED if is_quantized(model) else 0.0
 
 
 def _reordered(model: onnx.ModelProto) -> float:

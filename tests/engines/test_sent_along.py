@@ -103,9 +103,10 @@ def test_pixels_are_taken_and_sizes_are_fixed(tmp_path: Path) -> None:
         (Spec(shapes={"z": (3,)}), "shapes names 'z'; the model's inputs are"),
         (Spec(shapes={"x": (3,)}), "only those of -1 may be given a size"),
         (Spec(inputs={"x": ImageInput()}), "declared as an image; the model has FP32"),
-        (Spec(metric="top1", accuracy_budget=0.1), "needs a validation set"),
-        (Spec(precision="int8"), "precision 'int8' is not built yet"),
-        (Spec(search="grid"), "search 'grid' is not built yet"),
+        (Spec(metric="cosine", accuracy_budget=0.1), "accuracy_budget needs samples to judge by"),
+        (Spec(metric="top1"), "needs a validation set"),
+        (Spec(precision="int8"), "precision 'int8' needs calibration samples: send `calibration`"),
+        (Spec(precision="binary"), "precision 'binary' is not built yet"),
     ],
 )
 def test_what_is_asked_and_does_not_fit_is_refused(spec: Spec, said: str, tmp_path: Path) -> None:

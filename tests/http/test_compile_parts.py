@@ -121,7 +121,7 @@ def test_a_folder_that_asks_for_what_cannot_be_done_says_so(server: Server) -> N
     source = place(server.repository, "early", linear())
     source.with_name("spec.json").write_text('{"precision": "int8"}')
     until(lambda: server.state("early") == "UNAVAILABLE", "it was looked at")
-    assert "precision 'int8' is not built yet" in server.index()["early", "1"]["reason"]
+    assert "precision 'int8' needs calibration samples" in server.index()["early", "1"]["reason"]
 
 
 # -- reports ---------------------------------------------------------------------------------------------------------

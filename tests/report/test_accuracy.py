@@ -249,7 +249,7 @@ def test_default_metrics(truth: str | None, metric: str) -> None:
 def test_a_budget_is_held_against_the_loss(tmp_path: Path) -> None:
     exact = judged(tmp_path, lambda row: None)
     assert shortfall(exact, 0.0) == ""
-    worse = msgspec.structs.replace(exact, value=exact.reference_value - 0.1)
+    worse = msgspec.structs.replace(exact, value=exact.reference_value - 0.1, loss=0.1)
     assert shortfall(worse, None) == shortfall(worse, 0.2) == ""
     assert "a loss of 0.1, 0.05 allowed" in shortfall(worse, 0.05)
-    assert shortfall(msgspec.structs.replace(exact, value=None), 1.0) == "top1 is not a number"
+    assert shortfall(msgspec.structs.replace(exact, value=None, loss=None), 1.0) == "top1 is not a number"

@@ -1,0 +1,62 @@
+"""Quantize a graph to INT8 after training: NNCF measures the ranges on samples and puts Quantize/Dequantize pairs in.
+
+Algebra   x ~ s q,  q = round(x / s) clipped to 8 bits, symmetric: zero is exact, and products of whole numbers need no
+          correction; one s a tensor for activations, one a channel for weights
+Pattern   what NNCF's hardware description calls quantizable: convolutions, products, sums between them
+Check     done by whoever asks: a candidate is judged by its own answers
+Rewrite   Q/DQ before every quantized input; weights as Q/DQ of constants, biases stay float
+
+With `overflow_fix`, weights use 7 of their 8 bits: without VNNI a CPU adds pairs of products in 16 bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Mapping
+
+import onnx
+
+from engines.errors import ModelRefused
+from engines.reference import Arrays
+
+__all__ = ["CALIBRATORS", "quantize"]
+
+CALIBRATORS: Mapping[str, str] = {
+    "minmax": "MINMAX", "mean_minmax": "MEAN_MINMAX", "percentile": "MEAN_QUANTILE", "mse": "HISTOGRAM",
+}  # fmt: skip
+"""How the range of an activation follows from samples, and NNCF's name for it."""
+
+
+def quantize(
+    model: onnx.ModelProto, samples: Iterable[Arrays], count: int, calibrator: str = "mean_minmax", *,
+    overflow_fix: bool = True, float_nodes: Iterable[str] = (),
+) -> onnx.ModelProto:  # fmt: skip
+    """A copy with Q/DQ pairs, their ranges measured on `count` samples; nodes named in `float_nodes` are left alone.
+
+    `model` has opset 21 and no operators of others' domains (NNCF runs none). Raises ModelRefused where NNCF cannot.
+    """
+    import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    nncf.set_log_level(40)
+    ranges = getattr(RangeEstimatorParametersSet, CALIBRATORS[calibrator])
+    parameters = AdvancedQuantizationParameters(
+        overflow_fix=OverflowFix.ENABLE if overflow_fix else OverflowFix.DISABLE,
+        activations_range_estimator_params=ranges,
+    )
+    names = list(float_nodes)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            made: onnx.ModelProto = nncf.quantize(
+                model,
+                nncf.Dataset(samples),
+                preset=nncf.QuantizationPreset.PERFORMANCE,
+                subset_size=count,
+                ignored_scope=nncf.IgnoredScope(names=names) if names else None,
+                advanced_parameters=parameters,
+            )
+    except Exception as error:
+        raise ModelRefused(f"NNCF cannot quantize the model: {str(error).splitlines()[0][:300]}") from error
+    return made

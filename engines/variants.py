@@ -1,0 +1,66 @@
+"""Coarser forms of a model: fewer bits, which may be faster or smaller. Made here; judged elsewhere, by their runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import onnx
+
+from engines.errors import ModelRefused
+from engines.npz import Samples
+from engines.passes.quantize import CALIBRATORS, quantize
+from engines.passes.residual import free_residuals
+from engines.passes.signed import sign_activations
+from engines.reference import Arrays
+from engines.spec import Calibrator
+
+__all__ = ["MOST_CALIBRATION_ROWS", "Variant", "int8_variants", "usual_calibrators"]
+
+MOST_CALIBRATION_ROWS = 300
+"""Samples whose ranges are measured, NNCF's own number."""
+
+
+class Variant(NamedTuple):
+    """`name` tells it from the others of its build. `kept` are layers of an INT8 graph that are float again."""
+
+    name: str
+    precision: str
+    model: onnx.ModelProto
+    note: str = ""
+    kept: frozenset[str] = frozenset()
+
+
+def usual_calibrators(asked: Calibrator | None) -> tuple[Calibrator, ...]:
+    """What to try, in this order: what was asked for, else one that takes all values and one that cuts tails."""
+    return (asked,) if asked else ("mean_minmax", "percentile")
+
+
+def int8_variants(
+    model: onnx.ModelProto, calibration: Samples, calibrator: Calibrator, *, full_range: bool
+) -> Iterator[Variant]:
+    """The graph of every target, signed; then with unsigned activations, which OpenVINO alone takes.
+
+    `full_range` gives weights all 8 bits instead of 7, which a CPU without VNNI may overflow. Raises ModelRefused where
+    NNCF cannot quantize the model, or finds nothing in it to quantize.
+    """
+    assert calibrator in CALIBRATORS
+    made = quantize(
+        model, _rows(calibration), min(calibration.count, MOST_CALIBRATION_ROWS), calibrator,
+        overflow_fix=not full_range,
+    )  # fmt: skip
+    if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
+        raise ModelRefused("NNCF found nothing in the model to quantize")
+    bits = "8" if full_range else "7"
+    signed, note = sign_activations(made)
+    for form, graph in (("signed", signed), ("unsigned", made)):
+        if form == "unsigned" and graph is signed:
+            return  # there was no unsigned one
+        freed, _ = free_residuals(graph)
+        yield Variant(f"int8 {calibrator}, {form}, {bits}-bit weights", "int8", freed, note)
+
+
+def _rows(calibration: Samples) -> list[Arrays]:
+    """NNCF goes over its samples several times, and asks for their number."""
+    return [sample.inputs for sample in itertools.islice(calibration, MOST_CALIBRATION_ROWS)]
