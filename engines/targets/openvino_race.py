@@ -16,7 +16,7 @@ __all__ = ["Pace", "race"]
 
 _MOST_ROWS = 8
 _FEWEST_ROUNDS, _MOST_ROUNDS = 5, 40
-_TURN_S = 0.02
+_TURN_S = 0.01
 _SLOW_ROW_S = 0.1
 """A row that takes longer is not run by eight."""
 

@@ -1,0 +1,206 @@
+"""What was tried in one build: coarser engines beside the FP32 one, each judged by its answers and raced for speed."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import openvino as ov
+
+from engines.accuracy import budget_of, is_sure, shortfall
+from engines.choice import Subject
+from engines.engine import Engine, batch_of, counts_decisions, judged_by
+from engines.errors import EngineError
+from engines.npz import DrawnSamples, Samples, SomeSamples
+from engines.passes.dynamic_batch import with_batch_axes
+from engines.passes.float_layers import quantized_layers
+from engines.report import Accuracy, Candidate
+from engines.samples import SCALES
+from engines.search import Outcome, pareto_front
+from engines.spec import Spec
+from engines.targets import openvino as target
+from engines.targets.openvino_race import Pace, race
+from engines.variants import Variant
+
+__all__ = ["Tried", "Tryouts"]
+
+_TRIAL_S = 10.0
+"""For the answers of one engine that is tried; the one that is chosen answers all samples."""
+_GLIMPSE_S, _GLIMPSE_SAMPLES_S, _FEWEST = 0.2, 1.0, 32
+"""For one of many engines: seconds of timing, seconds of FP32 that its samples take, and how many these are at least.
+"""
+_WORTH = 1.03
+"""What a coarser engine has to be better by than a finer one: less is noise."""
+
+
+class Tried(msgspec.Struct):
+    """A variant that could be compiled, and what came of it."""
+
+    variant: Variant
+    compiled: ov.CompiledModel | None
+    """None where it was only glimpsed at: each holds its own weights."""
+    accuracy: Accuracy
+    size_bytes: int
+    reason: str = ""
+    pace: Pace | None = None
+
+    @property
+    def passed(self) -> bool:
+        return not self.reason
+
+
+class Tryouts:
+    """What was tried so far. The FP32 engine is the first."""
+
+    def __init__(self, subject: Subject, base: Engine, samples: Sequence[Samples], spec: Spec) -> None:
+        self._subject, self._base, self._spec = subject, base, spec
+        self._judges = samples[0] if samples else DrawnSamples(base.choice.sampler, len(SCALES))
+        self._config = base.timings[0].streams, base.timings[0].threads
+        served = target.reimported(base.blob, *self._config)
+        first, alone = Variant("fp32", "fp32", subject.model), base.speeds[0]
+        pace = Pace(alone.latency_us, base.speeds[-1].rows_per_s)
+        self.tried = [Tried(first, served, base.accuracy, len(base.blob), pace=pace)]
+        self.notes: list[str] = []
+        self._failed: list[Candidate] = []
+        self._glimpsed: list[Tried] = []
+        self._first_pace = pace
+
+    def try_all(self, variants: Iterable[Variant]) -> None:
+        """Each in turn, as long as there is time; the first is tried anyway."""
+        started = time.monotonic()
+        for variant in variants:
+            self.attempt(variant)
+            if time.monotonic() - started > self._spec.time_limit_s:
+                self.notes.append(f"no more variants were tried after {self._spec.time_limit_s:g} s")
+                break
+
+    def attempt(self, variant: Variant) -> Tried | None:
+        """Compile a variant and judge its answers; None, and a candidate that failed, where it has none."""
+        try:
+            tried = self._judged(variant, self._judges)
+        except EngineError as refused:
+            self._failed.append(_failed(variant, str(refused)))
+            return None
+        self.tried.append(tried)
+        budget = self.budget(tried)
+        if tried.passed and not is_sure(tried.accuracy, budget):
+            self._note_unsure(tried.accuracy, budget)
+        if not tried.passed:
+            tried.compiled = None
+        return tried
+
+    def glimpse(self, variant: Variant, few: Samples) -> Tried:
+        """The same for one of many: judged by few samples, its latency compared with that of FP32, and not kept.
+
+        Raises EngineError where it cannot be compiled or run.
+        """
+        tried, first = self._judged(variant, few), self.tried[0]
+        assert tried.compiled is not None
+        assert first.compiled is not None
+        batch = functools.partial(batch_of, self._base.choice)
+        of_first, own = race([first.compiled, tried.compiled], batch, batched=False, budget_s=_GLIMPSE_S)
+        ratio, usual = own.latency_us / of_first.latency_us, self._first_pace
+        tried.pace = Pace(usual.latency_us * ratio, usual.rows_per_s / ratio)
+        tried.compiled = None
+        self._glimpsed.append(tried)
+        return tried
+
+    def few(self, of: Tried) -> Samples:
+        """The first samples, as many as an engine like this one answers in about a second."""
+        row_s = 1 / self._first_pace.rows_per_s
+        count = max(_FEWEST, min(self._judges.count, math.ceil(_GLIMPSE_SAMPLES_S / row_s)))
+        return self._judges if count >= self._judges.count else SomeSamples(self._judges, range(count))
+
+    def _judged(self, variant: Variant, judges: Samples) -> Tried:
+        choice = self._base.choice
+        model = with_batch_axes(variant.model, choice.axes) if choice.axes else variant.model
+        compiled = target.compile_model(target.read_model(model), *self._config)
+        run = target.runner(compiled, self._subject.names)
+        accuracy = judged_by(self._subject.reference, run, choice, judges, self._spec, _TRIAL_S)
+        tried = Tried(variant, compiled, accuracy, len(target.export(compiled)))
+        by_decisions = counts_decisions(self._spec, accuracy)
+        tried.reason = shortfall(accuracy, self.budget(tried), by_decisions=by_decisions)
+        return tried
+
+    def budget(self, tried: Tried) -> float:
+        """The largest loss allowed."""
+        return budget_of(self._spec, tried.accuracy)
+
+    def loss(self, tried: Tried) -> float:
+        """What is held against the budget: of the metric, and of the decisions where these count too."""
+        accuracy = tried.accuracy
+        if accuracy.loss is None:
+            return math.inf
+        changed = accuracy.decisions_changed if counts_decisions(self._spec, accuracy) else None
+        return max(accuracy.loss, (changed or 0) / max(1, accuracy.samples))
+
+    def _note_unsure(self, accuracy: Accuracy, budget: float) -> None:
+        reach = f"up to {accuracy.interval[1]:.3g}" if accuracy.interval else "any size"
+        said = (
+            f"{accuracy.samples} samples are too few to tell a loss of {budget:.3g} from chance: with 95 % it may be "
+            f"{reach}"
+        )
+        if said not in self.notes:
+            self.notes.append(said)
+
+    def race(self) -> None:
+        """Time FP32 and all that passed, side by side."""
+        runners = [one for one in self.tried if one.passed]
+        engines = [one.compiled for one in runners if one.compiled is not None]
+        choice = self._base.choice
+        paces = race(engines, functools.partial(batch_of, choice), batched=bool(choice.axes))
+        for one, pace in zip(runners, paces, strict=True):
+            one.pace = pace
+
+    def cost(self, tried: Tried) -> float:
+        """By the objective, lower is better."""
+        if self._spec.objective == "size":
+            return float(tried.size_bytes)
+        if tried.pace is None:
+            return math.inf
+        return tried.pace.latency_us if self._spec.objective == "latency" else 1e6 / tried.pace.rows_per_s
+
+    def by_merit(self) -> list[Tried]:
+        """Those that passed and are what was asked for, the best first; FP32 among them where that may be chosen."""
+        wanted = self._spec.precision
+        found = [one for one in self.tried if one.passed and wanted in ("auto", one.variant.precision)]
+        handicap = {id(one): 1.0 if one.variant.precision == "fp32" else _WORTH for one in found}
+        return sorted(found, key=lambda one: self.cost(one) * handicap[id(one)])
+
+    def why_none(self) -> str:
+        """Of the variants that were asked for, why the last one is not good enough."""
+        wanted = [one.reason for one in self.tried if one.variant.precision == self._spec.precision]
+        return (wanted or [one.reason for one in self._failed] or self.notes or ["there is no such engine"])[0]
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        """For the report."""
+        front = self._front()
+        every = [*self.tried, *self._glimpsed]
+        return (*(_candidate(one, on_front=one in front) for one in every), *self._failed)
+
+    def _front(self) -> list[Tried]:
+        passed = [one for one in self.tried if one.passed]
+        return [passed[i] for i in pareto_front([Outcome(self.loss(one), self.cost(one)) for one in passed])]
+
+
+def _candidate(tried: Tried, *, on_front: bool) -> Candidate:
+    accuracy, variant, pace = tried.accuracy, tried.variant, tried.pace
+    return Candidate(
+        name=variant.name, precision=variant.precision, target="openvino", judged_by="OpenVINO",
+        metric=accuracy.metric, value=accuracy.value, loss=accuracy.loss, interval=accuracy.interval,
+        decisions_changed=accuracy.decisions_changed, samples=accuracy.samples,
+        latency_us=pace.latency_us if pace else None, rows_per_s=pace.rows_per_s if pace else None,
+        size_bytes=tried.size_bytes, passed=tried.passed, reason=tried.reason, on_front=on_front,
+        int8_layers=len(quantized_layers(variant.model)), float_layers=tuple(sorted(variant.kept)),
+    )  # fmt: skip
+
+
+def _failed(variant: Variant, reason: str) -> Candidate:
+    return Candidate(
+        name=variant.name, precision=variant.precision, target="openvino", judged_by="OpenVINO", metric="", value=None,
+        loss=None, interval=None, decisions_changed=None, samples=0, latency_us=None, rows_per_s=None, size_bytes=0,
+        passed=False, reason=reason,
+    )  # fmt: skip
