@@ -199,6 +199,7 @@ class _Judge:
             loss=None if value is None or reference is None else loss(self._metric, reference, value),
             interval=loss_interval(self._metric, self._judged),
             decisions_changed=self._changed if self._is_scores else None,
+            tolerance=self._tolerance,
         )
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import onnx
 
+from engines.accuracy import budget_of
+from engines.engine import counts_decisions
 from engines.graphs import opset_of
 from engines.hardware import cpu_model
 from engines.manifest import Manifest
@@ -35,6 +37,7 @@ def report_of(found: Found, manifest: Manifest, spec: Spec, stages_s: dict[str, 
     """The report of a build that succeeded."""
     improved, sent = found.improved, found.sent
     engine = improved.engine
+    is_search = len(improved.candidates) > 1  # FP32 alone may lose anything, unless a budget was set
     return Report(
         model=sent.graph.name or manifest.source.file,
         source_format="ONNX",
@@ -64,6 +67,8 @@ def report_of(found: Found, manifest: Manifest, spec: Spec, stages_s: dict[str, 
         hardware=f"{cpu_model()} ({manifest.hardware})",
         created=manifest.created,
         notes=(*manifest.remarks, *improved.notes),
+        budget=budget_of(spec, engine.accuracy) if is_search else spec.accuracy_budget,
+        decisions_count=is_search and counts_decisions(spec, engine.accuracy),
     )
 
 

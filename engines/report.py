@@ -90,6 +90,8 @@ class Accuracy(msgspec.Struct, frozen=True):
     """The loss lies between these with 95 %, as far as samples like these tell; None where they cannot."""
     decisions_changed: int | None
     """Samples whose largest score is another than the reference's; None where the output is no list of scores."""
+    tolerance: float | None = None
+    """The bound of floats, as a share of the largest |answer| that the reference gives to a sample."""
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +121,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """No other candidate that passed loses less and is better by the objective."""
     int8_layers: int = 0
     float_layers: tuple[str, ...] = ()
+    trial: bool = False
+    """One of many of a search: judged by fewer samples, its speed estimated by a short comparison with FP32."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -155,6 +159,10 @@ class Report(msgspec.Struct, frozen=True):
     hardware: str
     created: str
     notes: tuple[str, ...] = ()
+    budget: float | None = None
+    """The largest loss that was allowed, in the unit of `accuracy.metric`; None where any was."""
+    decisions_count: bool = False
+    """The share of samples whose largest score is another than the reference's was held against the budget too."""
 
 
 def change_of(name: str, before: Mapping[str, int], after: Mapping[str, int], note: str = "") -> PassChange:

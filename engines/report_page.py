@@ -13,11 +13,13 @@ from typing import Any
 import jinja2
 
 from engines.report import Layer, Report
+from engines.report_candidates import axis_of, chosen_of, places, shown
 from engines.report_figures import figures
 
 __all__ = ["page"]
 
 _MOST_LAYERS = 3000
+_MOST_NAMES = 200
 _LONGEST = 240
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Controls, signs that turn the direction of writing, halves of surrogate pairs."""
@@ -37,10 +39,14 @@ class _Kernel:
 def page(report: Report) -> str:
     """The whole page. Pure: the same report gives the same text."""
     drawn = {name: figure.svg for name, figure in figures(report).items()}
+    chosen, bound = chosen_of(report), report.accuracy.tolerance
     return _template().render(
         r=report, figures=drawn, kernels=_kernels(report.layers), layers=report.layers[:_MOST_LAYERS],
         hidden=max(0, len(report.layers) - _MOST_LAYERS), full=report.speeds[-1] if report.speeds else None,
-        passed=any(candidate.passed for candidate in report.candidates),
+        passed=any(candidate.passed for candidate in report.candidates), chosen=chosen, tried=shown(report),
+        coarse=chosen is not None and chosen.precision != "fp32", coarse_bound=_percent(bound),
+        axis=axis_of(report), undrawn=len(report.candidates) - len(places(report)), most_names=_MOST_NAMES,
+        several_targets=len({(one.target, one.judged_by) for one in report.candidates}) > 1, unmeasured=_UNMEASURED,
     )  # fmt: skip
 
 
@@ -51,7 +57,8 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters.update(
-        size=_size, duration=_duration, number=_number, counts=_counts, json=_json, metric=_metric
+        size=_size, duration=_duration, number=_number, counts=_counts, json=_json, metric=_metric,
+        brief=_brief, signed=_signed,
     )
     return environment.get_template("report_page.html")
 
@@ -102,6 +109,19 @@ def _number(value: float | None) -> str:
 
 def _metric(value: float | None) -> str:
     return "not a number" if value is None else f"{value:.6g}"
+
+
+def _brief(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _signed(value: float | None) -> str:
+    """Three significant digits; what is not told is a dash."""
+    return "\u2013" if value is None else f"{value:.3g}".replace("-", "\u2212")
+
+
+def _percent(share: float | None) -> str:
+    return "the bound" if share is None else f"{100 * share:.3g} %"
 
 
 def _counts(operators: dict[str, int]) -> str:

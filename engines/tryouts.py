@@ -178,8 +178,9 @@ class Tryouts:
     def candidates(self) -> tuple[Candidate, ...]:
         """For the report."""
         front = self._front()
-        every = [*self.tried, *self._glimpsed]
-        return (*(_candidate(one, on_front=one in front) for one in every), *self._failed)
+        tried = [_candidate(one, on_front=one in front) for one in self.tried]
+        trials = [msgspec.structs.replace(_candidate(one, on_front=False), trial=True) for one in self._glimpsed]
+        return (*tried, *trials, *self._failed)
 
     def _front(self) -> list[Tried]:
         passed = [one for one in self.tried if one.passed]

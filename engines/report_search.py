@@ -1,0 +1,191 @@
+"""The figure of what was tried: what each engine loses against what it costs, the front, the budget, the choice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from engines.report import Report
+from engines.report_candidates import Place, axis_of, chosen_of, places
+from engines.report_drawing import ACCENT, BAD, CARD, GOOD, MUTED, POINTS, Figure, draw_figure, duration
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+__all__ = ["search_figure"]
+
+_HEIGHT_IN, _LEGEND_LINE_IN = 2.6, 0.24
+_CELLS = 150
+"""Along each axis: of points in one cell, which is half as wide as a point, one is drawn."""
+_SPREAD = 6.0
+"""Losses beyond this many budgets stand on a logarithmic axis, so that those near the budget can be told apart."""
+_LABEL = "chosen"
+_LABEL_WIDTH, _LABEL_HEIGHT, _LABEL_GAP = 0.19, 0.12, 0.035
+"""As shares of the axes, from the size of the type."""
+
+
+class _Style(NamedTuple):
+    words: str
+    marker: str
+    size: float
+    edge: str
+    face: str
+
+
+_STYLES = {
+    (False, True): _Style("passed", "o", 5.5, ACCENT, ACCENT),
+    (False, False): _Style("failed", "o", 5.5, BAD, "none"),
+    (True, True): _Style("trial, passed", ".", 5, ACCENT, ACCENT),
+    (True, False): _Style("trial, failed", ".", 5, BAD, BAD),
+}
+"""By whether it is a trial, and whether it passed."""
+
+
+def search_figure(report: Report) -> Figure | None:
+    """None for fewer than two engines that have both figures."""
+    points = places(report)
+    if len(points) < 2:
+        return None
+    axis, styles = axis_of(report), _styles_of(points)
+    lines = math.ceil((len(styles) + 2) / 3)
+
+    def draw(drawing: Drawing) -> None:
+        axes = drawing.subplots()
+        _scale(axes, report, points)
+        chosen = chosen_of(report)
+        _draw_points(axes, points, styles)
+        _draw_front(axes, points, is_more_better=axis.is_more_better)
+        if report.budget is not None:
+            axes.axhline(
+                report.budget, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"budget {report.budget:.3g}"
+            )
+        for place in points:
+            if place.candidate is chosen:
+                _mark(axes, place, points)
+                break
+        axes.set_xlabel(f"{axis.words} ({'more' if axis.is_more_better else 'less'} is better)")
+        axes.set_ylabel("loss")
+        drawing.legend(
+            loc="outside upper left", ncols=3, frameon=False, fontsize=POINTS - 1.5, labelcolor=MUTED, borderpad=0,
+            handlelength=1.4, handletextpad=0.5, columnspacing=1.2, borderaxespad=0.2,
+        )  # fmt: skip
+
+    return draw_figure("search", draw, _HEIGHT_IN + lines * _LEGEND_LINE_IN, f"Loss against {axis.short}, by engine")
+
+
+def _styles_of(points: Iterable[Place]) -> list[tuple[bool, bool]]:
+    """Those that are needed; trials first, so that the others lie over them."""
+    return sorted({_kind(place) for place in points}, reverse=True)
+
+
+def _kind(place: Place) -> tuple[bool, bool]:
+    return place.candidate.trial, place.candidate.passed
+
+
+def _scale(axes: Axes, report: Report, points: Sequence[Place]) -> None:
+    """Limits and ticks, before anything is drawn."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
+
+    losses = [place.loss for place in points]
+    low, high = min([0.0, *losses]), max([report.budget or 0.0, *losses])
+    linear = report.budget or min([loss for loss in losses if loss > 0], default=1.0)
+    if high > _SPREAD * linear or -low > _SPREAD * linear:
+        axes.set_yscale("symlog", linthresh=linear)
+        axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear))
+        axes.minorticks_off()
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(report, value)))
+    axes.set_xlim(*_with_margins([place.x for place in points]))
+    down, up = axes.transScale.transform([(0, low), (0, high)])[:, 1]
+    back = axes.transScale.inverted().transform([(0, edge) for edge in _with_margins([down, up])])
+    axes.set_ylim(*back[:, 1])
+
+
+def _with_margins(numbers: Sequence[float]) -> tuple[float, float]:
+    low, high = min(numbers), max(numbers)
+    margin = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def _tick(report: Report, value: float) -> str:
+    objective = report.spec.get("objective")
+    if value < 0:
+        return ""
+    if objective == "latency":
+        return duration(value)
+    if objective == "size":
+        return f"{value / 2**20:.3g} MiB" if value >= 2**20 else f"{value / 2**10:.3g} KiB"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _draw_points(axes: Axes, points: Sequence[Place], styles: Iterable[tuple[bool, bool]]) -> None:
+    for kind in styles:
+        style = _STYLES[kind]
+        kept = _told_apart(axes, [place for place in points if _kind(place) == kind])
+        axes.plot(
+            [place.x for place in kept], [place.loss for place in kept], linestyle="none", marker=style.marker,
+            markersize=style.size, markeredgecolor=style.edge, markerfacecolor=style.face, label=style.words,
+            clip_on=False,
+        )  # fmt: skip
+
+
+def _told_apart(axes: Axes, points: Sequence[Place]) -> list[Place]:
+    """One point of each cell, so that ten thousand make no page of megabytes."""
+    cells = {}
+    for place, (x, y) in zip(points, _shares(axes, points), strict=True):
+        cells.setdefault((round(x * _CELLS), round(y * _CELLS)), place)
+    return list(cells.values())
+
+
+def _shares(axes: Axes, points: Sequence[Place]) -> list[tuple[float, float]]:
+    """Where the points are, as shares of the axes."""
+    if not points:
+        return []
+    to_axes = axes.transScale + axes.transLimits
+    return [(float(x), float(y)) for x, y in to_axes.transform([(place.x, place.loss) for place in points])]
+
+
+def _draw_front(axes: Axes, points: Iterable[Place], *, is_more_better: bool) -> None:
+    """Steps: from the cheapest engine on, each holds until the next one loses less."""
+    front = sorted((place for place in points if place.candidate.on_front), key=lambda place: place.x)
+    if is_more_better:
+        front.reverse()
+    if len(front) > 1:
+        axes.plot(
+            [place.x for place in front], [place.loss for place in front], drawstyle="steps-post", color=ACCENT,
+            linewidth=1.2, zorder=1.5, label="front",
+        )  # fmt: skip
+
+
+def _mark(axes: Axes, chosen: Place, points: Sequence[Place]) -> None:
+    """A ring around it, and its label where fewest other points are."""
+    axes.plot(
+        chosen.x, chosen.loss, "o", markersize=12, markerfacecolor="none", markeredgecolor=GOOD, markeredgewidth=1.8,
+        clip_on=False,
+    )  # fmt: skip
+    here = _shares(axes, [chosen])[0]
+    x, y = _freest(here, _shares(axes, points))
+    axes.text(
+        x, y, _LABEL, transform=axes.transAxes, ha="center", va="center", color=GOOD, weight="bold",
+        bbox={"facecolor": CARD, "edgecolor": "none", "alpha": 0.8, "pad": 1}, zorder=5,
+    )  # fmt: skip
+
+
+def _freest(here: tuple[float, float], others: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The middle of a label beside `here`, all as shares of the axes: inside them, and over as few points as can be."""
+    aside, above = _LABEL_WIDTH / 2 + _LABEL_GAP, _LABEL_HEIGHT / 2 + _LABEL_GAP
+    steps = [(0, above), (0, -above), (aside, 0), (-aside, 0), (aside, above), (-aside, above), (aside, -above),
+             (-aside, -above)]  # fmt: skip
+
+    def covered(middle: tuple[float, float]) -> tuple[bool, int]:
+        x, y = middle
+        inside = _LABEL_WIDTH / 2 <= x <= 1 - _LABEL_WIDTH / 2 and _LABEL_HEIGHT / 2 <= y <= 1 - _LABEL_HEIGHT / 2
+        hits = sum(abs(a - x) < _LABEL_WIDTH / 2 and abs(b - y) < _LABEL_HEIGHT / 2 for a, b in others)
+        return not inside, hits
+
+    return min([(here[0] + dx, here[1] + dy) for dx, dy in steps], key=covered)
