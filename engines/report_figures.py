@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 
 from engines.report import Accuracy, Layer, Report, Speed
 from engines.report_drawing import (
-    ACCENT, BAD, MUTED, POINTS, ROW_IN, Bar, Figure, bar_figure, draw_bars, draw_figure, duration,
+    ACCENT,
+    BAD,
+    CARD,
+    MUTED,
+    POINTS,
+    ROW_IN,
+    Bar,
+    Figure,
+    bar_figure,
+    draw_bars,
+    draw_figure,
+    duration,
 )  # fmt: skip
 from engines.report_search import search_figure
 
@@ -95,6 +106,7 @@ def _differences(accuracy: Accuracy) -> Figure | None:
         axes.annotate(
             f"worst: {accuracy.worst[0].index}" if accuracy.worst else "", (places[worst], heights[worst]), (0, 5),
             textcoords="offset points", ha="left" if worst < len(places) / 2 else "right", color=BAD,
+            bbox={"facecolor": CARD, "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )  # fmt: skip
         axes.axhline(1.0, color=BAD, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_ylim(floor, ceiling * 2)

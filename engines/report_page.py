@@ -39,15 +39,26 @@ class _Kernel:
 def page(report: Report) -> str:
     """The whole page. Pure: the same report gives the same text."""
     drawn = {name: figure.svg for name, figure in figures(report).items()}
-    chosen, bound = chosen_of(report), report.accuracy.tolerance
     return _template().render(
         r=report, figures=drawn, kernels=_kernels(report.layers), layers=report.layers[:_MOST_LAYERS],
         hidden=max(0, len(report.layers) - _MOST_LAYERS), full=report.speeds[-1] if report.speeds else None,
-        passed=any(candidate.passed for candidate in report.candidates), chosen=chosen, tried=shown(report),
-        coarse=chosen is not None and chosen.precision != "fp32", coarse_bound=_percent(bound),
-        axis=axis_of(report), undrawn=len(report.candidates) - len(places(report)), most_names=_MOST_NAMES,
-        several_targets=len({(one.target, one.judged_by) for one in report.candidates}) > 1, unmeasured=_UNMEASURED,
+        passed=any(candidate.passed for candidate in report.candidates), **_search(report),
     )  # fmt: skip
+
+
+def _search(report: Report) -> dict[str, Any]:
+    """What the page tells of the engines that were tried."""
+    chosen, tried = chosen_of(report), report.candidates
+    return {
+        "chosen": chosen,
+        "coarse": chosen is not None and chosen.precision != "fp32",
+        "coarse_bound": _percent(report.accuracy.tolerance),
+        "tried": shown(report),
+        "axis": axis_of(report),
+        "undrawn": len(tried) - len(places(report)),
+        "most_names": _MOST_NAMES,
+        "several_targets": len({(one.target, one.judged_by) for one in tried}) > 1,
+    }
 
 
 @functools.cache
@@ -57,8 +68,14 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters.update(
-        size=_size, duration=_duration, number=_number, counts=_counts, json=_json, metric=_metric,
-        brief=_brief, signed=_signed,
+        size=_size,
+        duration=_duration,
+        number=_number,
+        counts=_counts,
+        json=_json,
+        metric=_metric,
+        brief=_brief,
+        signed=_signed,
     )
     return environment.get_template("report_page.html")
 

@@ -136,7 +136,7 @@ def _draw_points(axes: Axes, points: Sequence[Place], styles: Iterable[tuple[boo
 
 def _told_apart(axes: Axes, points: Sequence[Place]) -> list[Place]:
     """One point of each cell, so that ten thousand make no page of megabytes."""
-    cells = {}
+    cells: dict[tuple[int, int], Place] = {}
     for place, (x, y) in zip(points, _shares(axes, points), strict=True):
         cells.setdefault((round(x * _CELLS), round(y * _CELLS)), place)
     return list(cells.values())
