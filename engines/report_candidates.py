@@ -19,14 +19,22 @@ class Axis(NamedTuple):
     words: str
     short: str
     of: Callable[[Candidate], float | None]
+    units: tuple[tuple[float, str], ...]
+    """Sizes of the units in which it is told, and their names, the largest first."""
     is_more_better: bool = False
 
+    def unit_for(self, largest: float) -> tuple[float, str]:
+        """The unit for numbers up to this one."""
+        return next((unit for unit in self.units if unit[0] <= largest), self.units[-1])
 
-_THROUGHPUT = Axis("rows/s", "rows/s", lambda candidate: candidate.rows_per_s, is_more_better=True)
+
+_TIMES = ((1e6, " s"), (1e3, " ms"), (1, " \u00b5s"))
+_SIZES = ((2.0**30, " GiB"), (2.0**20, " MiB"), (2.0**10, " KiB"), (1, " bytes"))
+_THROUGHPUT = Axis("rows/s", "rows/s", lambda candidate: candidate.rows_per_s, ((1, ""),), is_more_better=True)
 _AXES = {
-    "latency": Axis("latency of one row alone", "latency", lambda candidate: candidate.latency_us),
+    "latency": Axis("latency of one row alone", "latency", lambda candidate: candidate.latency_us, _TIMES),
     "throughput": _THROUGHPUT,
-    "size": Axis("size of the engine", "size", lambda candidate: candidate.size_bytes or None),
+    "size": Axis("size of the engine", "size", lambda candidate: candidate.size_bytes or None, _SIZES),
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from engines.report import Report
 from engines.report_candidates import Place, axis_of, chosen_of, places
-from engines.report_drawing import ACCENT, BAD, CARD, GOOD, MUTED, POINTS, Figure, draw_figure, duration
+from engines.report_drawing import ACCENT, BAD, CARD, GOOD, INK, MUTED, POINTS, Figure, draw_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,7 @@ _CELLS = 150
 """Along each axis: of points in one cell, which is half as wide as a point, one is drawn."""
 _SPREAD = 6.0
 """Losses beyond this many budgets stand on a logarithmic axis, so that those near the budget can be told apart."""
+_MOST_DECADES = 5
 _LABEL = "chosen"
 _LABEL_WIDTH, _LABEL_HEIGHT, _LABEL_GAP = 0.19, 0.12, 0.035
 """As shares of the axes, from the size of the type."""
@@ -32,13 +33,14 @@ class _Style(NamedTuple):
     size: float
     edge: str
     face: str
+    alpha: float = 1.0
 
 
 _STYLES = {
     (False, True): _Style("passed", "o", 5.5, ACCENT, ACCENT),
     (False, False): _Style("failed", "o", 5.5, BAD, "none"),
-    (True, True): _Style("trial, passed", ".", 5, ACCENT, ACCENT),
-    (True, False): _Style("trial, failed", ".", 5, BAD, BAD),
+    (True, True): _Style("trial, passed", "o", 3.2, ACCENT, ACCENT, 0.6),
+    (True, False): _Style("trial, failed", "o", 3.2, BAD, BAD, 0.6),
 }
 """By whether it is a trial, and whether it passed."""
 
@@ -86,41 +88,42 @@ def _kind(place: Place) -> tuple[bool, bool]:
 
 def _scale(axes: Axes, report: Report, points: Sequence[Place]) -> None:
     """Limits and ticks, before anything is drawn."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     losses = [place.loss for place in points]
     low, high = min([0.0, *losses]), max([report.budget or 0.0, *losses])
     linear = report.budget or min([loss for loss in losses if loss > 0], default=1.0)
-    if high > _SPREAD * linear or -low > _SPREAD * linear:
+    if max(high, -low) > _SPREAD * linear:
         axes.set_yscale("symlog", linthresh=linear)
-        axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear))
+        axes.set_yticks(_decades(low, high, linear))
         axes.minorticks_off()
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(report, value)))
-    axes.set_xlim(*_with_margins([place.x for place in points]))
     down, up = axes.transScale.transform([(0, low), (0, high)])[:, 1]
     back = axes.transScale.inverted().transform([(0, edge) for edge in _with_margins([down, up])])
     axes.set_ylim(*back[:, 1])
+    left, right = _with_margins([place.x for place in points])
+    axes.set_xlim(left, right)
+    unit, name = axis_of(report).unit_for(right)
+    ticks = [float(tick) for tick in MaxNLocator(4).tick_values(left / unit, right / unit)]
+    inside = [tick for tick in ticks if tick >= 0 and left <= tick * unit <= right]
+    axes.set_xticks([tick * unit for tick in inside], [f"{tick:,.6g}{name}" for tick in inside])
+
+
+def _decades(low: float, high: float, linear: float) -> list[float]:
+    """Ticks at 0 and at powers of ten beyond `linear`, few enough to be read."""
+    first = math.ceil(math.log10(linear) - 1e-9)
+    above = range(first, max(first, math.floor(math.log10(max(high, linear)))) + 1)
+    below = range(first, max(first, math.floor(math.log10(max(-low, linear)))) + 1) if low < -linear else range(0)
+    step = math.ceil((len(above) + len(below)) / _MOST_DECADES) or 1
+    return [*(-(10.0**power) for power in below[::step]), 0.0, *(10.0**power for power in above[::step])]
 
 
 def _with_margins(numbers: Sequence[float]) -> tuple[float, float]:
     low, high = min(numbers), max(numbers)
     margin = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
     return low - margin, high + margin
-
-
-def _tick(report: Report, value: float) -> str:
-    objective = report.spec.get("objective")
-    if value < 0:
-        return ""
-    if objective == "latency":
-        return duration(value)
-    if objective == "size":
-        return f"{value / 2**20:.3g} MiB" if value >= 2**20 else f"{value / 2**10:.3g} KiB"
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _draw_points(axes: Axes, points: Sequence[Place], styles: Iterable[tuple[bool, bool]]) -> None:
@@ -130,7 +133,7 @@ def _draw_points(axes: Axes, points: Sequence[Place], styles: Iterable[tuple[boo
         axes.plot(
             [place.x for place in kept], [place.loss for place in kept], linestyle="none", marker=style.marker,
             markersize=style.size, markeredgecolor=style.edge, markerfacecolor=style.face, label=style.words,
-            clip_on=False,
+            alpha=style.alpha, markeredgewidth=0 if style.alpha < 1 else 1, clip_on=False, zorder=2 if kind[0] else 3,
         )  # fmt: skip
 
 
@@ -157,17 +160,18 @@ def _draw_front(axes: Axes, points: Iterable[Place], *, is_more_better: bool) ->
         front.reverse()
     if len(front) > 1:
         axes.plot(
-            [place.x for place in front], [place.loss for place in front], drawstyle="steps-post", color=ACCENT,
-            linewidth=1.2, zorder=1.5, label="front",
+            [place.x for place in front], [place.loss for place in front], drawstyle="steps-post", color=INK,
+            linewidth=1.1, zorder=2.5, label="front",
         )  # fmt: skip
 
 
 def _mark(axes: Axes, chosen: Place, points: Sequence[Place]) -> None:
     """A ring around it, and its label where fewest other points are."""
-    axes.plot(
-        chosen.x, chosen.loss, "o", markersize=12, markerfacecolor="none", markeredgecolor=GOOD, markeredgewidth=1.8,
-        clip_on=False,
-    )  # fmt: skip
+    for colour, width in ((CARD, 4.0), (GOOD, 1.8)):
+        axes.plot(
+            chosen.x, chosen.loss, "o", markersize=12, markerfacecolor="none", markeredgecolor=colour,
+            markeredgewidth=width, clip_on=False, zorder=4,
+        )  # fmt: skip
     here = _shares(axes, [chosen])[0]
     x, y = _freest(here, _shares(axes, points))
     axes.text(
