@@ -18,12 +18,14 @@ from engines.report_figures import figures
 from engines.report_page import page
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> {{ 7 * 7 }} $x^2$ &lt; \u202egnp \x00\x1b \ud7ff"
+SHOWN_EVIL = EVIL.replace("\u202e", "\ufffd").replace("\x00", "\ufffd").replace("\x1b", "\ufffd")
 TEXT_TAGS = (
-    "html head meta title style body main header section h1 h2 h3 p dl dt dd div span small code details summary"
+    "html head meta title style body main header section h1 h2 h3 p dl dt dd div span small code details summary "
+    "ul li br"
 )
 TABLE_TAGS, FIGURE_TAGS = "table thead tbody tr th td", "figure figcaption svg g defs path use text rect clippath"
 TAGS = frozenset(f"{TEXT_TAGS} {TABLE_TAGS} {FIGURE_TAGS}".split())
-VOID = frozenset({"meta", "use", "path", "rect"})
+VOID = frozenset({"br", "meta", "use", "path", "rect"})
 
 
 class Parsed(HTMLParser):
@@ -94,8 +96,7 @@ def test_the_page_is_plain_markup_and_fetches_nothing(report: Report, change) ->
 def test_what_a_model_says_is_shown_as_text(report: Report) -> None:
     text = page(hostile(report))
     parsed = Parsed(text)
-    shown = EVIL.replace("\u202e", "\ufffd").replace("\x00", "\ufffd").replace("\x1b", "\ufffd")
-    assert parsed.text.count(shown) > 20
+    assert parsed.text.count(SHOWN_EVIL) > 20
     assert "$x^2$" in parsed.text
     assert "<script" not in text
 
