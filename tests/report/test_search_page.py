@@ -191,7 +191,7 @@ def test_few_bits_are_no_failure(report: Report, over: int, said: str) -> None:
     assert "that alone is no failure" in shown
     assert said in shown
     assert "by more than 6.25 % of its largest answer" in shown
-    assert "What counts is the loss of top1: 0.004, where 0.01 is allowed." in shown
+    assert "What counts is the loss of top1, 0.004; 0.01 is allowed." in shown
     assert "samples agree" not in shown
 
 
