@@ -44,7 +44,6 @@ def improve(
     Raises ModelRefused where one precision was asked for and no engine of it is good enough, with the figure.
     """
     tryouts = Tryouts(subject, base, samples, spec)
-    _require_calibration(spec, calibration)
     if calibration is not None and spec.precision != "fp32":
         clock.begin("quantize")
         began_s = time.monotonic()
@@ -79,11 +78,6 @@ def _search(tryouts: Tryouts, subject: Subject, spec: Spec, time_limit_s: float,
         try_mixed(tryouts, min(int8, key=tryouts.loss), subject, spec, max(time_limit_s, _LEAST_SEARCH_S))
     except ModelRefused as refused:
         tryouts.notes.append(str(refused))
-
-
-def _require_calibration(spec: Spec, calibration: Samples | None) -> None:
-    if spec.precision == "int8" and calibration is None:
-        raise ModelRefused("precision 'int8' needs calibration samples: send `calibration`, an .npz of inputs")
 
 
 def _int8(subject: Subject, calibration: Samples, spec: Spec, tryouts: Tryouts) -> Iterator[Variant]:

@@ -15,7 +15,7 @@ from engines.errors import ModelRefused
 
 __all__ = [
     "LABEL_METRICS", "Calibrator", "ImageInput", "Metric", "Search", "Spec",
-    "decode_spec", "encode_spec", "require_supported", "require_truth",
+    "decode_spec", "encode_spec", "require_calibration", "require_supported", "require_truth",
 ]  # fmt: skip
 
 Precision = Literal["auto", "fp32", "fp16", "int8", "binary"]
@@ -127,6 +127,12 @@ def require_truth(spec: Spec, truth: Literal["labels", "targets"] | None, *, has
         raise ModelRefused("accuracy_budget needs samples to judge by: send `validation`, or `calibration`")
     if spec.metric is not None:
         _require_fitting(spec.metric, truth)
+
+
+def require_calibration(spec: Spec, *, has_calibration: bool) -> None:
+    """Raise ModelRefused where INT8 is asked for and nothing tells the ranges of its activations."""
+    if spec.precision == "int8" and not has_calibration:
+        raise ModelRefused("precision 'int8' needs calibration samples: send `calibration`, an .npz of inputs")
 
 
 def _require_fitting(metric: Metric, truth: Literal["labels", "targets"] | None) -> None:
