@@ -17,7 +17,7 @@ from engines.reference import Reference
 from engines.report import Candidate
 from engines.spec import Spec
 from engines.tryouts import Tryouts
-from engines.variants import Variant, int8_variants, usual_calibrators
+from engines.variants import Variant, half_emulated, half_variant, int8_variants, usual_calibrators
 
 __all__ = ["Improved", "improve"]
 
@@ -44,7 +44,10 @@ def improve(
     Raises ModelRefused where one precision was asked for and no engine of it is good enough, with the figure.
     """
     tryouts = Tryouts(subject, base, samples, spec)
-    if calibration is not None and spec.precision != "fp32":
+    if spec.precision == "fp16" or (spec.precision == "auto" and spec.objective == "size"):
+        clock.begin("halve")
+        _halves(tryouts, subject)
+    if calibration is not None and spec.precision in ("auto", "int8"):
         clock.begin("quantize")
         began_s = time.monotonic()
         tryouts.try_all(_int8(subject, calibration, spec, tryouts))
@@ -68,9 +71,18 @@ def improve(
     return Improved(base, "fp32", tryouts.candidates(), tuple(tryouts.notes))
 
 
+def _halves(tryouts: Tryouts, subject: Subject) -> None:
+    """FP16 as this CPU has it, where it is storage, and as a target computes that has arithmetic of it."""
+    tryouts.attempt(half_variant(subject.model))
+    try:
+        tryouts.emulate(half_emulated(subject.model, tryouts.judges))
+    except EngineError as refused:
+        tryouts.notes.append(f"FP16 as other targets compute it could not be judged: {refused}")
+
+
 def _search(tryouts: Tryouts, subject: Subject, spec: Spec, time_limit_s: float, clock: Clock) -> None:
     """Over one precision per layer, from the INT8 engine that loses least, where all of them lose too much."""
-    int8 = tryouts.tried[1:]
+    int8 = [one for one in tryouts.tried if one.variant.precision == "int8"]
     if spec.precision != "auto" or not int8 or any(one.passed for one in int8):
         return
     clock.begin("search")
@@ -89,7 +101,7 @@ def _int8(subject: Subject, calibration: Samples, spec: Spec, tryouts: Tryouts) 
             except ModelRefused as refused:
                 tryouts.notes.append(f"INT8 was not possible: {refused}")
                 return
-        if any(one.passed for one in tryouts.tried[1:]):
+        if any(one.passed for one in tryouts.tried if one.variant.precision == "int8"):
             return
 
 

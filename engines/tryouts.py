@@ -6,24 +6,26 @@ import functools
 import math
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 import openvino as ov
 
-from engines.accuracy import budget_of, is_sure, shortfall
+from engines.accuracy import assess, budget_of, is_sure, shortfall
 from engines.choice import Subject
-from engines.engine import Engine, batch_of, counts_decisions, judged_by
+from engines.engine import COARSE, Engine, batch_of, counts_decisions, judged_by
 from engines.errors import EngineError
 from engines.npz import DrawnSamples, Samples, SomeSamples
 from engines.passes.dynamic_batch import with_batch_axes
 from engines.passes.float_layers import quantized_layers
+from engines.reference import Reference
 from engines.report import Accuracy, Candidate
 from engines.samples import SCALES
 from engines.search import Outcome, pareto_front
 from engines.spec import Spec
 from engines.targets import openvino as target
 from engines.targets.openvino_race import Pace, race
-from engines.variants import Variant
+from engines.variants import Emulated, Variant
 
 __all__ = ["Tried", "Tryouts"]
 
@@ -57,7 +59,7 @@ class Tryouts:
 
     def __init__(self, subject: Subject, base: Engine, samples: Sequence[Samples], spec: Spec) -> None:
         self._subject, self._base, self._spec = subject, base, spec
-        self._judges = samples[0] if samples else DrawnSamples(base.choice.sampler, len(SCALES))
+        self.judges = samples[0] if samples else DrawnSamples(base.choice.sampler, len(SCALES))
         self._config = base.timings[0].streams, base.timings[0].threads
         served = target.reimported(base.blob, *self._config)
         first, alone = Variant("fp32", "fp32", subject.model), base.speeds[0]
@@ -66,6 +68,7 @@ class Tryouts:
         self.notes: list[str] = []
         self._failed: list[Candidate] = []
         self._glimpsed: list[Tried] = []
+        self._elsewhere: list[Candidate] = []
         self._first_pace = pace
 
     def try_all(self, variants: Iterable[Variant]) -> None:
@@ -80,7 +83,7 @@ class Tryouts:
     def attempt(self, variant: Variant) -> Tried | None:
         """Compile a variant and judge its answers; None, and a candidate that failed, where it has none."""
         try:
-            tried = self._judged(variant, self._judges)
+            tried = self._judged(variant, self.judges)
         except EngineError as refused:
             self._failed.append(_failed(variant, str(refused)))
             return None
@@ -108,11 +111,29 @@ class Tryouts:
         self._glimpsed.append(tried)
         return tried
 
+    def emulate(self, made: Emulated) -> None:
+        """Judge what another target would answer, in ONNX Runtime with graph optimizations off; not timed here."""
+        accuracy = assess(
+            Reference(made.model), self._subject.reference, self.judges, self._spec.metric, tolerance=COARSE,
+            budget_s=_TRIAL_S, output=self._spec.output,
+        )  # fmt: skip
+        reason = shortfall(
+            accuracy, budget_of(self._spec, accuracy), by_decisions=counts_decisions(self._spec, accuracy)
+        )
+        self._elsewhere.append(
+            Candidate(
+                name=made.name, precision=made.precision, target="tensorrt", judged_by="ONNX Runtime",
+                latency_us=None, rows_per_s=None, size_bytes=made.size_bytes, passed=not reason, reason=reason,
+                **_figures(accuracy),
+            )
+        )  # fmt: skip
+        self.notes.append(f"{made.name}: {made.note}")
+
     def few(self, of: Tried) -> Samples:
         """The first samples, as many as an engine like this one answers in about a second."""
         row_s = 1 / self._first_pace.rows_per_s
-        count = max(_FEWEST, min(self._judges.count, math.ceil(_GLIMPSE_SAMPLES_S / row_s)))
-        return self._judges if count >= self._judges.count else SomeSamples(self._judges, range(count))
+        count = max(_FEWEST, min(self.judges.count, math.ceil(_GLIMPSE_SAMPLES_S / row_s)))
+        return self.judges if count >= self.judges.count else SomeSamples(self.judges, range(count))
 
     def _judged(self, variant: Variant, judges: Samples) -> Tried:
         choice = self._base.choice
@@ -179,7 +200,7 @@ class Tryouts:
         """For the report."""
         front = self._front()
         every = [*self.tried, *self._glimpsed]
-        return (*(_candidate(one, on_front=one in front) for one in every), *self._failed)
+        return (*(_candidate(one, on_front=one in front) for one in every), *self._elsewhere, *self._failed)
 
     def _front(self) -> list[Tried]:
         passed = [one for one in self.tried if one.passed]
@@ -190,12 +211,18 @@ def _candidate(tried: Tried, *, on_front: bool) -> Candidate:
     accuracy, variant, pace = tried.accuracy, tried.variant, tried.pace
     return Candidate(
         name=variant.name, precision=variant.precision, target="openvino", judged_by="OpenVINO",
-        metric=accuracy.metric, value=accuracy.value, loss=accuracy.loss, interval=accuracy.interval,
-        decisions_changed=accuracy.decisions_changed, samples=accuracy.samples,
         latency_us=pace.latency_us if pace else None, rows_per_s=pace.rows_per_s if pace else None,
         size_bytes=tried.size_bytes, passed=tried.passed, reason=tried.reason, on_front=on_front,
         int8_layers=len(quantized_layers(variant.model)), float_layers=tuple(sorted(variant.kept)),
+        **_figures(accuracy),
     )  # fmt: skip
+
+
+def _figures(accuracy: Accuracy) -> dict[str, Any]:
+    return {
+        "metric": accuracy.metric, "value": accuracy.value, "loss": accuracy.loss, "interval": accuracy.interval,
+        "decisions_changed": accuracy.decisions_changed, "samples": accuracy.samples,
+    }  # fmt: skip
 
 
 def _failed(variant: Variant, reason: str) -> Candidate:

@@ -10,16 +10,24 @@ import onnx
 
 from engines.errors import ModelRefused
 from engines.npz import Samples
+from engines.passes.emulated_half import count_infinities, emulate_half
+from engines.passes.half import to_half
 from engines.passes.quantize import CALIBRATORS, quantize
 from engines.passes.residual import free_residuals
 from engines.passes.signed import sign_activations
+from engines.passes.stored_half import store_half
 from engines.reference import Arrays
 from engines.spec import Calibrator
 
-__all__ = ["MOST_CALIBRATION_ROWS", "Variant", "int8_variants", "usual_calibrators"]
+__all__ = [
+    "MOST_CALIBRATION_ROWS", "Emulated", "Variant", "half_emulated", "half_variant", "int8_variants",
+    "usual_calibrators",
+]  # fmt: skip
 
 MOST_CALIBRATION_ROWS = 300
 """Samples whose ranges are measured, NNCF's own number."""
+_ROWS_FOR_INFINITIES = 32
+_MOST_NAMED = 8
 
 
 class Variant(NamedTuple):
@@ -30,6 +38,33 @@ class Variant(NamedTuple):
     model: onnx.ModelProto
     note: str = ""
     kept: frozenset[str] = frozenset()
+
+
+class Emulated(NamedTuple):
+    """A form that another target computes, written out for ONNX Runtime. `size_bytes` is that of its file."""
+
+    name: str
+    precision: str
+    model: onnx.ModelProto
+    size_bytes: int
+    note: str
+
+
+def half_variant(model: onnx.ModelProto) -> Variant:
+    """Weights of 16 bits for a CPU, which computes in FP32."""
+    stored, note = store_half(model)
+    return Variant("fp16, weights alone", "fp16", stored, note)
+
+
+def half_emulated(model: onnx.ModelProto, samples: Samples) -> Emulated:
+    """What a target that computes in half answers; nodes whose answers become infinite there stay in FP32."""
+    rows = [sample.inputs for sample in itertools.islice(samples, _ROWS_FOR_INFINITIES)]
+    infinite = count_infinities(model, rows)
+    half, note = to_half(model, infinite)
+    if infinite:
+        counted = ", ".join(f"{node} ({count})" for node, count in itertools.islice(infinite.items(), _MOST_NAMED))
+        note = f"values became infinite in half at {len(infinite)} nodes, which stay in FP32: {counted}; {note}"
+    return Emulated("fp16, computed in half", "fp16", emulate_half(model, infinite), half.ByteSize(), note)
 
 
 def usual_calibrators(asked: Calibrator | None) -> tuple[Calibrator, ...]:

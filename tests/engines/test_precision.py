@@ -150,3 +150,34 @@ def test_the_planted_model_is_what_it_says() -> None:
     model, rows = planted()
     answers = Reference(model)({"x": rows})["y"]
     assert np.linalg.matrix_rank(answers) == 10
+
+
+def test_half_precision_is_storage_here_and_is_judged_as_computed_elsewhere(tmp_path: Path) -> None:
+    pictures, _ = images()
+    manifest, report = built(tmp_path, CNN, Spec(precision="fp16"), calibration={"image": pictures[:32]})
+    assert (manifest.precision, report.chosen) == ("fp16", "fp16, weights alone")
+    fp32, (here, elsewhere) = of(report, "fp32")[0], of(report, "fp16")
+    assert manifest.engine.size_bytes < 0.6 * fp32.size_bytes
+    assert (here.target, here.judged_by, here.passed) == ("openvino", "OpenVINO", True)
+    assert (elsewhere.target, elsewhere.judged_by, elsewhere.passed) == ("tensorrt", "ONNX Runtime", True)
+    assert (elsewhere.latency_us, elsewhere.rows_per_s) == (None, None)
+    assert 0 < elsewhere.loss < 1e-4
+    assert all(layer.kernel.endswith("_f32") for layer in report.layers), "it computes in FP32"
+
+
+def test_nodes_that_overflow_in_half_are_named_and_stay_in_fp32(tmp_path: Path) -> None:
+    """The second product passes 65504, the third brings it back."""
+    rng = np.random.default_rng(1)
+    stored = {f"w{i}": rng.standard_normal((32, 32)).astype(F32) for i in range(3)}
+    stored["w1"] *= 1e5
+    stored["w2"] *= F32(1e-5)
+    nodes = [helper.make_node("MatMul", [a, w], [b], name=f"product_{w}")
+             for a, w, b in (("x", "w0", "h"), ("h", "w1", "i"), ("i", "w2", "y"))]  # fmt: skip
+    model = build(nodes, {"x": (FLOAT, [None, 32])}, {"y": (FLOAT, [None, 32])}, stored, 21)
+    x = rng.standard_normal((32, 32)).astype(F32)
+    _, report = built(tmp_path, model, Spec(objective="size", metric="cosine"), calibration={"x": x})
+    note = next(note for note in report.notes if note.startswith("fp16, computed in half"))
+    assert "stay in FP32" in note
+    assert "product_w1" in note
+    elsewhere = next(one for one in report.candidates if one.target == "tensorrt")
+    assert (elsewhere.passed, elsewhere.value > 0.999) == (True, True)
