@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -12,9 +13,11 @@ import msgspec
 import openvino as ov
 
 from engines.accuracy import assess, budget_of, is_sure, shortfall
+from engines.agreement import WrongEngine
 from engines.choice import Subject
 from engines.engine import COARSE, Engine, batch_of, counts_decisions, judged_by
 from engines.errors import EngineError
+from engines.guarded import first_difference
 from engines.npz import DrawnSamples, Samples, SomeSamples
 from engines.passes.dynamic_batch import with_batch_axes
 from engines.passes.float_layers import quantized_layers
@@ -26,6 +29,7 @@ from engines.spec import Spec
 from engines.targets import openvino as target
 from engines.targets.openvino_race import Pace, race
 from engines.variants import Emulated, Variant
+from engines.verify import agreement_bound
 
 __all__ = ["Tried", "Tryouts"]
 
@@ -34,6 +38,7 @@ _TRIAL_S = 10.0
 _GLIMPSE_S, _GLIMPSE_SAMPLES_S, _FEWEST = 0.2, 1.0, 32
 """For one of many engines: seconds of timing, seconds of FP32 that its samples take, and how many these are at least.
 """
+_ROWS_FOR_TRUTH = 16
 _WORTH = 1.03
 """What a coarser engine has to be better by than a finer one: less is noise."""
 
@@ -84,6 +89,7 @@ class Tryouts:
         """Compile a variant and judge its answers; None, and a candidate that failed, where it has none."""
         try:
             tried = self._judged(variant, self.judges)
+            self._require_true(tried)
         except EngineError as refused:
             self._failed.append(_failed(variant, str(refused)))
             return None
@@ -134,6 +140,18 @@ class Tryouts:
         row_s = 1 / self._first_pace.rows_per_s
         count = max(_FEWEST, min(self.judges.count, math.ceil(_GLIMPSE_SAMPLES_S / row_s)))
         return self.judges if count >= self.judges.count else SomeSamples(self.judges, range(count))
+
+    def _require_true(self, tried: Tried) -> None:
+        """Raise WrongEngine where the runtime makes something else of the graph than it says: without VNNI, sums of
+        products with all 8 bits overflow. Good luck with some samples is no merit.
+        """
+        assert tried.compiled is not None
+        model = tried.variant.model
+        rows = [sample.inputs for sample in itertools.islice(self.judges, _ROWS_FOR_TRUTH)]
+        run = target.runner(tried.compiled, self._subject.names)
+        wrong = first_difference(run, Reference(model), rows, agreement_bound(model))
+        if wrong:
+            raise WrongEngine(wrong, {})
 
     def _judged(self, variant: Variant, judges: Samples) -> Tried:
         choice = self._base.choice

@@ -20,7 +20,7 @@ from tests.support.onnx_models import FLOAT, build
 F32 = np.float32
 REPOSITORY = Path(__file__).parents[2] / "model_repo"
 CNN = onnx.load(REPOSITORY / "fashion_cnn" / "1" / "model.onnx")
-WIDTH = 64
+WIDTH, NARROW = 768, 48
 
 
 def images() -> tuple[np.ndarray, np.ndarray]:
@@ -36,10 +36,10 @@ def planted(seed: int = 0) -> tuple[onnx.ModelProto, np.ndarray]:
     """Four layers, of which the second cannot be rounded to 8 bits, and inputs for it.
 
     One of the values that it reads is a thousand times as large as the others, and has a thousandth of their weight:
-    with steps for the one, nothing is left of the others.
+    with steps for the one, nothing is left of the others. It is the smallest layer.
     """
     rng = np.random.default_rng(seed)
-    sizes = (WIDTH, WIDTH, WIDTH, WIDTH, 10)
+    sizes = (WIDTH, NARROW, NARROW, WIDTH, 10)
     weights = [(rng.standard_normal(pair) / np.sqrt(pair[0])).astype(F32) for pair in itertools.pairwise(sizes)]
     weights[0][:, 0] *= 1000
     weights[1][0] /= 1000
