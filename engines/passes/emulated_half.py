@@ -64,10 +64,12 @@ def count_infinities(
     counter = Nodes(Checks(f"{_PREFIX}.count"))
     counts = {rounding: _counted(counter, rounding) for rounding in roundings}
     emulated.graph.node.extend(counter.nodes)
+    if not counts:
+        return {}
     del emulated.graph.output[:]
-    reference = Reference(with_outputs(emulated, list(counts.values()))) if counts else None
+    reference = Reference(with_outputs(emulated, list(counts.values())))
     found: Counter[str] = Counter()
-    for sample in samples if reference else ():
+    for sample in samples:
         seen = reference(sample)
         for rounding, name in counts.items():
             for node in rounding.nodes:
@@ -76,8 +78,9 @@ def count_infinities(
 
 
 def _emulated(model: ModelProto, keep: Collection[str]) -> tuple[ModelProto, list[_Rounding]]:
-    half, _ = name_nodes(to_half(name_nodes(model)[0], keep)[0])
-    rounds = _rounds(half, {node.name for node in name_nodes(model)[0].graph.node})
+    named, _ = name_nodes(model)
+    half, _ = to_half(named, keep)
+    rounds = _rounds(half, {node.name for node in named.graph.node})
     wide = copy_of(widen_halves(half)[0])
     nodes, roundings = list(wide.graph.node), []
     del wide.graph.node[:]

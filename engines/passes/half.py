@@ -20,6 +20,7 @@ from engines.graphs import copy_of, reads_of
 from engines.operators import Found, listed, operator_of
 from engines.passes.half_choice import HalfChoice, choose_halves
 from engines.passes.half_slots import attribute_of, slot_inputs
+from engines.passes.names import name_nodes
 from engines.passes.weights import store_constants
 
 __all__ = ["as_half", "to_half"]
@@ -28,12 +29,12 @@ _SUFFIX = ".half"
 
 
 def to_half(model: ModelProto, keep: Collection[str] = frozenset()) -> tuple[ModelProto, str]:
-    """The model with FP16 where it may be; `keep` names nodes that stay in FP32.
+    """The model with FP16 where it may be; `keep` names nodes that stay in FP32, as `names.name_nodes` calls them.
 
     The note says how many nodes run in half, and which others stay in FP32 and why. It is the same object where nothing
     runs in half. `half_rules` lists what never does, with reasons.
     """
-    stored, _ = store_constants(model)
+    stored, _ = name_nodes(store_constants(model)[0])
     choice = choose_halves(stored, keep)
     if not choice.half:
         return model, "; ".join(filter(None, ["nothing runs in half precision", _kept(stored, choice)]))

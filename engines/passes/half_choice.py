@@ -4,8 +4,8 @@
    with lengths, squares, divisions by something computed, and what computes with sizes; also whoever reads a constant
    that half cannot hold, or what such a constant has been carried into (a mask of -3e38), or a quantized tensor whose
    scale half cannot hold.
-2. Of the rest, layers with weights run in half, and so does every node that is connected to one through nodes that do:
-   between two that stay in FP32 a detour through half would only cost conversions and digits.
+2. Of the rest, layers with weights run in half, and so does what reads from them, or leads to such a node, through
+   others of the rest: between two that stay in FP32 a detour through half would only cost conversions and digits.
 
 What dequantizes, and what casts whole numbers to FP32, makes either type: it follows each of its readers.
 """
@@ -45,7 +45,7 @@ class HalfChoice(NamedTuple):
     """About the nodes of the top graph, by position.
 
     `half` run in half. `either` make FP16, FP32 or both, as they are read. `kept` stay in FP32, and why; nodes that
-    have nothing to do with FP32 are in none of them. `slots` has an entry for each node.
+    make nothing of FP32 are in none of them. `slots` has an entry for each node.
     """
 
     half: frozenset[int]
@@ -71,7 +71,7 @@ def choose_halves(model: ModelProto, keep: Collection[str] = frozenset()) -> Hal
         blocks.pass_on(node, slots[i], is_blocked=bool(reason))
     free = [i for i in range(len(nodes)) if slots[i].inputs and i not in blocked and i not in either]
     half = _connected(model, free, slots)
-    alone = {i: _ALONE for i in free if i not in half}
+    alone = {i: _ALONE for i in free if i not in half and slots[i].outputs}
     return HalfChoice(frozenset(half), frozenset(either), dict(sorted({**blocked, **alone}.items())), slots, types)
 
 
@@ -167,7 +167,7 @@ def _makes_either(node: NodeProto, types: Types) -> bool:
 
 
 def _connected(model: ModelProto, free: Sequence[int], slots: Sequence[Slots]) -> set[int]:
-    """Of the free nodes, those with weights, those that read what comes from one, and those that lead to one."""
+    """Of the free nodes, those with weights, those that read what comes from one, and those that lead to these."""
     nodes = model.graph.node
     maker = {nodes[i].output[position]: i for i in free for position in slots[i].outputs}
     makers: dict[int, set[int]] = {
@@ -179,7 +179,7 @@ def _connected(model: ModelProto, free: Sequence[int], slots: Sequence[Slots]) -
             readers[one].add(i)
     tables = _embeddings(model)
     seeds = {i for i in free if nodes[i].op_type in rules.WEIGHTED or i in tables}
-    return _spread(seeds, free, makers) | _spread(seeds, free[::-1], readers)
+    return _spread(_spread(seeds, free, makers), free[::-1], readers)
 
 
 def _spread(seeds: Set[int], order: Iterable[int], neighbours: Mapping[int, Set[int]]) -> set[int]:

@@ -18,12 +18,13 @@ from engines.graphs import copy_of, reads_of
 from engines.passes.half import as_half
 from engines.passes.half_choice import LENGTHS_REASON, HalfChoice, choose_halves
 from engines.passes.half_slots import slot_inputs
+from engines.passes.names import name_nodes
 from engines.passes.weights import store_constants
 
-__all__ = ["store_half"]
+__all__ = ["FEWEST", "store_half"]
 
-_FEWEST = 256
-"""Less is not worth a node in the graph."""
+FEWEST = 256
+"""Numbers of a tensor that is worth a node in the graph."""
 
 
 def store_half(model: ModelProto, keep: Collection[str] = frozenset()) -> tuple[ModelProto, str]:
@@ -31,9 +32,9 @@ def store_half(model: ModelProto, keep: Collection[str] = frozenset()) -> tuple[
 
     The note says how much of the weights it is.
     """
-    stored, _ = store_constants(model)
+    stored, _ = name_nodes(store_constants(model)[0])
     floats = [tensor for tensor in stored.graph.initializer if tensor.data_type == TensorProto.FLOAT]
-    chosen = _chosen(stored, choose_halves(stored, keep)) & {t.name for t in floats if _size(t) >= _FEWEST}
+    chosen = _chosen(stored, choose_halves(stored, keep)) & {t.name for t in floats if _size(t) >= FEWEST}
     if not chosen:
         return model, "no weights are stored in half precision"
     copy = copy_of(stored)
