@@ -114,6 +114,14 @@ def test_a_constant_that_half_holds(value: float) -> None:
     assert "Add" in chosen(model)[0]
 
 
+def test_a_clip_without_an_end_is_half() -> None:
+    """As older exports write a ReLU: its upper bound is the largest FP32 number. A lower one of 1e-12 is meant."""
+    ends = {"low": F32(0), "high": np.finfo(F32).max}
+    assert "Clip" in chosen(between_products(node("Clip", ["a", "low", "high"], ["b"]), stored=ends))[0]
+    ends["low"] = F32(1e-12)
+    assert "would be 0" in chosen(between_products(node("Clip", ["a", "low", "high"], ["b"]), stored=ends))[1]["Clip"]
+
+
 def test_what_a_mask_goes_into_stays_until_something_bounds_it() -> None:
     """-3e38 x (1 - mask) + scores: in half, the sum would be infinite, and a row of it NaN behind the softmax."""
     nodes = [
