@@ -15,7 +15,7 @@ from engines.passes.half_slots import value_types
 from engines.reference import Arrays, Reference
 from tests.support.onnx_models import FLOAT, build
 
-__all__ = ["HALF", "half_of", "mlp", "overflowing", "quantized", "types_of"]
+__all__ = ["HALF", "half_of", "mlp", "overflowing", "quantized", "types_of", "with_bodies"]
 
 HALF = TensorProto.FLOAT16
 F32 = np.float32
@@ -81,3 +81,19 @@ def quantized(model: onnx.ModelProto, rows: list[Arrays]) -> onnx.ModelProto:
         model, nncf.Dataset(rows), preset=nncf.QuantizationPreset.PERFORMANCE, subset_size=len(rows)
     )
     return done
+
+
+def with_bodies() -> onnx.ModelProto:
+    """x, flag -> y [4, 4]. Both branches read what is made in half around them; what they make goes into half again."""
+    weights = np.random.default_rng(0).standard_normal((4, 4), dtype=F32)
+    made = [helper.make_tensor_value_info(name, FLOAT, [4, 4]) for name in "bc"]
+    then = helper.make_graph([node("Mul", ["a", "W"], ["b"], "inner")], "then", [], made[:1])
+    other = helper.make_graph([node("Neg", ["a"], ["c"], "outer")], "else", [], made[1:])
+    nodes = [
+        node("MatMul", ["x", "W"], ["a"], "before"),
+        node("If", ["flag"], ["z"], "if", then_branch=then, else_branch=other),
+        node("MatMul", ["z", "W"], ["y"], "after"),
+    ]  # fmt: skip
+    return build(
+        nodes, {"x": (FLOAT, [4, 4]), "flag": (TensorProto.BOOL, [])}, {"y": (FLOAT, [4, 4])}, {"W": weights}, 21
+    )

@@ -13,7 +13,7 @@ from engines.canonical import canonical
 from engines.passes.half import to_half
 from engines.reference import Reference
 from tests.passes.answers import operators, rows_of
-from tests.passes.halves import HALF, half_of, mlp, overflowing, quantized, types_of
+from tests.passes.halves import HALF, half_of, mlp, overflowing, quantized, types_of, with_bodies
 from tests.passes.networks import encoder, light, recurrent
 from tests.support.onnx_models import FLOAT, build
 
@@ -195,19 +195,6 @@ def test_operators_of_fixed_types_are_given_fp32() -> None:
     assert types["nms"][0] == {FLOAT}
     assert types["noise"] == ({FLOAT}, {FLOAT})
     assert types["add"] == ({HALF}, {HALF})
-
-
-def with_bodies() -> onnx.ModelProto:
-    """Both branches read a value around them that is made in half; what they make goes into half again."""
-    made = [helper.make_tensor_value_info(name, FLOAT, [4, 4]) for name in "bc"]
-    then = helper.make_graph([node("Mul", ["a", "W"], ["b"], "inner")], "then", [], made[:1])
-    other = helper.make_graph([node("Neg", ["a"], ["c"], "outer")], "else", [], made[1:])
-    nodes = [
-        node("MatMul", ["x", "W"], ["a"], "before"),
-        node("If", ["flag"], ["z"], "if", then_branch=then, else_branch=other),
-        node("MatMul", ["z", "W"], ["y"], "after"),
-    ]  # fmt: skip
-    return build(nodes, {**SQUARE, "flag": (TensorProto.BOOL, [])}, RESULT, {"W": W}, 21)
 
 
 def test_bodies_stay_as_they_are_and_see_fp32_around_them() -> None:

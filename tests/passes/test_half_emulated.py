@@ -13,7 +13,7 @@ from engines.passes.half import to_half
 from engines.passes.half_slots import value_types
 from engines.reference import Reference
 from tests.passes.answers import rows_of
-from tests.passes.halves import HALF, mlp, overflowing, quantized
+from tests.passes.halves import HALF, mlp, overflowing, quantized, with_bodies
 from tests.passes.networks import encoder, light, recurrent
 from tests.support.onnx_models import FLOAT, build
 
@@ -143,6 +143,17 @@ def test_a_quantized_network() -> None:
         got = Reference(emulated(int8))(rows[0])[name]
         assert 0 < np.abs(got - want).max() < 0.02 * np.abs(want).max()
     assert count_infinities(int8, rows) == {}
+
+
+def test_bodies_are_not_rounded_and_what_they_read_is() -> None:
+    model = with_bodies()
+    W = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    half, x = W.astype(F16).astype(F64), RNG.standard_normal((4, 4), dtype=F32)
+    before = (x.astype(F16).astype(F64) @ half).astype(F16).astype(F32)
+    for flag in (True, False):
+        inside = (before * W if flag else -before).astype(F16).astype(F64)
+        got = Reference(emulated(model))({"x": x, "flag": np.array(flag)})["y"]
+        np.testing.assert_allclose(got, (inside @ half).astype(F16), rtol=2.0**-10, atol=2.0**-18)
 
 
 def test_what_is_kept_is_not_rounded() -> None:
