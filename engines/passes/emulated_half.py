@@ -26,7 +26,7 @@ from engines.passes.guard_ops import Checks, Nodes
 from engines.passes.half import to_half
 from engines.passes.half_rules import EXACT
 from engines.passes.half_slots import attribute_of, value_types
-from engines.passes.names import name_nodes
+from engines.passes.names import FreeNames, name_nodes
 from engines.passes.widen import widen_halves
 from engines.reference import Reference
 
@@ -82,13 +82,13 @@ def _emulated(model: ModelProto, keep: Collection[str]) -> tuple[ModelProto, lis
     half, _ = to_half(named, keep)
     rounds = _rounds(half, {node.name for node in named.graph.node})
     wide = copy_of(widen_halves(half)[0])
-    nodes, roundings = list(wide.graph.node), []
+    nodes, roundings, free = list(wide.graph.node), [], FreeNames(wide)
     del wide.graph.node[:]
     for node in nodes:
         wide.graph.node.append(node)
         for position, blamed in rounds.get(node.name, {}).items():
             rounded = node.output[position]
-            exact, stored = f"{rounded}.exact", f"{rounded}.rounded"
+            exact, stored = free(f"{rounded}.exact"), free(f"{rounded}.rounded")
             wide.graph.node[-1].output[position] = exact
             wide.graph.node.append(helper.make_node("Cast", [exact], [stored], to=TensorProto.FLOAT16))
             wide.graph.node.append(helper.make_node("Cast", [stored], [rounded], to=TensorProto.FLOAT))

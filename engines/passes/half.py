@@ -20,7 +20,7 @@ from engines.graphs import copy_of, reads_of
 from engines.operators import Found, listed, operator_of
 from engines.passes.half_choice import HalfChoice, choose_halves
 from engines.passes.half_slots import attribute_of, slot_inputs
-from engines.passes.names import name_nodes
+from engines.passes.names import FreeNames, name_nodes
 from engines.passes.weights import store_constants
 
 __all__ = ["as_half", "to_half"]
@@ -63,7 +63,7 @@ class _Writer:
 
     def __init__(self, model: ModelProto, choice: HalfChoice) -> None:
         self._model, self._choice = copy_of(model), choice
-        self._taken = {name for node in model.graph.node for name in (node.name, *reads_of(node), *node.output)}
+        self._free = FreeNames(model)
         self._halves: dict[str, str] = {}
         self._as_half, self._as_float = self._read()
         self._nodes: list[NodeProto] = []
@@ -177,12 +177,6 @@ class _Writer:
         if name not in self._halves:
             self._halves[name] = self._free(f"{name}{_SUFFIX}")
         return self._halves[name]
-
-    def _free(self, wanted: str) -> str:
-        while wanted in self._taken:
-            wanted += "_"
-        self._taken.add(wanted)
-        return wanted
 
 
 def _retarget(cast: NodeProto) -> None:

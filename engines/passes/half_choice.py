@@ -60,7 +60,7 @@ def choose_halves(model: ModelProto, keep: Collection[str] = frozenset()) -> Hal
     types, opset = value_types(model), opset_of(model) or 0
     nodes = list(model.graph.node)
     slots = [slots_of(node, types, opset) for node in nodes]
-    blocks = _Blocks(model, types, keep)
+    blocks = _Blocks(model, keep)
     either, blocked = set(), dict[int, str]()
     for i, node in enumerate(nodes):
         reason = blocks.reason(node, slots[i]) if any(slots[i]) else ""
@@ -78,8 +78,8 @@ def choose_halves(model: ModelProto, keep: Collection[str] = frozenset()) -> Hal
 class _Blocks:
     """Tells why a node has to stay in FP32; nodes are shown in their order."""
 
-    def __init__(self, model: ModelProto, types: Types, keep: Collection[str]) -> None:
-        self._keep, self._types = keep, types
+    def __init__(self, model: ModelProto, keep: Collection[str]) -> None:
+        self._keep = keep
         self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
         self._ranges: dict[str, tuple[float, float]] = {}
         self._sizes: set[str] = set()
@@ -126,7 +126,7 @@ class _Blocks:
             return self._by_scale(node.input[_SCALE])
         for name in read:
             low, high = self._range(name)
-            if high >= rules.OVERFLOW:
+            if high >= rules.OVERFLOW and node.op_type != "Clip":  # a bound that becomes infinite binds nothing in half
                 return f"its constant {name!r} holds {high:.3g}, half 65504 at most"
             if low and high <= rules.UNDERFLOW:
                 return f"its constant {name!r} would be 0 in half: it holds {high:.3g} at most"

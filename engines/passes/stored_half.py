@@ -18,7 +18,7 @@ from engines.graphs import copy_of, reads_of
 from engines.passes.half import as_half
 from engines.passes.half_choice import LENGTHS_REASON, HalfChoice, choose_halves
 from engines.passes.half_slots import slot_inputs
-from engines.passes.names import name_nodes
+from engines.passes.names import FreeNames, name_nodes
 from engines.passes.weights import store_constants
 
 __all__ = ["FEWEST", "store_half"]
@@ -38,14 +38,11 @@ def store_half(model: ModelProto, keep: Collection[str] = frozenset()) -> tuple[
     if not chosen:
         return model, "no weights are stored in half precision"
     copy = copy_of(stored)
-    taken = {name for node in stored.graph.node for name in (node.name, *reads_of(node), *node.output)}
+    free = FreeNames(stored)
     casts = []
     for tensor in copy.graph.initializer:
         if tensor.name in chosen:
-            name, half = tensor.name, f"{tensor.name}.half"
-            while half in taken:
-                half += "_"
-            taken.add(half)
+            name, half = tensor.name, free(f"{tensor.name}.half")
             tensor.CopyFrom(as_half(tensor, half))
             casts.append(helper.make_node("Cast", [half], [name], half, to=TensorProto.FLOAT))
     nodes = list(copy.graph.node)

@@ -1,8 +1,9 @@
 """Keep weights that are stored in half precision so in what OpenVINO exports; it computes in FP32 all the same.
 
-The CPU plugin of 2026.4 folds a Cast of stored FP16 into FP32 constants, and exports those: a blob is no smaller for
-it. It leaves the Convert of a decompression alone, until it prepares the weights of a layer. A converted model has such
-a mark from OpenVINO's own compression only, so it is set here.
+The CPU plugin of 2026.4 folds a Cast of stored FP16 into FP32 constants and exports those, so a blob would be no
+smaller. It leaves the Convert of a decompression alone where a convolution or a product reads it, and widens those
+weights as it prepares the layer, at every load. OpenVINO's own compression sets the mark of one; it is set here for
+weights that are halves already. Profiles call such a layer fp16: that is the type of its weights, its kernel is FP32.
 """
 
 from __future__ import annotations

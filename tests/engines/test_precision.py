@@ -162,7 +162,7 @@ def test_half_precision_is_storage_here_and_is_judged_as_computed_elsewhere(tmp_
     assert (elsewhere.target, elsewhere.judged_by, elsewhere.passed) == ("tensorrt", "ONNX Runtime", True)
     assert (elsewhere.latency_us, elsewhere.rows_per_s) == (None, None)
     assert 0 < elsewhere.loss < 1e-4
-    assert all(layer.kernel.endswith("_f32") for layer in report.layers), "it computes in FP32"
+    assert {layer.precision for layer in report.layers} == {"fp32"}, "it computes in FP32"
 
 
 def test_nodes_that_overflow_in_half_are_named_and_stay_in_fp32(tmp_path: Path) -> None:
