@@ -59,6 +59,7 @@ def compile_model(
     calibrator: Annotated[
         str | None, _option("--calibrator", "minmax, mean_minmax, percentile or mse: ranges from samples.")
     ] = None,
+    sparsity: Annotated[str | None, _option("--sparsity", "2:4, or channels: what is pruned.")] = None,
     target: Annotated[list[str] | None, _option("--target", "What to compile for; may be given again.")] = None,
     max_batch: Annotated[int | None, _option("--max-batch", "Largest batch, rows.")] = None,
     as_json: Annotated[
@@ -69,6 +70,7 @@ def compile_model(
     flags = {
         "precision": precision, "metric": metric, "accuracy_budget": accuracy_budget, "objective": objective,
         "search": search, "trials": trials, "time_limit_s": time_limit_s, "seed": seed, "calibrator": calibrator,
+        "sparsity": sparsity,
         "targets": target or None, "max_batch": max_batch,
     }  # fmt: skip
     if (repository is None) == (not server):

@@ -17,7 +17,7 @@ from engines.reference import Reference
 from engines.report import Candidate
 from engines.spec import Spec
 from engines.tryouts import Tryouts
-from engines.variants import Variant, half_emulated, half_variant, int8_variants, usual_calibrators
+from engines.variants import Variant, half_emulated, half_variant, int8_variants, pruned_variants, usual_calibrators
 
 __all__ = ["Improved", "improve"]
 
@@ -44,21 +44,12 @@ def improve(
     Raises ModelRefused where one precision was asked for and no engine of it is good enough, with the figure.
     """
     tryouts = Tryouts(subject, base, samples, spec)
-    if spec.precision == "fp16" or (spec.precision == "auto" and spec.objective == "size"):
-        clock.begin("halve")
-        _halves(tryouts, subject)
-    if calibration is not None and spec.precision in ("auto", "int8"):
-        clock.begin("quantize")
-        began_s = time.monotonic()
-        tryouts.try_all(_int8(subject, calibration, spec, tryouts))
-        _search(tryouts, subject, spec, began_s + spec.time_limit_s - time.monotonic(), clock)
-    elif spec.precision == "auto":
-        tryouts.notes.append(_NO_CALIBRATION)
+    _try_others(tryouts, subject, calibration, spec, clock)
     if len(tryouts.tried) > 1:
         clock.begin("race")
         tryouts.race()
     for tried in tryouts.by_merit():
-        if tried.variant.precision == "fp32":
+        if tried is tryouts.tried[0]:
             break
         try:
             engine = _made(subject, tried.variant, samples, spec, threads, clock)
@@ -69,6 +60,23 @@ def improve(
     if spec.precision not in ("auto", "fp32"):
         raise ModelRefused(f"precision {spec.precision!r}: {tryouts.why_none()}")
     return Improved(base, "fp32", tryouts.candidates(), tuple(tryouts.notes))
+
+
+def _try_others(tryouts: Tryouts, subject: Subject, calibration: Samples | None, spec: Spec, clock: Clock) -> None:
+    if spec.precision == "fp16" or (spec.precision == "auto" and spec.objective == "size"):
+        clock.begin("halve")
+        _halves(tryouts, subject)
+    source = tryouts.tried[0].variant
+    if calibration is not None and spec.sparsity is not None:
+        clock.begin("prune")
+        source = _pruned(tryouts, subject, calibration, spec) or source
+    if calibration is not None and spec.precision in ("auto", "int8"):
+        clock.begin("quantize")
+        began_s = time.monotonic()
+        tryouts.try_all(_int8(source, calibration, spec, tryouts))
+        _search(tryouts, subject, spec, began_s + spec.time_limit_s - time.monotonic(), clock)
+    elif spec.precision == "auto":
+        tryouts.notes.append(_NO_CALIBRATION)
 
 
 def _halves(tryouts: Tryouts, subject: Subject) -> None:
@@ -92,12 +100,27 @@ def _search(tryouts: Tryouts, subject: Subject, spec: Spec, time_limit_s: float,
         tryouts.notes.append(str(refused))
 
 
-def _int8(subject: Subject, calibration: Samples, spec: Spec, tryouts: Tryouts) -> Iterator[Variant]:
+def _pruned(tryouts: Tryouts, subject: Subject, calibration: Samples, spec: Spec) -> Variant | None:
+    """The most of it that holds the budget; None, and a note, where nothing does."""
+    assert spec.sparsity is not None
+    try:
+        for variant in pruned_variants(subject.model, calibration, spec.sparsity):
+            tried = tryouts.attempt(variant)
+            if tried is not None and tried.passed:
+                return variant
+    except ModelRefused as refused:
+        tryouts.notes.append(f"nothing was pruned: {refused}")
+        return None
+    tryouts.notes.append(f"nothing was pruned: with sparsity {spec.sparsity!r} the budget did not hold")
+    return None
+
+
+def _int8(of: Variant, calibration: Samples, spec: Spec, tryouts: Tryouts) -> Iterator[Variant]:
     """With ranges by one calibrator; by the next where none of that was good enough."""
     for calibrator in usual_calibrators(spec.calibrator):
         for full_range in (False, True):
             try:
-                yield from int8_variants(subject.model, calibration, calibrator, full_range=full_range)
+                yield from int8_variants(of, calibration, calibrator, full_range=full_range)
             except ModelRefused as refused:
                 tryouts.notes.append(f"INT8 was not possible: {refused}")
                 return

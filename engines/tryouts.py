@@ -206,7 +206,9 @@ class Tryouts:
         """Those that passed and are what was asked for, the best first; FP32 among them where that may be chosen."""
         wanted = self._spec.precision
         found = [one for one in self.tried if one.passed and wanted in ("auto", one.variant.precision)]
-        handicap = {id(one): 1.0 if one.variant.precision == "fp32" else _WORTH for one in found}
+        if any(one.variant.pruned for one in found):  # it was asked for
+            found = [one for one in found if one.variant.pruned]
+        handicap = {id(one): 1.0 if one is self.tried[0] else _WORTH for one in found}
         return sorted(found, key=lambda one: self.cost(one) * handicap[id(one)])
 
     def why_none(self) -> str:
