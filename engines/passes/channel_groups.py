@@ -285,7 +285,7 @@ class _Finder:
         dims, group = self._dims.get(node.input[0], []), read.group.root()
         if read.axis != 1 or len(dims) < 2 or not all(isinstance(size, int) for size in dims[1:]):
             return None
-        span = read.span * math.prod(dims[2:])
+        span = read.span * math.prod(size for size in dims[2:] if isinstance(size, int))
         if node.op_type == "Flatten":
             return _Carried(group, 1, span) if attribute_of(node, "axis", 1) == 1 else None
         shape = self._numbers(node, 1)

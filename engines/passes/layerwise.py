@@ -15,16 +15,21 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from engines.graphs import reads_of
-from engines.passes.weighted import Weighted, weighted_layers, with_shifted_outputs
+from engines.passes.weighted import Change, Weighted, scalable, weighted_layers, with_changed_outputs
 from engines.reference import Arrays, Reference
 
-__all__ = ["See", "Walk", "with_means_of"]
+__all__ = ["See", "Walk", "with_statistics_of"]
 
-See = Callable[[str, list[np.ndarray]], np.ndarray | None]
-"""Called with the name of a value and what it is for each sample; what it returns is added to each."""
+See = Callable[[str, list[np.ndarray]], tuple[np.ndarray, np.ndarray] | None]
+"""Called with the name of a value and what it is for each sample; of what it returns, each is multiplied by the first
+and gets the second added.
+"""
 
 _HELD_BYTES = 2**30
 """Held for all samples together, between two pieces of the network, at most."""
+_MOST = 2.0
+_NOISE = 1e-9
+"""Share of the mean square that is rounding: a constant has no deviation to be matched."""
 
 
 class _Piece(NamedTuple):
@@ -57,10 +62,10 @@ class Walk:
                 for name in piece.last_reads:
                     values.pop(name, None)
             most = max(most, sum(array.nbytes for values in held for array in values.values()))
-            shift = see(piece.stop, [values[piece.stop] for values in held])
+            change = see(piece.stop, [values[piece.stop] for values in held])
             for values in held:
-                if shift is not None:
-                    values[piece.stop] = values[piece.stop] + shift
+                if change is not None:
+                    values[piece.stop] = values[piece.stop] * change[0] + change[1]
         return most
 
     def _run(self, index: int, values: Arrays) -> Arrays:
@@ -125,51 +130,66 @@ def _needed(reads: Sequence[set[str]], maker: Mapping[str, int], stops: set[str]
     return needed
 
 
-def with_means_of(
+def with_statistics_of(
     before: ModelProto, after: ModelProto, samples: Iterable[Arrays], kept: Mapping[str, np.ndarray | None]
 ) -> tuple[ModelProto, str]:
-    """`after` with biases by which layers write, in the mean, what they write in `before`; and what is to be said.
+    """`after` with layers that write, in mean and deviation, what they write in `before`; and what is to be said.
 
-    bias' = bias + E[y] - E[y']  (Nagel et al. 2019, section 4.2), y the layer's output in `before`, y' in `after`
+    y'' = s (y' - E[y']) + E[y],  s = sqrt(Var[y] / Var[y']), y the output of a layer in `before`, y' in `after`
 
-    The means are over all samples and positions, one for each channel, in float64. `kept` names the layers (nodes of
-    both models); its values are the channels of y that y' still has, None for all. The layers are put right one after
-    the other: y' is made from what the ones before it write with their new biases. The samples are read once. Where
-    they would need more than 1 GiB at once, the first ones do.
+    The mean alone is the correction of Nagel et al. 2019, section 4.2. A pruned layer also writes less far from its
+    mean, and behind a ReLU ever less comes through from layer to layer; s undoes that (as Jordan et al. 2023 do for
+    merged networks). s goes into the weights, whose zeros stay, and the rest into the bias; weights that several
+    layers share, and layers with a computed bias, get s = 1. It lies in [1/2, 2].
+
+    Mean and variance are over all samples and positions, for each channel, in float64. `kept` names the layers (nodes
+    of both models); its values are the channels of y that y' still has, None for all. The layers are put right one
+    after the other: y' is made from what the ones before it write once they are. The samples are read once. Where they
+    would need more than 1 GiB at once, the first ones do.
     """
     source = iter(samples)
     first = next(source, None)
     if first is None:
         return after, "biases are not corrected: there are no samples"
     layers = {layer.node.output[0]: layer for layer in weighted_layers(after.graph) if layer.node.name in kept}
-    walk, was = Walk(after, layers), _Means(layers)
+    rigid = {layer.node.name for layer in layers.values()} - scalable(after.graph)
+    walk, was = Walk(after, layers), _Statistics(layers)
     each = walk([first], lambda _, arrays: None)
     taken = [first, *itertools.islice(source, max(0, _HELD_BYTES // max(1, each) - 1))]
     beside = Walk(before, layers)
     for sample in taken:
         beside([sample], was.add)
-    shifts: dict[str, np.ndarray] = {}
+    changes: dict[str, Change] = {}
 
-    def correct(name: str, arrays: list[np.ndarray]) -> np.ndarray | None:
-        layer, now = layers[name], _Means(layers)
+    def correct(name: str, arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+        layer, now = layers[name], _Statistics(layers)
         now.add(name, arrays)
-        selected = kept[layer.node.name]
-        want = was.of(name) if selected is None else was.of(name)[selected]
-        shift = want - now.of(name)
-        if not np.isfinite(shift).all():  # no mean tells anything of such values
+        change = _change(was.of(name, kept[layer.node.name]), now.of(name, None), scaled=layer.node.name not in rigid)
+        if change is None:
             return None
-        shifts[layer.node.name] = shift
+        changes[layer.node.name] = change
         ones = [1] * (arrays[0].ndim - 2 if layer.channel_axis == 1 else 0)
-        return shift.reshape(-1, *ones).astype(arrays[0].dtype)
+        scale, shift = (numbers.reshape(-1, *ones).astype(arrays[0].dtype) for numbers in change)
+        return scale, shift
 
     walk(taken, correct)
     left = next(source, None) is not None
     note = f"biases are corrected by the first {len(taken)} samples, which fill the memory allowed" if left else ""
-    return with_shifted_outputs(after, shifts), note
+    return with_changed_outputs(after, changes), note
 
 
-class _Means:
-    """The mean of each channel of named values, over any number of arrays; shapes may differ but for the channels."""
+def _change(want: tuple[np.ndarray, np.ndarray], have: tuple[np.ndarray, np.ndarray], *, scaled: bool) -> Change | None:
+    """From (mean, variance) to (scale, shift); None where they are not finite and so tell nothing."""
+    if not all(np.isfinite(numbers).all() for numbers in (*want, *have)):
+        return None
+    varies = (want[1] > 0) & (have[1] > 0)
+    ratio = np.sqrt(np.where(varies, want[1], 1.0) / np.where(varies, have[1], 1.0))
+    scale = np.clip(ratio, 1 / _MOST, _MOST) if scaled else np.ones_like(ratio)
+    return Change(scale, want[0] - scale * have[0])
+
+
+class _Statistics:
+    """Mean and variance of each channel of named values, over any number of arrays, whose positions may differ."""
 
     def __init__(self, layers: Mapping[str, Weighted]) -> None:
         self._axes = {name: layer.channel_axis for name, layer in layers.items()}
@@ -179,10 +199,14 @@ class _Means:
     def add(self, name: str, arrays: list[np.ndarray]) -> None:
         for array in arrays:
             axis = self._axes[name] % array.ndim
-            others = tuple(i for i in range(array.ndim) if i != axis)
-            found = array.sum(axis=others, dtype=np.float64)
+            rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+            squares = np.einsum("cp,cp->c", rows, rows, dtype=np.float64)
+            found = np.stack([rows.sum(axis=1, dtype=np.float64), squares])
             self._sums[name] = self._sums[name] + found if name in self._sums else found
-            self._counts[name] += array.size // max(1, array.shape[axis])
+            self._counts[name] += rows.shape[1]
 
-    def of(self, name: str) -> np.ndarray:
-        return self._sums[name] / self._counts[name]
+    def of(self, name: str, channels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        mean, square = self._sums[name] / max(1, self._counts[name])
+        variance = np.maximum(0.0, square - mean**2)
+        variance[variance <= _NOISE * square] = 0.0
+        return (mean, variance) if channels is None else (mean[channels], variance[channels])

@@ -1,15 +1,15 @@
 """Zero the two smaller of every four weights, as sparse tensor cores skip them, and correct the biases.
 
 Algebra   of w[4 i .. 4 i + 3] along the reduction axis, the two of smallest magnitude become 0 (the first ones, where
-          magnitudes are equal); what that takes from a layer's output in the mean goes into its bias
-          (see `layerwise.with_means_of`)
+          magnitudes are equal); the layer's outputs get the mean and the deviation back that they
+          had (see `layerwise.with_statistics_of`), through the bias and one factor for each output channel
 Pattern   Conv W [out, in / group, ...]: groups along the input channels, for each filter and kernel position;
           Gemm and MatMul W: groups along the reduction. That is what TensorRT asks of a layer: for each output channel
           and each spatial position, every four input channels have at least two zeros, and their number is a multiple
           of 4 ("I/O Formats and Sparsity" in its documentation, section on sparsity)
 Check     W is stored in floats, no output, and read by such layers alone, along the same axis; its reduction is a
           multiple of 4. A depthwise layer has a reduction of 1; a first layer on three colours one of 3
-Rewrite   W keeps its name; biases are changed, or made, as `weighted.with_shifted_outputs` says
+Rewrite   W keeps its name; weights and biases are corrected, as `weighted.with_changed_outputs` says
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from engines.graphs import copy_of
-from engines.passes.layerwise import with_means_of
+from engines.passes.layerwise import with_statistics_of
 from engines.passes.weighted import Weighted, reader_counts, weighted_layers
 from engines.reference import Arrays
 
@@ -48,17 +48,17 @@ def prune_24(model: ModelProto, samples: Iterable[Arrays]) -> tuple[ModelProto, 
         if tensor.name in zeroed:
             tensor.CopyFrom(numpy_helper.from_array(zeroed[tensor.name], tensor.name))
     touched = {layer.node.name: None for layer in layers if layer.weights in zeroed}
-    corrected, said = with_means_of(model, copy, samples, touched)
+    corrected, said = with_statistics_of(model, copy, samples, touched)
     return corrected, "; ".join(filter(None, [f"{len(touched)} layers are pruned", said, *reasons]))
 
 
 def _left(model: ModelProto, layers: list[Weighted]) -> dict[str, str]:
     """Node by node, why a layer is not pruned."""
-    by_node = {layer.node.name: layer for layer in layers}
+    by_node = {one.node.name: one for one in layers}
     counts, outputs = reader_counts(model.graph), {value.name for value in model.graph.output}
     axes: dict[str, Counter[int]] = {}
-    for layer in layers:
-        axes.setdefault(layer.weights, Counter())[layer.in_axis] += 1
+    for one in layers:
+        axes.setdefault(one.weights, Counter())[one.in_axis] += 1
     left = {}
     for node in model.graph.node:
         layer = by_node.get(node.name)

@@ -1,11 +1,12 @@
 """Remove whole filters, those whose loss the next layers feel least, and correct the biases.
 
 Algebra   y = sum over c of W[:, c] * a_c + b;  without the channels R:  y' = sum over c not in R of W[:, c] * a_c + b'
-          b' = b + E[y] - E[y'], one number an output channel (see `layerwise.with_means_of`). At the border of a padded
-          convolution a removed channel gave less than in the middle: there b' is right in the mean alone
+          b' gives the mean of y back, a factor for each output channel its deviation (`layerwise.with_statistics_of`).
+          At the border of a padded convolution a removed channel gave less than in the middle: b' is right in the mean
+          over all positions alone
 Pattern   the groups of `channel_groups`: what makes the channels, what works on each of them alone, what reads them
 Check     the group is closed nowhere; at least 4 of its channels are kept
-Rewrite   the channels' entries are cut out of every stored tensor of the group; a tensor that others read too is copied.
+Rewrite   the channels' entries are cut out of every stored tensor of the group, or out of a copy if others read it.
           Shapes that are noted in the graph are dropped: they would be those of before
 Choice    the share of what a reading layer loses with a channel in what it would lose with all of them
           (`channel_effects`); the smallest of all groups together, until `share` of all channels are gone
@@ -21,7 +22,7 @@ from onnx import GraphProto, ModelProto, helper, numpy_helper
 from engines.graphs import copy_of, read_anywhere
 from engines.passes.channel_effects import can_be_measured, measured_effects
 from engines.passes.channel_groups import Cut, Group, entries, find_groups
-from engines.passes.layerwise import with_means_of
+from engines.passes.layerwise import with_statistics_of
 from engines.passes.weighted import FreeNames, reader_counts
 from engines.reference import Arrays
 
@@ -57,7 +58,7 @@ def prune_channels(model: ModelProto, samples: Iterable[Arrays], share: float) -
         return model, "no filter is removed: there are no samples to measure effects on"
     kept = _chosen(effects, count)
     pruned = _without(model, open_groups, kept)
-    corrected, said = with_means_of(model, pruned, given, _readers(open_groups, kept))
+    corrected, said = with_statistics_of(model, pruned, given, _readers(open_groups, kept))
     removed = total - sum(len(one) for one in kept)
     changes = ", ".join(
         f"{' and '.join(group.makers)} keeps {len(one)} of {group.channels}"

@@ -17,7 +17,10 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from engines.graphs import all_graphs, all_nodes, copy_of
 
-__all__ = ["FreeNames", "Weighted", "attribute_of", "reader_counts", "weighted_layers", "with_shifted_outputs"]
+__all__ = [
+    "Change", "FreeNames", "Weighted", "attribute_of", "reader_counts", "scalable", "weighted_layers",
+    "with_changed_outputs",
+]  # fmt: skip
 
 T = TypeVar("T")
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
@@ -34,7 +37,7 @@ class Weighted(NamedTuple):
 
     @property
     def weights(self) -> str:
-        return self.node.input[1]
+        return str(self.node.input[1])
 
     @property
     def channel_axis(self) -> int:
@@ -94,18 +97,35 @@ class FreeNames:
         return name
 
 
-def with_shifted_outputs(model: ModelProto, shifts: Mapping[str, np.ndarray]) -> ModelProto:
-    """A copy in which each layer named in `shifts` writes so much more: one number (float64) for each output channel.
+class Change(NamedTuple):
+    """What is to become of a layer's output: `scale` times it, plus `shift`. One number (float64) a channel each."""
 
-    The numbers go into the bias: the one that the layer has, a new one where it has none, and for a MatMul the constant
-    of the Add behind it. Where that cannot be, because the bias is computed, an Add is put behind the layer. A bias
-    that others read stays as it is for them.
+    scale: np.ndarray
+    shift: np.ndarray
+
+
+def scalable(graph: GraphProto) -> set[str]:
+    """Names of the layers whose output can be scaled: weights of their own, and no computed bias."""
+    counts, stored = reader_counts(graph), {tensor.name for tensor in graph.initializer}
+    return {
+        layer.node.name
+        for layer in weighted_layers(graph)
+        if counts[layer.weights] == 1 and (not any(layer.node.input[2:]) or layer.node.input[2] in stored)
+    }
+
+
+def with_changed_outputs(model: ModelProto, changes: Mapping[str, Change]) -> ModelProto:
+    """A copy in which the layers named in `changes` write what is said there. `scalable` says whose scale may not be 1.
+
+    The scale goes into the weights, the shift into the bias: the one that the layer has, a new one where it has none,
+    and for a MatMul the constant of the Add behind it. Where that cannot be, because the bias is computed, an Add is
+    put behind the layer. A bias that others read stays as it is for them.
     """
     copy = copy_of(model)
     editor = _Editor(copy.graph)
     layers = {layer.node.name: layer for layer in weighted_layers(copy.graph)}
-    for name, shift in shifts.items():
-        editor.shift(layers[name], shift)
+    for name, change in changes.items():
+        editor.change(layers[name], change)
     editor.finish()
     return copy
 
@@ -116,23 +136,35 @@ class _Editor:
         self._stored = {tensor.name: tensor for tensor in graph.initializer}
         self._added: dict[str, NodeProto] = {}
 
-    def shift(self, layer: Weighted, shift: np.ndarray) -> None:
+    def change(self, layer: Weighted, change: Change) -> None:
         node = layer.node
-        kind = numpy_helper.to_array(self._stored[layer.weights]).dtype
-        slot = _Slot(node, 2) if node.op_type != "MatMul" else self._add_behind(node)
+        weights = numpy_helper.to_array(self._stored[layer.weights])
+        if not np.all(change.scale == 1):
+            along = [-1 if axis == layer.out_axis else 1 for axis in range(weights.ndim)]
+            scaled = (weights * change.scale.reshape(along)).astype(weights.dtype)
+            self._stored[layer.weights].CopyFrom(numpy_helper.from_array(scaled, layer.weights))
+        if node.op_type == "MatMul":
+            self._shift(layer, self._add_behind(node), change.shift, np.float64(1), weights.dtype)
+        else:
+            slot, beta = _Slot(node, 2), attribute_of(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
+            self._shift(layer, slot, change.shift, change.scale * beta, weights.dtype)
+            if slot.name in self._stored:
+                kept = [attribute for attribute in node.attribute if attribute.name != "beta"]
+                del node.attribute[:]
+                node.attribute.extend(kept)
+
+    def _shift(
+        self, layer: Weighted, slot: _Slot | None, shift: np.ndarray, scale: np.ndarray | np.float64, kind: np.dtype
+    ) -> None:
+        node = layer.node
         if slot is None or (slot.name and slot.name not in self._stored):
             ones = [1] * (len(layer.shape) - 2 if node.op_type == "Conv" else 0)
             self._insert_add(node, shift.reshape(-1, *ones).astype(kind))
         elif not slot.name:
             slot.fill(self._store(f"{layer.weights}_bias", shift.astype(kind)))
         else:
-            beta = attribute_of(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
-            bias = beta * numpy_helper.to_array(self._stored[slot.name]).astype(np.float64) + shift
+            bias = scale * numpy_helper.to_array(self._stored[slot.name]).astype(np.float64) + shift
             self._replace(slot, bias.astype(kind))
-        if node.op_type == "Gemm" and slot and slot.name in self._stored:
-            kept = [attribute for attribute in node.attribute if attribute.name != "beta"]
-            del node.attribute[:]
-            node.attribute.extend(kept)
 
     def finish(self) -> None:
         if self._added:
