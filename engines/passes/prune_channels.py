@@ -61,7 +61,7 @@ def prune_channels(model: ModelProto, samples: Iterable[Arrays], share: float) -
     corrected, said = with_statistics_of(model, pruned, given, _readers(open_groups, kept))
     removed = total - sum(len(one) for one in kept)
     changes = ", ".join(
-        f"{' and '.join(group.makers)} keeps {len(one)} of {group.channels}"
+        f"{' and '.join(group.makers)} {'keeps' if len(group.makers) == 1 else 'keep'} {len(one)} of {group.channels}"
         for group, one in zip(open_groups, kept, strict=True)
         if len(one) < group.channels
     )
