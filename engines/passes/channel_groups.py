@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper, shape_inference
 
-from engines.graphs import reads_of, without_weights
+from engines.graphs import read_anywhere, reads_of, without_weights
 from engines.passes.weighted import Weighted, attribute_of, weighted_layers
 
 __all__ = ["Cut", "Group", "entries", "find_groups"]
@@ -103,6 +103,7 @@ class _Finder:
         self._graph = model.graph
         self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
         self._dims = _dims(model)
+        self._read = read_anywhere(model.graph)
         self._layers = {layer.node.name: layer for layer in weighted_layers(model.graph)}
         self._carried: dict[str, _Carried] = {}
         self._groups: list[Group] = []
@@ -170,7 +171,7 @@ class _Finder:
 
     def _follow(self, node: NodeProto, layer: Weighted | None) -> _Carried | None:
         """The output's channels; None where the node is not followed."""
-        if node.domain not in ("", "ai.onnx") or any(node.output[1:]):
+        if node.domain not in ("", "ai.onnx") or self._read.intersection(node.output[1:]):
             return None
         if node.op_type in _TOGETHER:
             return self._together(node)

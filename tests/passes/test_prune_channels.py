@@ -231,8 +231,8 @@ CLOSED: dict[str, Callable[[], onnx.ModelProto]] = {
         [node("Softmax", ["h"], ["r"], name="soft", axis=1)], {}
     ),
     "it is not followed through Concat 'two'": lambda: planted(
-        [node("Concat", ["h", "h"], ["d"], name="two", axis=1), node("Conv", ["d", "half"], ["r"], name="half")],
-        {"half": normal(8, 16, 1, 1)},
+        [node("Concat", ["h", "h"], ["d"], name="two", axis=1), node("Slice", ["d", "low", "high", "axis"], ["r"])],
+        {"low": np.array([4]), "high": np.array([12]), "axis": np.array([1])},
     ),
     "it is not followed into Conv 'grouped'": lambda: planted(
         [node("Conv", ["h", "half"], ["r"], name="grouped", group=2)], {"half": normal(8, 4, 1, 1)}
