@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from engines.passes.channel_groups import Group
+from engines.passes.channel_merge import Together
 from engines.passes.layerwise import Walk
 from engines.passes.weighted import Weighted, attribute_of
 from engines.reference import Arrays
 
-__all__ = ["can_be_measured", "measured_effects"]
+__all__ = ["Measured", "can_be_measured", "measured_effects"]
 
 _MOMENT_BYTES = 2**28
 """For the second moments of the windows of one layer, at most."""
@@ -35,9 +37,16 @@ def can_be_measured(group: Group) -> bool:
     return all(group.channels * _window(layer, span) ** 2 * 8 <= _MOMENT_BYTES for layer, span in group.consumers)
 
 
-def measured_effects(model: ModelProto, groups: Sequence[Group], samples: Iterable[Arrays]) -> list[np.ndarray]:
-    """For each group [channels], float64: the share of a channel in what its layer would lose with all channels of the
-    group, added up over the layers that read it. Nothing where there are no samples.
+class Measured(NamedTuple):
+    """`effects` of each group [channels], float64; `together` by the name of the value that layers read."""
+
+    effects: list[np.ndarray]
+    together: dict[str, Together]
+
+
+def measured_effects(model: ModelProto, groups: Sequence[Group], samples: Iterable[Arrays]) -> Measured | None:
+    """The share of a channel in what a layer would lose with all channels of its group, added up over the layers that
+    read it, and how channels go together. None where there are no samples.
 
     One sample is in memory at a time.
     """
@@ -45,29 +54,32 @@ def measured_effects(model: ModelProto, groups: Sequence[Group], samples: Iterab
     by_group = [[_Moments(layer, group.channels, span) for layer, span in group.consumers] for group in groups]
     for one in (one for several in by_group for one in several):
         measures.setdefault(one.node.input[0], []).append(one)
+    together = {name: Together(several[0].channels) for name, several in measures.items()}
     walk = Walk(model, measures)
 
     def see(name: str, arrays: list[np.ndarray]) -> None:
         for one in measures[name]:
             one.add(arrays[0])
+        together[name].add(measures[name][0].by_channel(arrays[0]))
 
     count = 0
     for count, sample in enumerate(samples, 1):  # noqa: B007
         walk([sample], see)
     if not count:
-        return []
+        return None
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    return [
+    effects = [
         np.sum([one.shares(numpy_helper.to_array(weights[one.layer.weights])) for one in several], axis=0)
         for several in by_group
     ]
+    return Measured(effects, together)
 
 
 class _Moments:
     """First and second moments of the windows of each channel that a layer reads."""
 
     def __init__(self, layer: Weighted, channels: int, span: int) -> None:
-        self.layer, self.node, self._channels = layer, layer.node, channels
+        self.layer, self.node, self.channels = layer, layer.node, channels
         size = _window(layer, span)
         self._count, self._sums = 0, np.zeros((channels, size))
         self._products = np.zeros((channels, size, size))
@@ -75,21 +87,28 @@ class _Moments:
     def add(self, array: np.ndarray) -> None:
         size = self._sums.shape[1]
         windows = self._windows(array.astype(np.float32, copy=False))
-        positions = windows.size // max(1, self._channels * size)
+        positions = windows.size // max(1, self.channels * size)
         self._count += positions
         step = max(1, _WINDOW_BYTES // max(1, 4 * size * positions))
-        for start in range(0, self._channels, step):
+        for start in range(0, self.channels, step):
             part = slice(start, start + step)
             chosen = np.ascontiguousarray(windows[part])
             flat = chosen.reshape(len(chosen), size, positions)
             self._sums[part] += flat.sum(axis=2, dtype=np.float64)
             self._products[part] += flat @ flat.transpose(0, 2, 1)
 
+    def by_channel(self, array: np.ndarray) -> np.ndarray:
+        """[channels, positions], float32."""
+        rows = array.astype(np.float32, copy=False)
+        if self.node.op_type == "Conv":
+            return np.moveaxis(rows, 1, 0).reshape(self.channels, -1)
+        return self._windows(rows).reshape(self.channels, -1)
+
     def _windows(self, array: np.ndarray) -> np.ndarray:
         """A view [channels, the window's axes, the positions' axes]."""
         if self.node.op_type != "Conv":
             size = self._sums.shape[1]
-            return array.reshape(-1, self._channels, size).transpose(1, 2, 0)
+            return array.reshape(-1, self.channels, size).transpose(1, 2, 0)
         kernel = self.layer.shape[2:]
         axes = len(kernel)
         strides = attribute_of(self.node, "strides", [1] * axes)
@@ -106,9 +125,9 @@ class _Moments:
         size = self._sums.shape[1]
         first = np.moveaxis(weights.astype(np.float64), self.layer.in_axis, 0)
         if self.node.op_type == "Conv":  # [channels, outputs, window]
-            rows = np.moveaxis(first.reshape(self._channels, -1, size), 1, 2)
+            rows = np.moveaxis(first.reshape(self.channels, -1, size), 1, 2)
         else:
-            rows = first.reshape(self._channels, size, -1)
+            rows = first.reshape(self.channels, size, -1)
         mean = self._sums / max(1, self._count)
         covariance = self._products / max(1, self._count) - mean[:, :, None] * mean[:, None, :]
         lost = np.maximum(0.0, ((rows @ rows.transpose(0, 2, 1)) * covariance).sum(axis=(1, 2)))

@@ -1,6 +1,7 @@
 """Remove whole filters, those whose loss the next layers feel least, and correct the biases.
 
 Algebra   y = sum over c of W[:, c] * a_c + b;  without the channels R:  y' = sum over c not in R of W[:, c] * a_c + b'
+          W of the others also takes over what they can of R (`channel_merge`).
           b' gives the mean of y back, a factor for each output channel its deviation (`layerwise.with_statistics_of`).
           At the border of a padded convolution a removed channel gave less than in the middle: b' is right in the mean
           over all positions alone
@@ -22,6 +23,7 @@ from onnx import GraphProto, ModelProto, helper, numpy_helper
 from engines.graphs import copy_of, read_anywhere
 from engines.passes.channel_effects import can_be_measured, measured_effects
 from engines.passes.channel_groups import Cut, Group, entries, find_groups
+from engines.passes.channel_merge import Together
 from engines.passes.layerwise import with_statistics_of
 from engines.passes.weighted import FreeNames, reader_counts
 from engines.reference import Arrays
@@ -53,11 +55,11 @@ def prune_channels(model: ModelProto, samples: Iterable[Arrays], share: float) -
     count = int(share * total + 1e-9)
     if not count:
         return model, "; ".join(["no filter is removed", *left])
-    effects = measured_effects(model, open_groups, given)
-    if not effects:
+    measured = measured_effects(model, open_groups, given)
+    if measured is None:
         return model, "no filter is removed: there are no samples to measure effects on"
-    kept = _chosen(effects, count)
-    pruned = _without(model, open_groups, kept)
+    kept = _chosen(measured.effects, count)
+    pruned = _without(model, open_groups, kept, measured.together)
     corrected, said = with_statistics_of(model, pruned, given, _readers(open_groups, kept))
     removed = total - sum(len(one) for one in kept)
     changes = ", ".join(
@@ -87,9 +89,12 @@ def _readers(groups: Sequence[Group], kept: Sequence[np.ndarray]) -> dict[str, n
     return {layer.node.name: makes.get(layer.node.name) for group, _ in smaller for layer, _ in group.consumers}
 
 
-def _without(model: ModelProto, groups: Sequence[Group], kept: Sequence[np.ndarray]) -> ModelProto:
+def _without(
+    model: ModelProto, groups: Sequence[Group], kept: Sequence[np.ndarray], together: Mapping[str, Together]
+) -> ModelProto:
     copy = copy_of(model)
     del copy.graph.value_info[:]
+    _merge(copy.graph, groups, kept, together)
     cuts: dict[tuple[str, int], list[tuple[Cut, int]]] = {}
     for index, group in enumerate(groups):
         if len(kept[index]) < group.channels:
@@ -104,6 +109,24 @@ def _without(model: ModelProto, groups: Sequence[Group], kept: Sequence[np.ndarr
     del copy.graph.initializer[:]
     copy.graph.initializer.extend(stored)
     return copy
+
+
+def _merge(
+    graph: GraphProto, groups: Sequence[Group], kept: Sequence[np.ndarray], together: Mapping[str, Together]
+) -> None:
+    """Weights that several layers share stay: what stands in for a channel in one does not in the other."""
+    stored, counts = {tensor.name: tensor for tensor in graph.initializer}, reader_counts(graph)
+    for group, one in zip(groups, kept, strict=True):
+        for layer, span in group.consumers:
+            if counts[layer.weights] > 1 or len(one) == group.channels:
+                continue
+            tensor = stored[layer.weights]
+            weights = numpy_helper.to_array(tensor)
+            first = np.moveaxis(weights.astype(np.float64), layer.in_axis, 0)
+            by_channel = first.reshape(group.channels, span, *first.shape[1:])
+            merged = together[layer.node.input[0]].merged(by_channel, one).reshape(first.shape)
+            back = np.ascontiguousarray(np.moveaxis(merged, 0, layer.in_axis).astype(weights.dtype))
+            tensor.CopyFrom(numpy_helper.from_array(back, layer.weights))
 
 
 def _set_groups(attributes: Iterable, count: int) -> None:  # type: ignore[type-arg]
