@@ -56,6 +56,7 @@ def improve(
         except EngineError as refused:
             tried.reason = str(refused)
             continue
+        tryouts.note_unsure(engine.accuracy)
         return Improved(engine, tried.variant.name, tryouts.candidates(), tuple(tryouts.notes))
     if spec.precision not in ("auto", "fp32"):
         raise ModelRefused(f"precision {spec.precision!r}: {tryouts.why_none()}")

@@ -94,9 +94,6 @@ class Tryouts:
             self._failed.append(_failed(variant, str(refused)))
             return None
         self.tried.append(tried)
-        budget = self.budget(tried)
-        if tried.passed and not is_sure(tried.accuracy, budget):
-            self._note_unsure(tried.accuracy, budget)
         if not tried.passed:
             tried.compiled = None
         return tried
@@ -176,14 +173,16 @@ class Tryouts:
         changed = accuracy.decisions_changed if counts_decisions(self._spec, accuracy) else None
         return max(accuracy.loss, (changed or 0) / max(1, accuracy.samples))
 
-    def _note_unsure(self, accuracy: Accuracy, budget: float) -> None:
+    def note_unsure(self, accuracy: Accuracy) -> None:
+        """Say so where a loss as large as the budget could not be told from chance."""
+        budget = budget_of(self._spec, accuracy)
+        if is_sure(accuracy, budget):
+            return
         reach = f"up to {accuracy.interval[1]:.3g}" if accuracy.interval else "any size"
-        said = (
+        self.notes.append(
             f"{accuracy.samples} samples are too few to tell a loss of {budget:.3g} from chance: with 95 % it may be "
             f"{reach}"
         )
-        if said not in self.notes:
-            self.notes.append(said)
 
     def race(self) -> None:
         """Time FP32 and all that passed, side by side."""

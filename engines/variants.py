@@ -35,7 +35,7 @@ _MOST_NAMED = 8
 
 
 class Variant(NamedTuple):
-    """`name` tells it from the others of its build. `origin` is the float graph that an INT8 one was made of, and `kept`
+    """`name` tells it from the others of its build. `origin` is the float graph that an INT8 one was made of, `kept`
     its layers that are float again. `pruned`: weights or filters are missing.
     """
 

@@ -181,3 +181,33 @@ def test_nodes_that_overflow_in_half_are_named_and_stay_in_fp32(tmp_path: Path) 
     assert "product_w1" in note
     elsewhere = next(one for one in report.candidates if one.target == "tensorrt")
     assert (elsewhere.passed, elsewhere.value > 0.999) == (True, True)
+
+
+def test_filters_are_removed_as_far_as_the_budget_allows(tmp_path: Path) -> None:
+    pictures, labels = images()
+    spec = Spec(precision="fp32", metric="top1", accuracy_budget=0.03, sparsity="channels")
+    manifest, report = built(
+        tmp_path, CNN, spec, calibration={"image": pictures[:100]}, validation={"image": pictures, "labels": labels}
+    )
+    first, *pruned = of(report, "fp32")
+    assert (manifest.precision, first.name) == ("fp32", "fp32")
+    assert report.chosen.endswith("% of the filters removed")
+    assert [one.passed for one in pruned] == [False] * (len(pruned) - 1) + [True], "the most that holds is taken"
+    assert pruned[-1].size_bytes < first.size_bytes
+    assert report.accuracy.loss <= 0.03
+
+
+def test_two_of_four_weights_go_and_int8_is_made_of_what_is_left(tmp_path: Path) -> None:
+    pictures, labels = images()
+    spec = Spec(precision="int8", metric="top1", accuracy_budget=0.1, sparsity="2:4")
+    _, report = built(
+        tmp_path, CNN, spec, calibration={"image": pictures[:100]}, validation={"image": pictures, "labels": labels}
+    )
+    assert report.chosen.startswith("int8")
+    assert report.chosen.endswith("2:4")
+    assert report.accuracy.loss <= 0.1
+
+
+def test_pruning_without_calibration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="sparsity '2:4' needs calibration samples"):
+        built(tmp_path, CNN, Spec(sparsity="2:4"))
