@@ -17,7 +17,15 @@ from engines.reference import Reference
 from engines.report import Candidate
 from engines.spec import Spec
 from engines.tryouts import Tryouts
-from engines.variants import Variant, half_emulated, half_variant, int8_variants, pruned_variants, usual_calibrators
+from engines.variants import (
+    Variant,
+    half_emulated,
+    half_variant,
+    int8_variants,
+    pruned_variants,
+    usual_calibrators,
+    with_projections,
+)
 
 __all__ = ["Improved", "improve"]
 
@@ -74,6 +82,8 @@ def _try_others(tryouts: Tryouts, subject: Subject, calibration: Samples | None,
     if calibration is not None and spec.precision in ("auto", "int8"):
         clock.begin("quantize")
         began_s = time.monotonic()
+        source = with_projections(source)
+        tryouts.notes.extend([f"INT8: {source.note}"] if source.note else [])
         tryouts.try_all(_int8(source, calibration, spec, tryouts))
         _search(tryouts, subject, spec, began_s + spec.time_limit_s - time.monotonic(), clock)
     elif spec.precision == "auto":

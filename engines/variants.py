@@ -17,13 +17,14 @@ from engines.passes.prune_channels import prune_channels
 from engines.passes.quantize import CALIBRATORS, quantize
 from engines.passes.residual import free_residuals
 from engines.passes.signed import sign_activations
+from engines.passes.split_projection import split_projections
 from engines.passes.stored_half import store_half
 from engines.reference import Arrays
 from engines.spec import Calibrator, Sparsity
 
 __all__ = [
     "MOST_CALIBRATION_ROWS", "Emulated", "Variant", "half_emulated", "half_variant", "int8_variants",
-    "pruned_variants", "usual_calibrators",
+    "pruned_variants", "usual_calibrators", "with_projections",
 ]  # fmt: skip
 
 MOST_CALIBRATION_ROWS = 300
@@ -93,6 +94,12 @@ def pruned_variants(model: onnx.ModelProto, calibration: Samples, sparsity: Spar
         if made is model:
             raise ModelRefused(note)
         yield Variant(f"fp32, {share:.0%} of the filters removed", "fp32", made, note, pruned=True)
+
+
+def with_projections(of: Variant) -> Variant:
+    """What NNCF can quantize of recurrent layers is brought out of them; the same where there is nothing."""
+    model, note = split_projections(of.model)
+    return of._replace(model=model, note=note)
 
 
 def int8_variants(of: Variant, calibration: Samples, calibrator: Calibrator, *, full_range: bool) -> Iterator[Variant]:

@@ -211,3 +211,19 @@ def test_two_of_four_weights_go_and_int8_is_made_of_what_is_left(tmp_path: Path)
 def test_pruning_without_calibration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelRefused, match="sparsity '2:4' needs calibration samples"):
         built(tmp_path, CNN, Spec(sparsity="2:4"))
+
+
+def test_of_a_recurrent_network_the_input_projection_is_rounded_and_that_is_said(tmp_path: Path) -> None:
+    held = np.load(REPOSITORY / "japanese_vowels" / "heldout.npz")
+    model = onnx.load(REPOSITORY / "japanese_vowels" / "1" / "model.onnx")
+    (name,) = set(held.files) - {"labels"}
+    given = held[name].astype(F32)
+    spec = Spec(precision="int8", metric="top1", accuracy_budget=0.02)
+    _, report = built(
+        tmp_path, model, spec, calibration={name: given[:64]}, validation={name: given, "labels": held["labels"]}
+    )
+    assert report.chosen.startswith("int8")
+    assert any("the input projections of 1 recurrent layers are split out; the recurrence stays float" in note
+               for note in report.notes)  # fmt: skip
+    assert report.accuracy.loss <= 0.02
+    assert any(layer.precision in ("int8", "uint8") for layer in report.layers)
