@@ -50,7 +50,16 @@ def compile_model(
         float | None, _option("--accuracy-budget", "Largest loss allowed, absolute, in the metric's unit.")
     ] = None,
     objective: Annotated[str | None, _option("--objective", "throughput, latency or size.")] = None,
-    search: Annotated[str | None, _option("--search", "How candidates are searched.")] = None,
+    search: Annotated[
+        str | None, _option("--search", "greedy, grid, random, bayesian or genetic: which layers stay in float.")
+    ] = None,
+    trials: Annotated[int | None, _option("--trials", "Engines that the search may try.")] = None,
+    time_limit_s: Annotated[float | None, _option("--time-limit-s", "Seconds for all that is tried.")] = None,
+    seed: Annotated[int | None, _option("--seed", "Of the search.")] = None,
+    calibrator: Annotated[
+        str | None, _option("--calibrator", "minmax, mean_minmax, percentile or mse: ranges from samples.")
+    ] = None,
+    sparsity: Annotated[str | None, _option("--sparsity", "2:4, or channels: what is pruned.")] = None,
     target: Annotated[list[str] | None, _option("--target", "What to compile for; may be given again.")] = None,
     max_batch: Annotated[int | None, _option("--max-batch", "Largest batch, rows.")] = None,
     as_json: Annotated[
@@ -60,7 +69,9 @@ def compile_model(
     """Compile a model and add it as a new version, checked: to a folder, or to a running server."""
     flags = {
         "precision": precision, "metric": metric, "accuracy_budget": accuracy_budget, "objective": objective,
-        "search": search, "targets": target or None, "max_batch": max_batch,
+        "search": search, "trials": trials, "time_limit_s": time_limit_s, "seed": seed, "calibrator": calibrator,
+        "sparsity": sparsity,
+        "targets": target or None, "max_batch": max_batch,
     }  # fmt: skip
     if (repository is None) == (not server):
         fail("give --repository FOLDER to compile here, or --server URL to have it built there")

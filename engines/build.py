@@ -35,7 +35,7 @@ from engines.precision import improve
 from engines.reference import Reference, in_halves
 from engines.report import PassChange, change_of, encode_report
 from engines.request import BuildRequest
-from engines.spec import Spec, require_supported, require_truth
+from engines.spec import Spec, require_calibration, require_supported, require_truth
 from engines.tensor import DYNAMIC, TensorSpec, datatype
 
 __all__ = ["build"]
@@ -109,6 +109,7 @@ def _given_samples(request: BuildRequest, spec: Spec, sent: onnx.ModelProto) -> 
     validation = [read_samples(path, inputs, with_truth=True) for path in [request.validation] if path is not None]
     has_samples = bool(validation) or request.calibration is not None
     require_truth(spec, validation[0].truth if validation else None, has_samples=has_samples)
+    require_calibration(spec, has_calibration=request.calibration is not None)
     calibration = [read_samples(path, inputs, with_truth=False) for path in [request.calibration] if path is not None]
     return [*validation, *calibration], calibration[0] if calibration else None
 

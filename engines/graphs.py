@@ -10,7 +10,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, shape_i
 
 __all__ = [
     "all_graphs", "all_nodes", "copy_of", "drop_stored_inputs", "element_types", "inferred_types", "opset_of",
-    "read_anywhere", "with_weights", "without_weights",
+    "read_anywhere", "reads_of", "with_weights", "without_weights",
 ]  # fmt: skip
 
 _SMALL_BYTES = 4096
@@ -53,6 +53,17 @@ def read_anywhere(graph: GraphProto) -> set[str]:
     """Names of all values that a node, a body or the outside reads."""
     read = {name for node in all_nodes(graph) for name in node.input}
     return read.union(value.name for one in all_graphs(graph) for value in one.output)
+
+
+def reads_of(node: NodeProto) -> set[str]:
+    """What a node reads, its bodies included: they see the values around them."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            for graph in all_graphs(body):
+                names.update(name for inner in graph.node for name in inner.input)
+                names.update(value.name for value in graph.output)
+    return names
 
 
 def opset_of(model: ModelProto) -> int | None:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from engines.batchproof import Difference, differs
-from engines.graphs import all_graphs
+from engines.graphs import reads_of
 from engines.passes.calm_softmax import with_outputs
 from engines.reference import Arrays
 
@@ -113,7 +113,7 @@ class _Wiring:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.makes = [[name for name in node.output if name] for node in graph.node]
         self.maker = {name: index for index, names in enumerate(self.makes) for name in names}
-        self.reads = [_reads(node) for node in graph.node]
+        self.reads = [reads_of(node) for node in graph.node]
 
     def above(self, index: int) -> list[int]:
         """All nodes that this one depends on, in order."""
@@ -131,17 +131,6 @@ class _Wiring:
         """Values made by the nodes `above` up to `last` that a later one, or `end`, reads."""
         read = {name for index in [*above, end] if index > last for name in self.reads[index]}
         return [name for index in above if index <= last for name in self.makes[index] if name in read]
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """What a node reads, its bodies included: they see the values around them."""
-    names = set(node.input)
-    for attribute in node.attribute:
-        for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            for graph in all_graphs(body):
-                names.update(name for inner in graph.node for name in inner.input)
-                names.update(value.name for value in graph.output)
-    return names
 
 
 class _Probe:

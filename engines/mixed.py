@@ -23,14 +23,15 @@ def try_mixed(tryouts: Tryouts, start: Tried, subject: Subject, spec: Spec, time
     """Search from the INT8 engine `start` over one precision per layer; what it finds is tried on all samples."""
     ends_s = time.monotonic() + time_limit_s
     layers = quantized_layers(start.variant.model)
+    origin = start.variant.origin or subject.model
     few = tryouts.few(start)
 
     numbers = itertools.count(1)
 
     def variant_of(kept: frozenset[str], trial: str = "") -> Variant:
-        model = float_layers(start.variant.model, subject.model, kept)
+        model = float_layers(start.variant.model, origin, kept)
         name = f"mixed, {len(layers) - len(kept)} of {len(layers)} layers of {start.variant.name}{trial}"
-        return Variant(name, "mixed", model, kept=kept)
+        return start.variant._replace(name=name, precision="mixed", model=model, kept=kept)
 
     def evaluate(kept: frozenset[str]) -> Outcome:
         if len(kept) == len(layers):

@@ -17,7 +17,15 @@ from engines.reference import Reference
 from engines.report import Candidate
 from engines.spec import Spec
 from engines.tryouts import Tryouts
-from engines.variants import Variant, int8_variants, usual_calibrators
+from engines.variants import (
+    Variant,
+    half_emulated,
+    half_variant,
+    int8_variants,
+    pruned_variants,
+    usual_calibrators,
+    with_projections,
+)
 
 __all__ = ["Improved", "improve"]
 
@@ -44,34 +52,56 @@ def improve(
     Raises ModelRefused where one precision was asked for and no engine of it is good enough, with the figure.
     """
     tryouts = Tryouts(subject, base, samples, spec)
-    _require_calibration(spec, calibration)
-    if calibration is not None and spec.precision != "fp32":
-        clock.begin("quantize")
-        began_s = time.monotonic()
-        tryouts.try_all(_int8(subject, calibration, spec, tryouts))
-        _search(tryouts, subject, spec, began_s + spec.time_limit_s - time.monotonic(), clock)
-    elif spec.precision == "auto":
-        tryouts.notes.append(_NO_CALIBRATION)
+    _try_others(tryouts, subject, calibration, spec, clock)
     if len(tryouts.tried) > 1:
         clock.begin("race")
         tryouts.race()
     for tried in tryouts.by_merit():
-        if tried.variant.precision == "fp32":
+        if tried is tryouts.tried[0]:
             break
         try:
             engine = _made(subject, tried.variant, samples, spec, threads, clock)
         except EngineError as refused:
             tried.reason = str(refused)
             continue
+        tryouts.note_unsure(engine.accuracy)
         return Improved(engine, tried.variant.name, tryouts.candidates(), tuple(tryouts.notes))
     if spec.precision not in ("auto", "fp32"):
         raise ModelRefused(f"precision {spec.precision!r}: {tryouts.why_none()}")
     return Improved(base, "fp32", tryouts.candidates(), tuple(tryouts.notes))
 
 
+def _try_others(tryouts: Tryouts, subject: Subject, calibration: Samples | None, spec: Spec, clock: Clock) -> None:
+    if spec.precision == "fp16" or (spec.precision == "auto" and spec.objective == "size"):
+        clock.begin("halve")
+        _halves(tryouts, subject)
+    source = tryouts.tried[0].variant
+    if calibration is not None and spec.sparsity is not None:
+        clock.begin("prune")
+        source = _pruned(tryouts, subject, calibration, spec) or source
+    if calibration is not None and spec.precision in ("auto", "int8"):
+        clock.begin("quantize")
+        began_s = time.monotonic()
+        source = with_projections(source)
+        tryouts.notes.extend([f"INT8: {source.note}"] if source.note else [])
+        tryouts.try_all(_int8(source, calibration, spec, tryouts))
+        _search(tryouts, subject, spec, began_s + spec.time_limit_s - time.monotonic(), clock)
+    elif spec.precision == "auto":
+        tryouts.notes.append(_NO_CALIBRATION)
+
+
+def _halves(tryouts: Tryouts, subject: Subject) -> None:
+    """FP16 as this CPU has it, where it is storage, and as a target computes that has arithmetic of it."""
+    tryouts.attempt(half_variant(subject.model))
+    try:
+        tryouts.emulate(half_emulated(subject.model, tryouts.judges))
+    except EngineError as refused:
+        tryouts.notes.append(f"FP16 as other targets compute it could not be judged: {refused}")
+
+
 def _search(tryouts: Tryouts, subject: Subject, spec: Spec, time_limit_s: float, clock: Clock) -> None:
     """Over one precision per layer, from the INT8 engine that loses least, where all of them lose too much."""
-    int8 = tryouts.tried[1:]
+    int8 = [one for one in tryouts.tried if one.variant.precision == "int8"]
     if spec.precision != "auto" or not int8 or any(one.passed for one in int8):
         return
     clock.begin("search")
@@ -81,21 +111,31 @@ def _search(tryouts: Tryouts, subject: Subject, spec: Spec, time_limit_s: float,
         tryouts.notes.append(str(refused))
 
 
-def _require_calibration(spec: Spec, calibration: Samples | None) -> None:
-    if spec.precision == "int8" and calibration is None:
-        raise ModelRefused("precision 'int8' needs calibration samples: send `calibration`, an .npz of inputs")
+def _pruned(tryouts: Tryouts, subject: Subject, calibration: Samples, spec: Spec) -> Variant | None:
+    """The most of it that holds the budget; None, and a note, where nothing does."""
+    assert spec.sparsity is not None
+    try:
+        for variant in pruned_variants(subject.model, calibration, spec.sparsity):
+            tried = tryouts.attempt(variant)
+            if tried is not None and tried.passed:
+                return variant
+    except ModelRefused as refused:
+        tryouts.notes.append(f"nothing was pruned: {refused}")
+        return None
+    tryouts.notes.append(f"nothing was pruned: with sparsity {spec.sparsity!r} the budget did not hold")
+    return None
 
 
-def _int8(subject: Subject, calibration: Samples, spec: Spec, tryouts: Tryouts) -> Iterator[Variant]:
+def _int8(of: Variant, calibration: Samples, spec: Spec, tryouts: Tryouts) -> Iterator[Variant]:
     """With ranges by one calibrator; by the next where none of that was good enough."""
     for calibrator in usual_calibrators(spec.calibrator):
         for full_range in (False, True):
             try:
-                yield from int8_variants(subject.model, calibration, calibrator, full_range=full_range)
+                yield from int8_variants(of, calibration, calibrator, full_range=full_range)
             except ModelRefused as refused:
                 tryouts.notes.append(f"INT8 was not possible: {refused}")
                 return
-        if any(one.passed for one in tryouts.tried[1:]):
+        if any(one.passed for one in tryouts.tried if one.variant.precision == "int8"):
             return
 
 

@@ -26,10 +26,10 @@ class Reference:
     """Runs the model as its file says. Raises ModelRefused where ONNX Runtime cannot read it.
 
     The search for samples, the agreement and the meaning of rows ask about the same inputs, so answers are kept and
-    given again (read-only, 64 MiB of them at most; refusals are not kept).
+    given again (read-only, `kept_bytes` of them at most; refusals are not kept).
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, kept_bytes: int = _KEPT_BYTES) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads, options.inter_op_num_threads = usable_threads(), 1
@@ -46,10 +46,12 @@ class Reference:
             raise ModelRefused(f"ONNX Runtime {said}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._kept: dict[bytes, Arrays] = {}
-        self._room = _KEPT_BYTES
+        self._room = kept_bytes
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run one batch; any exception of ONNX Runtime passes through."""
+        if not self._room and not self._kept:
+            return self._run(inputs)
         key = _digest(inputs)
         if key not in self._kept:
             answer = self._run(inputs)

@@ -14,14 +14,15 @@ import msgspec
 from engines.errors import ModelRefused
 
 __all__ = [
-    "LABEL_METRICS", "Calibrator", "ImageInput", "Metric", "Search", "Spec",
-    "decode_spec", "encode_spec", "require_supported", "require_truth",
+    "LABEL_METRICS", "Calibrator", "ImageInput", "Metric", "Search", "Sparsity", "Spec",
+    "decode_spec", "encode_spec", "require_calibration", "require_supported", "require_truth",
 ]  # fmt: skip
 
 Precision = Literal["auto", "fp32", "fp16", "int8", "binary"]
 Metric = Literal["top1", "top5", "f1", "rmse", "mae", "cosine"]
 Objective = Literal["throughput", "latency", "size"]
 Search = Literal["greedy", "grid", "random", "bayesian", "genetic"]
+Sparsity = Literal["2:4", "channels"]
 Calibrator = Literal["minmax", "mean_minmax", "percentile", "mse"]
 Target = Literal["openvino", "tensorrt-rtx", "tensorrt"]
 
@@ -70,6 +71,7 @@ class Spec:
 
     Where INT8 breaks the budget, `search` says how layers are chosen that stay in floating point, over `trials` engines
     at most, and `time_limit_s` for all that is tried. `calibrator` is how ranges of activations follow from samples.
+    `sparsity` removes two of every four weights, or whole filters, where the budget allows it.
 
     `shapes` gives sizes to the variable dimensions of an input, the first one left out since it carries the rows; -1
     stays variable. `max_batch` counts rows; without it, the server's setting holds.
@@ -87,6 +89,7 @@ class Spec:
     time_limit_s: float = 60.0
     seed: int = 0
     calibrator: Calibrator | None = None
+    sparsity: Sparsity | None = None
     targets: tuple[Target, ...] = ("openvino",)
     max_batch: int | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -127,6 +130,16 @@ def require_truth(spec: Spec, truth: Literal["labels", "targets"] | None, *, has
         raise ModelRefused("accuracy_budget needs samples to judge by: send `validation`, or `calibration`")
     if spec.metric is not None:
         _require_fitting(spec.metric, truth)
+
+
+def require_calibration(spec: Spec, *, has_calibration: bool) -> None:
+    """Raise ModelRefused where INT8 or pruning is asked for and nothing tells what activations are like."""
+    if spec.sparsity is not None and not has_calibration:
+        raise ModelRefused(
+            f"sparsity {spec.sparsity!r} needs calibration samples: send `calibration`, an .npz of inputs"
+        )
+    if spec.precision == "int8" and not has_calibration:
+        raise ModelRefused("precision 'int8' needs calibration samples: send `calibration`, an .npz of inputs")
 
 
 def _require_fitting(metric: Metric, truth: Literal["labels", "targets"] | None) -> None:

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 import openvino as ov
 
-from engines.accuracy import budget_of, is_sure, shortfall
+from engines.accuracy import assess, budget_of, is_sure, shortfall
+from engines.agreement import WrongEngine
 from engines.choice import Subject
-from engines.engine import Engine, batch_of, counts_decisions, judged_by
+from engines.engine import COARSE, Engine, batch_of, counts_decisions, judged_by
 from engines.errors import EngineError
+from engines.guarded import first_difference
 from engines.npz import DrawnSamples, Samples, SomeSamples
 from engines.passes.dynamic_batch import with_batch_axes
 from engines.passes.float_layers import quantized_layers
+from engines.reference import Reference
 from engines.report import Accuracy, Candidate
 from engines.samples import SCALES
 from engines.search import Outcome, pareto_front
 from engines.spec import Spec
 from engines.targets import openvino as target
 from engines.targets.openvino_race import Pace, race
-from engines.variants import Variant
+from engines.variants import Emulated, Variant
+from engines.verify import agreement_bound
 
 __all__ = ["Tried", "Tryouts"]
 
@@ -32,6 +38,7 @@ _TRIAL_S = 10.0
 _GLIMPSE_S, _GLIMPSE_SAMPLES_S, _FEWEST = 0.2, 1.0, 32
 """For one of many engines: seconds of timing, seconds of FP32 that its samples take, and how many these are at least.
 """
+_ROWS_FOR_TRUTH = 16
 _WORTH = 1.03
 """What a coarser engine has to be better by than a finer one: less is noise."""
 
@@ -57,7 +64,7 @@ class Tryouts:
 
     def __init__(self, subject: Subject, base: Engine, samples: Sequence[Samples], spec: Spec) -> None:
         self._subject, self._base, self._spec = subject, base, spec
-        self._judges = samples[0] if samples else DrawnSamples(base.choice.sampler, len(SCALES))
+        self.judges = samples[0] if samples else DrawnSamples(base.choice.sampler, len(SCALES))
         self._config = base.timings[0].streams, base.timings[0].threads
         served = target.reimported(base.blob, *self._config)
         first, alone = Variant("fp32", "fp32", subject.model), base.speeds[0]
@@ -66,6 +73,7 @@ class Tryouts:
         self.notes: list[str] = []
         self._failed: list[Candidate] = []
         self._glimpsed: list[Tried] = []
+        self._elsewhere: list[Candidate] = []
         self._first_pace = pace
 
     def try_all(self, variants: Iterable[Variant]) -> None:
@@ -80,14 +88,12 @@ class Tryouts:
     def attempt(self, variant: Variant) -> Tried | None:
         """Compile a variant and judge its answers; None, and a candidate that failed, where it has none."""
         try:
-            tried = self._judged(variant, self._judges)
+            tried = self._judged(variant, self.judges)
+            self._require_true(tried)
         except EngineError as refused:
             self._failed.append(_failed(variant, str(refused)))
             return None
         self.tried.append(tried)
-        budget = self.budget(tried)
-        if tried.passed and not is_sure(tried.accuracy, budget):
-            self._note_unsure(tried.accuracy, budget)
         if not tried.passed:
             tried.compiled = None
         return tried
@@ -108,11 +114,41 @@ class Tryouts:
         self._glimpsed.append(tried)
         return tried
 
+    def emulate(self, made: Emulated) -> None:
+        """Judge what another target would answer, in ONNX Runtime with graph optimizations off; not timed here."""
+        accuracy = assess(
+            Reference(made.model), self._subject.reference, self.judges, self._spec.metric, tolerance=COARSE,
+            budget_s=_TRIAL_S, output=self._spec.output,
+        )  # fmt: skip
+        reason = shortfall(
+            accuracy, budget_of(self._spec, accuracy), by_decisions=counts_decisions(self._spec, accuracy)
+        )
+        self._elsewhere.append(
+            Candidate(
+                name=made.name, precision=made.precision, target="tensorrt", judged_by="ONNX Runtime",
+                latency_us=None, rows_per_s=None, size_bytes=made.size_bytes, passed=not reason, reason=reason,
+                **_figures(accuracy),
+            )
+        )  # fmt: skip
+        self.notes.append(f"{made.name}: {made.note}")
+
     def few(self, of: Tried) -> Samples:
         """The first samples, as many as an engine like this one answers in about a second."""
         row_s = 1 / self._first_pace.rows_per_s
-        count = max(_FEWEST, min(self._judges.count, math.ceil(_GLIMPSE_SAMPLES_S / row_s)))
-        return self._judges if count >= self._judges.count else SomeSamples(self._judges, range(count))
+        count = max(_FEWEST, min(self.judges.count, math.ceil(_GLIMPSE_SAMPLES_S / row_s)))
+        return self.judges if count >= self.judges.count else SomeSamples(self.judges, range(count))
+
+    def _require_true(self, tried: Tried) -> None:
+        """Raise WrongEngine where the runtime makes something else of the graph than it says: without VNNI, sums of
+        products with all 8 bits overflow. Good luck with some samples is no merit.
+        """
+        assert tried.compiled is not None
+        model = tried.variant.model
+        rows = [sample.inputs for sample in itertools.islice(self.judges, _ROWS_FOR_TRUTH)]
+        run = target.runner(tried.compiled, self._subject.names)
+        wrong = first_difference(run, Reference(model), rows, agreement_bound(model))
+        if wrong:
+            raise WrongEngine(wrong, {})
 
     def _judged(self, variant: Variant, judges: Samples) -> Tried:
         choice = self._base.choice
@@ -137,14 +173,16 @@ class Tryouts:
         changed = accuracy.decisions_changed if counts_decisions(self._spec, accuracy) else None
         return max(accuracy.loss, (changed or 0) / max(1, accuracy.samples))
 
-    def _note_unsure(self, accuracy: Accuracy, budget: float) -> None:
+    def note_unsure(self, accuracy: Accuracy) -> None:
+        """Say so where a loss as large as the budget could not be told from chance."""
+        budget = budget_of(self._spec, accuracy)
+        if is_sure(accuracy, budget):
+            return
         reach = f"up to {accuracy.interval[1]:.3g}" if accuracy.interval else "any size"
-        said = (
+        self.notes.append(
             f"{accuracy.samples} samples are too few to tell a loss of {budget:.3g} from chance: with 95 % it may be "
             f"{reach}"
         )
-        if said not in self.notes:
-            self.notes.append(said)
 
     def race(self) -> None:
         """Time FP32 and all that passed, side by side."""
@@ -167,7 +205,9 @@ class Tryouts:
         """Those that passed and are what was asked for, the best first; FP32 among them where that may be chosen."""
         wanted = self._spec.precision
         found = [one for one in self.tried if one.passed and wanted in ("auto", one.variant.precision)]
-        handicap = {id(one): 1.0 if one.variant.precision == "fp32" else _WORTH for one in found}
+        if any(one.variant.pruned for one in found):  # it was asked for
+            found = [one for one in found if one.variant.pruned]
+        handicap = {id(one): 1.0 if one is self.tried[0] else _WORTH for one in found}
         return sorted(found, key=lambda one: self.cost(one) * handicap[id(one)])
 
     def why_none(self) -> str:
@@ -180,7 +220,7 @@ class Tryouts:
         front = self._front()
         tried = [_candidate(one, on_front=one in front) for one in self.tried]
         trials = [msgspec.structs.replace(_candidate(one, on_front=False), trial=True) for one in self._glimpsed]
-        return (*tried, *trials, *self._failed)
+        return (*tried, *trials, *self._elsewhere, *self._failed)
 
     def _front(self) -> list[Tried]:
         passed = [one for one in self.tried if one.passed]
@@ -191,12 +231,18 @@ def _candidate(tried: Tried, *, on_front: bool) -> Candidate:
     accuracy, variant, pace = tried.accuracy, tried.variant, tried.pace
     return Candidate(
         name=variant.name, precision=variant.precision, target="openvino", judged_by="OpenVINO",
-        metric=accuracy.metric, value=accuracy.value, loss=accuracy.loss, interval=accuracy.interval,
-        decisions_changed=accuracy.decisions_changed, samples=accuracy.samples,
         latency_us=pace.latency_us if pace else None, rows_per_s=pace.rows_per_s if pace else None,
         size_bytes=tried.size_bytes, passed=tried.passed, reason=tried.reason, on_front=on_front,
         int8_layers=len(quantized_layers(variant.model)), float_layers=tuple(sorted(variant.kept)),
+        **_figures(accuracy),
     )  # fmt: skip
+
+
+def _figures(accuracy: Accuracy) -> dict[str, Any]:
+    return {
+        "metric": accuracy.metric, "value": accuracy.value, "loss": accuracy.loss, "interval": accuracy.interval,
+        "decisions_changed": accuracy.decisions_changed, "samples": accuracy.samples,
+    }  # fmt: skip
 
 
 def _failed(variant: Variant, reason: str) -> Candidate:

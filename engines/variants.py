@@ -10,26 +10,70 @@ import onnx
 
 from engines.errors import ModelRefused
 from engines.npz import Samples
+from engines.passes.emulated_half import count_infinities, emulate_half
+from engines.passes.half import to_half
+from engines.passes.prune_24 import prune_24
+from engines.passes.prune_channels import prune_channels
 from engines.passes.quantize import CALIBRATORS, quantize
 from engines.passes.residual import free_residuals
 from engines.passes.signed import sign_activations
+from engines.passes.split_projection import split_projections
+from engines.passes.stored_half import store_half
 from engines.reference import Arrays
-from engines.spec import Calibrator
+from engines.spec import Calibrator, Sparsity
 
-__all__ = ["MOST_CALIBRATION_ROWS", "Variant", "int8_variants", "usual_calibrators"]
+__all__ = [
+    "MOST_CALIBRATION_ROWS", "Emulated", "Variant", "half_emulated", "half_variant", "int8_variants",
+    "pruned_variants", "usual_calibrators", "with_projections",
+]  # fmt: skip
 
 MOST_CALIBRATION_ROWS = 300
 """Samples whose ranges are measured, NNCF's own number."""
+_ROWS_FOR_INFINITIES = 32
+_SHARES = (0.5, 0.25, 0.1)
+"""Of all filters that can be removed."""
+_MOST_NAMED = 8
 
 
 class Variant(NamedTuple):
-    """`name` tells it from the others of its build. `kept` are layers of an INT8 graph that are float again."""
+    """`name` tells it from the others of its build. `origin` is the float graph that an INT8 one was made of, `kept`
+    its layers that are float again. `pruned`: weights or filters are missing.
+    """
 
     name: str
     precision: str
     model: onnx.ModelProto
     note: str = ""
+    origin: onnx.ModelProto | None = None
     kept: frozenset[str] = frozenset()
+    pruned: bool = False
+
+
+class Emulated(NamedTuple):
+    """A form that another target computes, written out for ONNX Runtime. `size_bytes` is that of its file."""
+
+    name: str
+    precision: str
+    model: onnx.ModelProto
+    size_bytes: int
+    note: str
+
+
+def half_variant(model: onnx.ModelProto) -> Variant:
+    """Weights of 16 bits for a CPU, which computes in FP32."""
+    stored, note = store_half(model)
+    return Variant("fp16, weights alone", "fp16", stored, note)
+
+
+def half_emulated(model: onnx.ModelProto, samples: Samples) -> Emulated:
+    """What a target that computes in half answers; nodes whose answers become infinite there stay in FP32."""
+    rows = [sample.inputs for sample in itertools.islice(samples, _ROWS_FOR_INFINITIES)]
+    infinite = count_infinities(model, rows)
+    half, note = to_half(model, infinite)
+    if infinite:
+        counted = ", ".join(f"{node} ({count})" for node, count in itertools.islice(infinite.items(), _MOST_NAMED))
+        note = f"values became infinite in half at {len(infinite)} nodes, which stay in FP32: {counted}; {note}"
+    return Emulated("fp16, computed in half", "fp16", emulate_half(model, infinite), half.ByteSize(), note)
 
 
 def usual_calibrators(asked: Calibrator | None) -> tuple[Calibrator, ...]:
@@ -37,9 +81,28 @@ def usual_calibrators(asked: Calibrator | None) -> tuple[Calibrator, ...]:
     return (asked,) if asked else ("mean_minmax", "percentile")
 
 
-def int8_variants(
-    model: onnx.ModelProto, calibration: Samples, calibrator: Calibrator, *, full_range: bool
-) -> Iterator[Variant]:
+def pruned_variants(model: onnx.ModelProto, calibration: Samples, sparsity: Sparsity) -> Iterator[Variant]:
+    """Weights or whole filters removed, the most first. Raises ModelRefused where nothing can be."""
+    if sparsity == "2:4":
+        made, note = prune_24(model, _rows(calibration))
+        if made is model:
+            raise ModelRefused(note)
+        yield Variant("fp32, 2:4", "fp32", made, note, pruned=True)
+        return
+    for share in _SHARES:
+        made, note = prune_channels(model, _rows(calibration), share)
+        if made is model:
+            raise ModelRefused(note)
+        yield Variant(f"fp32, {share:.0%} of the filters removed", "fp32", made, note, pruned=True)
+
+
+def with_projections(of: Variant) -> Variant:
+    """What NNCF can quantize of recurrent layers is brought out of them; the same where there is nothing."""
+    model, note = split_projections(of.model)
+    return of._replace(model=model, note=note)
+
+
+def int8_variants(of: Variant, calibration: Samples, calibrator: Calibrator, *, full_range: bool) -> Iterator[Variant]:
     """The graph of every target, signed; then with unsigned activations, which OpenVINO alone takes.
 
     `full_range` gives weights all 8 bits instead of 7, which a CPU without VNNI may overflow. Raises ModelRefused where
@@ -47,7 +110,7 @@ def int8_variants(
     """
     assert calibrator in CALIBRATORS
     made = quantize(
-        model, _rows(calibration), min(calibration.count, MOST_CALIBRATION_ROWS), calibrator,
+        of.model, _rows(calibration), min(calibration.count, MOST_CALIBRATION_ROWS), calibrator,
         overflow_fix=not full_range,
     )  # fmt: skip
     if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
@@ -58,7 +121,8 @@ def int8_variants(
         if form == "unsigned" and graph is signed:
             return  # there was no unsigned one
         freed, _ = free_residuals(graph)
-        yield Variant(f"int8 {calibrator}, {form}, {bits}-bit weights", "int8", freed, note)
+        name = f"int8 {calibrator}, {form}, {bits}-bit weights{of.name.removeprefix('fp32')}"
+        yield Variant(name, "int8", freed, note, origin=of.model, pruned=of.pruned)
 
 
 def _rows(calibration: Samples) -> list[Arrays]:

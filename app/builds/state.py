@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = ["STAGES", "Asked", "BuildState", "Event", "Progress", "percent_of", "upload_key"]
 
 STAGES = {
-    "queued": 0, "read": 5, "rewrite": 10, "prove": 20, "measure": 40, "compile": 50, "check": 55, "quantize": 60,
-    "search": 70, "race": 80, "publish": 90, "load": 95, "done": 100,
+    "queued": 0, "read": 5, "rewrite": 10, "prove": 20, "measure": 40, "compile": 50, "check": 55, "halve": 56,
+    "prune": 57, "quantize": 60, "search": 70, "race": 80, "publish": 90, "load": 95, "done": 100,
 }  # fmt: skip
 """In the order in which a build passes them, with the share of it that is done when one begins."""
 

@@ -17,7 +17,7 @@ from app.settings import Settings
 from app.specs import read_spec
 from engines.repository import CALIBRATION_FILE, MODEL_FILE, SPEC_FILE, VALIDATION_FILE, check_model_name
 from engines.request import MAX_SPEC_BYTES, spec_digest
-from engines.spec import Spec, encode_spec, require_truth
+from engines.spec import Spec, encode_spec, require_calibration, require_truth
 
 __all__ = ["accept"]
 
@@ -79,7 +79,8 @@ async def _receive(
             raise BadRequest(f"part '{name}' is empty; leave it out, or send its bytes")
     spec = read_spec(received["spec"].text) if "spec" in received else Spec()
     if "validation" not in received:
-        require_truth(spec, None)
+        require_truth(spec, None, has_samples="calibration" in received)
+    require_calibration(spec, has_calibration="calibration" in received)
     if spec != Spec():
         (folder / SPEC_FILE).write_bytes(encode_spec(spec))
     return received, spec

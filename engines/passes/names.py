@@ -11,9 +11,9 @@ from collections import Counter
 
 from onnx import ModelProto
 
-from engines.graphs import all_nodes, copy_of
+from engines.graphs import all_graphs, all_nodes, copy_of
 
-__all__ = ["name_nodes", "with_plain_names"]
+__all__ = ["FreeNames", "name_nodes", "with_plain_names"]
 
 
 def name_nodes(model: ModelProto) -> tuple[ModelProto, str]:
@@ -40,3 +40,21 @@ def with_plain_names(model: ModelProto) -> ModelProto:
     for node in all_nodes(copy.graph):
         node.ClearField("name")
     return copy
+
+
+class FreeNames:
+    """Hands out names that no node and no value of a model has, nor one that was handed out before."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._taken: set[str] = set()
+        for graph in all_graphs(model.graph):
+            for values in (graph.input, graph.output, graph.initializer, graph.node):
+                self._taken.update(value.name for value in values)
+            self._taken.update(name for node in graph.node for name in (*node.input, *node.output))
+
+    def __call__(self, wanted: str) -> str:
+        """The wanted name, with underscores behind it where it is taken."""
+        while wanted in self._taken:
+            wanted += "_"
+        self._taken.add(wanted)
+        return wanted

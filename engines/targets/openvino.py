@@ -21,6 +21,7 @@ from engines.passes.sequence_lens import with_lengths_written_out
 from engines.reference import Arrays
 from engines.runtime.openvino import core, first_line, stream_config
 from engines.targets.openvino_forms import refuse_wrong_forms
+from engines.targets.openvino_half import keep_halves
 from engines.targets.openvino_inputs import with_all_inputs
 from engines.targets.openvino_sequences import keep_batch_order
 from engines.targets.openvino_topk import keep_order_of_equals
@@ -57,6 +58,8 @@ def read_model(model: onnx.ModelProto) -> ov.Model:
         graph = with_all_inputs(guarded, _converted)
         keep_batch_order(graph)
         keep_order_of_equals(graph)
+        if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
+            keep_halves(graph)
         graph.set_rt_info("\n".join(said), _GUARDS)
         return graph
     except ModelRefused:

@@ -91,6 +91,8 @@ def _median_s(requests: Sequence[ov.InferRequest], share_s: float) -> float:
 
 def _layer(op: ov.Node) -> Layer:
     precision, time_us = _fact(op, "runtimePrecision"), _fact(op, "execTimeMcs")
+    if precision == "f16" and _fact(op, "primitiveType").endswith("_f32"):
+        precision = "f32"  # the runtime names that of stored weights
     return Layer(
         name=op.get_friendly_name(),
         op_type=_fact(op, "layerType") or op.get_type_name(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -11,33 +10,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from engines.agreement import WrongEngine
-from engines.build import build as build_plan
 from engines.errors import ModelRefused
-from engines.manifest import Manifest
-from engines.report import Report, decode_report
-from engines.repository import REPORT_FILE
-from engines.request import BuildRequest
-from engines.spec import ImageInput, Spec, encode_spec
+from engines.spec import ImageInput, Spec
+from tests.support.builds import built
 from tests.support.onnx_models import FLOAT, build, linear
 
 INT64 = TensorProto.INT64
 F32 = np.float32
 make = helper.make_node
-
-
-def built(
-    folder: Path, model: onnx.ModelProto, spec: Spec | None = None, **samples: dict[str, Any]
-) -> tuple[Manifest, Report]:
-    """The build's own function, with the files that were sent along; `calibration` and `validation` are arrays."""
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-    if spec is not None:
-        (folder / "spec.json").write_bytes(encode_spec(spec))
-    for name, arrays in samples.items():
-        np.savez(folder / f"{name}.npz", **arrays)
-    out = folder / "out"
-    out.mkdir()
-    manifest = build_plan(BuildRequest.of_folder(folder), out)
-    return manifest, decode_report((out / REPORT_FILE).read_bytes())
 
 
 def picky() -> onnx.ModelProto:

@@ -54,7 +54,8 @@ def test_equal_specs_have_equal_bytes() -> None:
     "given",
     [
         {"precison": "fp32"}, {"inputs": {"x": {"layot": "NHWC"}}}, {"precision": "fp8"}, {"metric": "auc"},
-        {"trials": 0}, {"time_limit_s": 0}, {"search": "luck"}, {"metric": "top1", "accuracy_budget": -0.1}, {"max_batch": 0}, {"max_batch": "8"},
+        {"trials": 0}, {"time_limit_s": 0}, {"search": "luck"},
+        {"metric": "top1", "accuracy_budget": -0.1}, {"max_batch": 0}, {"max_batch": "8"},
         {"max_batch": True}, {"max_batch": 10**9}, {"targets": []}, {"targets": ["openvino", "openvino"]},
         {"shapes": {"x": [0]}}, {"shapes": {"x": [2**40]}}, {"inputs": {"x": {"scale": [0]}}},
         {"inputs": {"x": {"mean": []}}}, {"inputs": {"x": {"mean": [1, 2, 3], "scale": [1, 2]}}}, [], "fp32", None,

@@ -1,0 +1,229 @@
+"""From FP32 to the best engine that is good enough: offered, judged, searched for, refused; each by real builds."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from engines.errors import ModelRefused
+from engines.reference import Reference
+from engines.report import Candidate, Report
+from engines.spec import Search, Spec
+from tests.support.builds import built
+from tests.support.onnx_models import FLOAT, build
+
+F32 = np.float32
+REPOSITORY = Path(__file__).parents[2] / "model_repo"
+CNN = onnx.load(REPOSITORY / "fashion_cnn" / "1" / "model.onnx")
+WIDTH, NARROW = 768, 48
+
+
+def images() -> tuple[np.ndarray, np.ndarray]:
+    held = np.load(REPOSITORY / "fashion_cnn" / "heldout.npz")
+    return held["image"].astype(F32) / 255, held["labels"]
+
+
+def of(report: Report, precision: str) -> list[Candidate]:
+    return [one for one in report.candidates if one.precision == precision]
+
+
+def planted(seed: int = 0) -> tuple[onnx.ModelProto, np.ndarray]:
+    """Four layers, of which the second cannot be rounded to 8 bits, and inputs for it.
+
+    One of the values that it reads is a thousand times as large as the others, and has a thousandth of their weight:
+    with steps for the one, nothing is left of the others. It is the smallest layer.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = (WIDTH, NARROW, NARROW, WIDTH, 10)
+    weights = [(rng.standard_normal(pair) / np.sqrt(pair[0])).astype(F32) for pair in itertools.pairwise(sizes)]
+    weights[0][:, 0] *= 1000
+    weights[1][0] /= 1000
+    nodes, last = [], "x"
+    for i in range(4):
+        nodes.append(helper.make_node("MatMul", [last, f"w{i}"], [f"h{i}" if i < 3 else "y"], name=f"layer{i}"))
+        if i < 3:
+            nodes.append(helper.make_node("Tanh" if i == 1 else "Relu", [f"h{i}"], [f"r{i}"], name=f"bend{i}"))
+            last = f"r{i}"
+    stored = {f"w{i}": array for i, array in enumerate(weights)}
+    model = build(nodes, {"x": (FLOAT, [None, WIDTH])}, {"y": (FLOAT, [None, 10])}, stored, 21)
+    return model, rng.standard_normal((64, WIDTH)).astype(F32)
+
+
+def test_a_network_of_images_ends_in_int8_with_its_proof(tmp_path: Path) -> None:
+    pictures, labels = images()
+    spec = Spec(metric="top1", accuracy_budget=0.02)
+    manifest, report = built(
+        tmp_path, CNN, spec, calibration={"image": pictures[:100]}, validation={"image": pictures, "labels": labels}
+    )
+    assert manifest.precision == "int8"
+    assert manifest.proof.batchable
+    chosen = next(one for one in report.candidates if one.name == report.chosen)
+    assert (chosen.passed, chosen.on_front, chosen.int8_layers, chosen.samples) == (True, True, 7, len(labels))
+    fp32 = of(report, "fp32")[0]
+    assert chosen.rows_per_s > fp32.rows_per_s
+    assert chosen.size_bytes < fp32.size_bytes
+    assert (report.accuracy.against, report.accuracy.loss) == ("labels", pytest.approx(chosen.loss, abs=0.005))
+    assert report.accuracy.reference_value > 0.85
+    assert report.accuracy.loss <= 0.02
+    low, high = report.accuracy.interval
+    assert low <= report.accuracy.loss <= high
+    assert any(layer.precision in ("int8", "uint8") for layer in report.layers)
+    assert "quantize" in report.stages_s
+    forms = {one.name for one in of(report, "int8")}
+    assert {"int8 mean_minmax, signed, 7-bit weights", "int8 mean_minmax, unsigned, 8-bit weights"} <= forms
+
+
+def test_without_calibration_int8_is_not_offered_and_that_is_said(tmp_path: Path) -> None:
+    pictures, labels = images()
+    manifest, report = built(tmp_path, CNN, validation={"image": pictures, "labels": labels})
+    assert (manifest.precision, report.chosen, len(report.candidates)) == ("fp32", "fp32", 1)
+    assert "INT8 was not offered: it needs calibration samples, and none came with the model" in report.notes
+
+
+def test_a_fixed_precision_outside_the_budget_fails_with_the_figure(tmp_path: Path) -> None:
+    model, rows = planted()
+    with pytest.raises(
+        ModelRefused, match=r"precision 'int8': cosine is 0\.\d+, the reference has 1: a loss of 0\.\d+"
+    ):
+        built(tmp_path, model, Spec(precision="int8", accuracy_budget=1e-3), calibration={"x": rows})
+
+
+def test_a_fixed_precision_within_the_budget_is_taken(tmp_path: Path) -> None:
+    pictures, _ = images()
+    spec = Spec(precision="int8", calibrator="minmax", metric="cosine", accuracy_budget=0.05)
+    manifest, report = built(tmp_path, CNN, spec, calibration={"image": pictures[:64]})
+    assert manifest.precision == "int8"
+    assert {one.precision for one in report.candidates} == {"fp32", "int8"}
+    assert report.chosen.startswith("int8 minmax")
+
+
+def test_fp32_is_what_was_asked_and_nothing_else_is_tried(tmp_path: Path) -> None:
+    pictures, _ = images()
+    _, report = built(tmp_path, CNN, Spec(precision="fp32"), calibration={"image": pictures[:64]})
+    assert [one.name for one in report.candidates] == ["fp32"]
+
+
+@pytest.mark.parametrize("method", ["greedy", "grid", "random", "bayesian", "genetic"])
+def test_a_model_that_only_a_mixture_serves_is_solved_by_every_search(method: Search, tmp_path: Path) -> None:
+    """INT8 fails, and so does any assignment with the second layer in INT8; that layer alone in float holds."""
+    model, rows = planted()
+    spec = Spec(accuracy_budget=0.02, metric="cosine", search=method, trials=16, calibrator="minmax", objective="size")
+    manifest, report = built(tmp_path, model, spec, calibration={"x": rows})
+    assert manifest.precision == "mixed"
+    assert all(not one.passed for one in of(report, "int8"))
+    for one in of(report, "mixed"):
+        assert one.passed == ("layer1" in one.float_layers), one
+    chosen = next(one for one in report.candidates if one.name == report.chosen)
+    assert "layer1" in chosen.float_layers
+    assert chosen.int8_layers >= 1
+    assert chosen.size_bytes == min(one.size_bytes for one in report.candidates if one.passed)
+    assert any(f"{method} search tried" in note for note in report.notes)
+
+
+def test_too_few_samples_for_the_budget_are_said(tmp_path: Path) -> None:
+    pictures, labels = images()
+    spec = Spec(metric="top1", accuracy_budget=0.1)
+    few = {"image": pictures[:12], "labels": labels[:12]}
+    _, report = built(tmp_path, CNN, spec, calibration={"image": pictures[:32]}, validation=few)
+    assert any("12 samples are too few to tell a loss of 0.1 from chance" in note for note in report.notes)
+
+
+def test_the_search_is_seeded(tmp_path: Path) -> None:
+    model, rows = planted()
+    spec = Spec(accuracy_budget=0.02, metric="cosine", search="random", trials=6, seed=3, calibrator="minmax")
+    tried = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        _, report = built(tmp_path / name, model, spec, calibration={"x": rows})
+        tried.append([one.float_layers for one in of(report, "mixed") if "trial" in one.name])
+    assert tried[0] == tried[1]
+    assert len(tried[0]) >= 4
+
+
+def test_the_planted_model_is_what_it_says() -> None:
+    """In float it answers as if nothing were large: its answers follow all of its inputs."""
+    model, rows = planted()
+    answers = Reference(model)({"x": rows})["y"]
+    assert np.linalg.matrix_rank(answers) == 10
+
+
+def test_half_precision_is_storage_here_and_is_judged_as_computed_elsewhere(tmp_path: Path) -> None:
+    pictures, _ = images()
+    manifest, report = built(tmp_path, CNN, Spec(precision="fp16"), calibration={"image": pictures[:32]})
+    assert (manifest.precision, report.chosen) == ("fp16", "fp16, weights alone")
+    fp32, (here, elsewhere) = of(report, "fp32")[0], of(report, "fp16")
+    assert manifest.engine.size_bytes < 0.6 * fp32.size_bytes
+    assert (here.target, here.judged_by, here.passed) == ("openvino", "OpenVINO", True)
+    assert (elsewhere.target, elsewhere.judged_by, elsewhere.passed) == ("tensorrt", "ONNX Runtime", True)
+    assert (elsewhere.latency_us, elsewhere.rows_per_s) == (None, None)
+    assert 0 < elsewhere.loss < 1e-4
+    assert {layer.precision for layer in report.layers} == {"fp32"}, "it computes in FP32"
+
+
+def test_nodes_that_overflow_in_half_are_named_and_stay_in_fp32(tmp_path: Path) -> None:
+    """The second product passes 65504, the third brings it back."""
+    rng = np.random.default_rng(1)
+    stored = {f"w{i}": rng.standard_normal((32, 32)).astype(F32) for i in range(3)}
+    stored["w1"] *= 1e5
+    stored["w2"] *= F32(1e-5)
+    nodes = [helper.make_node("MatMul", [a, w], [b], name=f"product_{w}")
+             for a, w, b in (("x", "w0", "h"), ("h", "w1", "i"), ("i", "w2", "y"))]  # fmt: skip
+    model = build(nodes, {"x": (FLOAT, [None, 32])}, {"y": (FLOAT, [None, 32])}, stored, 21)
+    x = rng.standard_normal((32, 32)).astype(F32)
+    _, report = built(tmp_path, model, Spec(objective="size", metric="cosine"), calibration={"x": x})
+    note = next(note for note in report.notes if note.startswith("fp16, computed in half"))
+    assert "stay in FP32" in note
+    assert "product_w1" in note
+    elsewhere = next(one for one in report.candidates if one.target == "tensorrt")
+    assert (elsewhere.passed, elsewhere.value > 0.999) == (True, True)
+
+
+def test_filters_are_removed_as_far_as_the_budget_allows(tmp_path: Path) -> None:
+    pictures, labels = images()
+    spec = Spec(precision="fp32", metric="top1", accuracy_budget=0.03, sparsity="channels")
+    manifest, report = built(
+        tmp_path, CNN, spec, calibration={"image": pictures[:100]}, validation={"image": pictures, "labels": labels}
+    )
+    first, *pruned = of(report, "fp32")
+    assert (manifest.precision, first.name) == ("fp32", "fp32")
+    assert report.chosen.endswith("% of the filters removed")
+    assert [one.passed for one in pruned] == [False] * (len(pruned) - 1) + [True], "the most that holds is taken"
+    assert pruned[-1].size_bytes < first.size_bytes
+    assert report.accuracy.loss <= 0.03
+
+
+def test_two_of_four_weights_go_and_int8_is_made_of_what_is_left(tmp_path: Path) -> None:
+    pictures, labels = images()
+    spec = Spec(precision="int8", metric="top1", accuracy_budget=0.1, sparsity="2:4")
+    _, report = built(
+        tmp_path, CNN, spec, calibration={"image": pictures[:100]}, validation={"image": pictures, "labels": labels}
+    )
+    assert report.chosen.startswith("int8")
+    assert report.chosen.endswith("2:4")
+    assert report.accuracy.loss <= 0.1
+
+
+def test_pruning_without_calibration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="sparsity '2:4' needs calibration samples"):
+        built(tmp_path, CNN, Spec(sparsity="2:4"))
+
+
+def test_of_a_recurrent_network_the_input_projection_is_rounded_and_that_is_said(tmp_path: Path) -> None:
+    held = np.load(REPOSITORY / "japanese_vowels" / "heldout.npz")
+    model = onnx.load(REPOSITORY / "japanese_vowels" / "1" / "model.onnx")
+    (name,) = set(held.files) - {"labels"}
+    given = held[name].astype(F32)
+    spec = Spec(precision="int8", metric="top1", accuracy_budget=0.02)
+    _, report = built(
+        tmp_path, model, spec, calibration={name: given[:64]}, validation={name: given, "labels": held["labels"]}
+    )
+    assert report.chosen.startswith("int8")
+    assert any("the input projections of 1 recurrent layers are split out; the recurrence stays float" in note
+               for note in report.notes)  # fmt: skip
+    assert report.accuracy.loss <= 0.02
+    assert any(layer.precision in ("int8", "uint8") for layer in report.layers)
