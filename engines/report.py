@@ -142,6 +142,7 @@ class Report(msgspec.Struct, frozen=True):
     accuracy: Accuracy
     candidates: tuple[Candidate, ...]
     chosen: str
+    """Name of a candidate that passed."""
     layers: tuple[Layer, ...]
     speeds: tuple[Speed, ...]
     max_batch: int

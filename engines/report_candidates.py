@@ -8,8 +8,12 @@ from typing import NamedTuple
 
 from engines.report import Candidate, Report
 
-__all__ = ["Axis", "Place", "Shown", "axis_of", "chosen_of", "held_loss", "places", "shown"]
+__all__ = [
+    "Axis", "Place", "Shown", "axis_of", "chosen_of", "held_loss", "is_coarse", "is_elsewhere", "places", "shown",
+]  # fmt: skip
 
+_FP32 = "fp32"
+"""Name of the candidate that is the model as it was sent; a pruned one of this precision has another."""
 _MOST_ROWS, _BEST_TRIALS = 100, 5
 
 
@@ -73,13 +77,24 @@ def held_loss(report: Report, candidate: Candidate) -> float | None:
 
 
 def places(report: Report) -> list[Place]:
-    """Of every candidate that has both figures."""
+    """Of every candidate that has both figures; those of another target are compared with no others."""
     axis, found = axis_of(report), []
     for candidate in report.candidates:
         x, loss = axis.of(candidate), held_loss(report, candidate)
         if x is not None and loss is not None and math.isfinite(x) and math.isfinite(loss):
             found.append(Place(x, loss, candidate))
-    return found
+    return [place for place in found if not is_elsewhere(report, place.candidate)]
+
+
+def is_elsewhere(report: Report, candidate: Candidate) -> bool:
+    """Whether another target runs it than the one of this build, which the first candidate is for."""
+    return candidate.target != report.candidates[0].target
+
+
+def is_coarse(report: Report) -> bool:
+    """Whether the engine chosen has fewer bits or fewer weights than the model that was sent."""
+    chosen = chosen_of(report)
+    return chosen is not None and chosen.name != _FP32
 
 
 def shown(report: Report) -> Shown:

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from engines.report import Layer, Report
-from engines.report_candidates import axis_of, chosen_of, places, shown
+from engines.report_candidates import axis_of, chosen_of, is_coarse, is_elsewhere, places, shown
 from engines.report_figures import figures
 
 __all__ = ["page"]
@@ -48,16 +48,15 @@ def page(report: Report) -> str:
 
 def _search(report: Report) -> dict[str, Any]:
     """What the page tells of the engines that were tried."""
-    chosen, tried = chosen_of(report), report.candidates
     return {
-        "chosen": chosen,
-        "coarse": chosen is not None and chosen.precision != "fp32",
+        "chosen": chosen_of(report),
+        "coarse": is_coarse(report),
         "coarse_bound": _percent(report.accuracy.tolerance),
         "tried": shown(report),
         "axis": axis_of(report),
-        "undrawn": len(tried) - len(places(report)),
+        "undrawn": len(report.candidates) - len(places(report)),
         "most_names": _MOST_NAMES,
-        "several_targets": len({(one.target, one.judged_by) for one in tried}) > 1,
+        "is_elsewhere": functools.partial(is_elsewhere, report),
     }
 
 
