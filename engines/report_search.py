@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,6 +23,7 @@ _CELLS = 150
 _SPREAD = 6.0
 """Losses beyond this many budgets stand on a logarithmic axis, so that those near the budget can be told apart."""
 _MOST_DECADES = 5
+_ALONG = 25
 _LABEL = "chosen"
 _LABEL_WIDTH, _LABEL_HEIGHT, _LABEL_GAP = 0.19, 0.12, 0.035
 """As shares of the axes, from the size of the type."""
@@ -51,6 +53,7 @@ def search_figure(report: Report) -> Figure | None:
     if len(points) < 2:
         return None
     axis, styles = axis_of(report), _styles_of(points)
+    front = _front(points, is_more_better=axis.is_more_better)
     lines = math.ceil((len(styles) + 2) / 3)
 
     def draw(drawing: Drawing) -> None:
@@ -58,14 +61,14 @@ def search_figure(report: Report) -> Figure | None:
         _scale(axes, report, points)
         chosen = chosen_of(report)
         _draw_points(axes, points, styles)
-        _draw_front(axes, points, is_more_better=axis.is_more_better)
+        _draw_front(axes, front)
         if report.budget is not None:
             axes.axhline(
                 report.budget, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"budget {report.budget:.3g}"
             )
         for place in points:
             if place.candidate is chosen:
-                _mark(axes, place, points)
+                _mark(axes, place, points, front, report.budget)
                 break
         axes.set_xlabel(f"{axis.words} ({'more' if axis.is_more_better else 'less'} is better)")
         axes.set_ylabel("loss")
@@ -153,11 +156,14 @@ def _shares(axes: Axes, points: Sequence[Place]) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in to_axes.transform([(place.x, place.loss) for place in points])]
 
 
-def _draw_front(axes: Axes, points: Iterable[Place], *, is_more_better: bool) -> None:
-    """Steps: from the cheapest engine on, each holds until the next one loses less."""
-    front = sorted((place for place in points if place.candidate.on_front), key=lambda place: place.x)
-    if is_more_better:
-        front.reverse()
+def _front(points: Iterable[Place], *, is_more_better: bool) -> list[Place]:
+    """From the cheapest engine on."""
+    front = [place for place in points if place.candidate.on_front]
+    return sorted(front, key=lambda place: place.x, reverse=is_more_better)
+
+
+def _draw_front(axes: Axes, front: Sequence[Place]) -> None:
+    """Steps: each engine holds until the next one loses less."""
     if len(front) > 1:
         axes.plot(
             [place.x for place in front], [place.loss for place in front], drawstyle="steps-post", color=INK,
@@ -165,31 +171,47 @@ def _draw_front(axes: Axes, points: Iterable[Place], *, is_more_better: bool) ->
         )  # fmt: skip
 
 
-def _mark(axes: Axes, chosen: Place, points: Sequence[Place]) -> None:
-    """A ring around it, and its label where fewest other points are."""
+def _mark(axes: Axes, chosen: Place, points: Sequence[Place], front: Sequence[Place], budget: float | None) -> None:
+    """A ring around it, and its label where least else is."""
     for colour, width in ((CARD, 4.0), (GOOD, 1.8)):
         axes.plot(
             chosen.x, chosen.loss, "o", markersize=12, markerfacecolor="none", markeredgecolor=colour,
             markeredgewidth=width, clip_on=False, zorder=4,
         )  # fmt: skip
     here = _shares(axes, [chosen])[0]
-    x, y = _freest(here, _shares(axes, points))
+    ends = [] if budget is None else [Place(x, budget, chosen.candidate) for x in axes.get_xlim()]
+    lines = [*_along(_shares(axes, front)), *_along(_shares(axes, ends))]
+    x, y = _freest(here, [*_shares(axes, points), *lines])
     axes.text(
         x, y, _LABEL, transform=axes.transAxes, ha="center", va="center", color=GOOD, weight="bold",
         bbox={"facecolor": CARD, "edgecolor": "none", "alpha": 0.8, "pad": 1}, zorder=5,
     )  # fmt: skip
 
 
+def _along(front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points along the steps, so near to each other that a label over the line covers some."""
+    found = []
+    for (x, y), (next_x, next_y) in itertools.pairwise(front):
+        for i in range(_ALONG):
+            part = i / (_ALONG - 1)
+            found += [(x + part * (next_x - x), y), (next_x, y + part * (next_y - y))]
+    return found
+
+
 def _freest(here: tuple[float, float], others: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The middle of a label beside `here`, all as shares of the axes: inside them, and over as few points as can be."""
-    aside, above = _LABEL_WIDTH / 2 + _LABEL_GAP, _LABEL_HEIGHT / 2 + _LABEL_GAP
-    steps = [(0, above), (0, -above), (aside, 0), (-aside, 0), (aside, above), (-aside, above), (aside, -above),
-             (-aside, -above)]  # fmt: skip
+    """The middle of a label beside `here`, all as shares of the axes: inside them, and over as little as can be."""
+    wide, high = _LABEL_WIDTH / 2, _LABEL_HEIGHT / 2
+    aside, above = wide + _LABEL_GAP, high + _LABEL_GAP
 
     def covered(middle: tuple[float, float]) -> tuple[bool, int]:
         x, y = middle
-        inside = _LABEL_WIDTH / 2 <= x <= 1 - _LABEL_WIDTH / 2 and _LABEL_HEIGHT / 2 <= y <= 1 - _LABEL_HEIGHT / 2
-        hits = sum(abs(a - x) < _LABEL_WIDTH / 2 and abs(b - y) < _LABEL_HEIGHT / 2 for a, b in others)
-        return not inside, hits
+        is_over_itself = abs(here[0] - x) < wide and abs(here[1] - y) < high
+        return is_over_itself, sum(abs(a - x) < wide and abs(b - y) < high for a, b in others)
 
-    return min([(here[0] + dx, here[1] + dy) for dx, dy in steps], key=covered)
+    steps = [(0.0, above), (0.0, -above), *itertools.product((aside, -aside), (0.0, above, -above))]
+    middles = [(_within(here[0] + dx, wide), _within(here[1] + dy, high)) for dx, dy in steps]
+    return min(middles, key=covered)
+
+
+def _within(middle: float, half: float) -> float:
+    return min(max(middle, half), 1 - half)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 
 import msgspec
@@ -108,9 +109,7 @@ def test_engines_of_several_targets_are_told_apart(report: Report) -> None:
     shown = words(searched(report, elsewhere))
     assert shown.count("answers by") == 1
     assert "int8 for a GPU for tensorrt, answers by ONNX Runtime" in shown
-    assert (
-        "2 of 4 are not drawn: they are for another target, or one of their two figures was not measured here" in shown
-    )
+    assert "Not drawn: 2 of 4, for another target or without one of the two figures" in shown
 
 
 def test_hostile_names_stay_text(report: Report) -> None:
@@ -210,3 +209,24 @@ def test_a_pruned_engine_of_fp32_is_judged_by_its_loss_too(report: Report) -> No
     shown = words(searched(report, pruned, chosen="fp32, 2:4"))
     assert "that alone is no failure" in shown
     assert "INT8 in" not in shown
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        [(1.00, 0.0055), (1.01, 0.006), (0.99, 0.0065)],  # above it
+        [(1.00, 0.0045), (1.01, 0.004), (0.99, 0.0035), (1.05, 0.005), (1.10, 0.0052)],  # below it and to its right
+        [(0.95, 0.005), (1.05, 0.005), (1.00, 0.004), (1.02, 0.0095)],  # all but above it, where the budget is near
+    ],
+)  # fmt: skip
+def test_the_label_of_the_choice_covers_no_point(report: Report, around: list[tuple[float, float]]) -> None:
+    places = [(1.0, 0.005), (0.8, 0.0), (1.2, 0.009), *around]
+    tried = tuple(int8(report, f"int8 {i}", loss, 1000 * share) for i, (share, loss) in enumerate(places))
+    svg = search_svg(msgspec.structs.replace(report, candidates=tried, chosen="int8 0", budget=0.01))
+    label = re.search(r'x="([\d.]+)" y="([\d.]+)"[^>]*>chosen<', svg)
+    assert label is not None
+    x, baseline = map(float, label.groups())
+    points = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)" style="fill: var\(--accent\)', svg)
+    assert len(points) == len(places) + 1  # and one in the legend
+    half_width, height = 19, 9  # of six letters at 10.5 points
+    assert not [p for p in points if abs(float(p[0]) - x) < half_width and -height < float(p[1]) - baseline < 2]
