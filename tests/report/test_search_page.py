@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
-from engines.build import build
-from engines.report import Report, decode_report
+from engines.report import Report
 from engines.report_figures import figures
 from engines.report_page import page
 from engines.report_search import search_figure
-from engines.repository import REPORT_FILE
-from engines.request import BuildRequest
+from engines.spec import Spec
 from tests.report.conftest import MODEL
 from tests.report.searched import LAYERS, int8, searched, trial
 from tests.report.test_page import EVIL, SHOWN_EVIL, TAGS, Parsed
+from tests.support.builds import built
 
 
 def words(report: Report) -> str:
@@ -35,28 +34,25 @@ def search_svg(report: Report) -> str:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def real(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """A real search: no truth, and a budget that no INT8 engine of all layers holds."""
-    folder = tmp_path_factory.mktemp("built")
     images = np.load(MODEL / "heldout.npz")["image"][:48] / np.float32(255)
-    np.savez(folder / "calibration.npz", image=images)
-    spec = {"accuracy_budget": 1e-4, "calibrator": "minmax", "trials": 6, "objective": "latency"}
-    (folder / "spec.json").write_text(json.dumps(spec))
-    build(BuildRequest(MODEL / "1/model.onnx", folder / "spec.json", folder / "calibration.npz"), folder)
-    return decode_report((folder / REPORT_FILE).read_bytes())
+    spec = Spec(accuracy_budget=1e-4, calibrator="minmax", trials=6, objective="latency")
+    model = onnx.load(MODEL / "1/model.onnx")
+    return built(tmp_path_factory.mktemp("searched"), model, spec, calibration={"image": images})[1]
 
 
-def test_a_real_search_is_told(built: Report) -> None:
-    assert (built.budget, built.decisions_count) == (1e-4, True)
-    trials = [one for one in built.candidates if one.trial]
+def test_a_real_search_is_told(real: Report) -> None:
+    assert (real.budget, real.decisions_count) == (1e-4, True)
+    trials = [one for one in real.candidates if one.trial]
     assert 1 <= len(trials) <= 6
     assert all(one.latency_us for one in trials)
-    shown = words(built)
-    assert f"{len(built.candidates)} engines were tried. A loss of up to 0.0001 was allowed" in shown
+    shown = words(real)
+    assert f"{len(real.candidates)} engines were tried. A loss of up to 0.0001 was allowed" in shown
     assert "the larger of the two is held against the budget" in shown
     assert "Trials of the search were judged by fewer samples" in shown
     assert "not measured here" in shown  # the INT8 engines that failed were not raced
-    drawn = Parsed(search_svg(built)).text
+    drawn = Parsed(search_svg(real)).text
     assert "chosen" in drawn
     assert "budget 0.0001" in drawn
     assert "trial" in drawn
