@@ -30,8 +30,8 @@ __all__ = [
 MOST_CALIBRATION_ROWS = 300
 """Samples whose ranges are measured, NNCF's own number."""
 _ROWS_FOR_INFINITIES = 32
-_SHARES = (0.5, 0.25, 0.1)
-"""Of all filters that can be removed."""
+_SHARES, _MULTIPLE = (0.4, 0.3, 0.2, 0.1), 8
+"""Of all filters that can be removed; what stays fills the vectors of a kernel."""
 _MOST_NAMED = 8
 
 
@@ -90,7 +90,7 @@ def pruned_variants(model: onnx.ModelProto, calibration: Samples, sparsity: Spar
         yield Variant("fp32, 2:4", "fp32", made, note, pruned=True)
         return
     for share in _SHARES:
-        made, note = prune_channels(model, _Rows(calibration), share)
+        made, note = prune_channels(model, _Rows(calibration), share, multiple=_MULTIPLE)
         if made is model:
             raise ModelRefused(note)
         yield Variant(f"fp32, {share:.0%} of the filters removed", "fp32", made, note, pruned=True)
