@@ -30,8 +30,8 @@ __all__ = [
 MOST_CALIBRATION_ROWS = 300
 """Samples whose ranges are measured, NNCF's own number."""
 _ROWS_FOR_INFINITIES = 32
-_SHARES = (0.5, 0.25, 0.1)
-"""Of all filters that can be removed."""
+_SHARES, _MULTIPLE = (0.4, 0.3, 0.2, 0.1), 8
+"""Of all filters that can be removed; what stays fills the vectors of a kernel."""
 _MOST_NAMED = 8
 
 
@@ -84,13 +84,13 @@ def usual_calibrators(asked: Calibrator | None) -> tuple[Calibrator, ...]:
 def pruned_variants(model: onnx.ModelProto, calibration: Samples, sparsity: Sparsity) -> Iterator[Variant]:
     """Weights or whole filters removed, the most first. Raises ModelRefused where nothing can be."""
     if sparsity == "2:4":
-        made, note = prune_24(model, _rows(calibration))
+        made, note = prune_24(model, _Rows(calibration))
         if made is model:
             raise ModelRefused(note)
         yield Variant("fp32, 2:4", "fp32", made, note, pruned=True)
         return
     for share in _SHARES:
-        made, note = prune_channels(model, _rows(calibration), share)
+        made, note = prune_channels(model, _Rows(calibration), share, multiple=_MULTIPLE)
         if made is model:
             raise ModelRefused(note)
         yield Variant(f"fp32, {share:.0%} of the filters removed", "fp32", made, note, pruned=True)
@@ -109,10 +109,8 @@ def int8_variants(of: Variant, calibration: Samples, calibrator: Calibrator, *, 
     NNCF cannot quantize the model, or finds nothing in it to quantize.
     """
     assert calibrator in CALIBRATORS
-    made = quantize(
-        of.model, _rows(calibration), min(calibration.count, MOST_CALIBRATION_ROWS), calibrator,
-        overflow_fix=not full_range,
-    )  # fmt: skip
+    rows = _Rows(calibration)
+    made = quantize(of.model, rows, len(rows), calibrator, overflow_fix=not full_range)
     if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
         raise ModelRefused("NNCF found nothing in the model to quantize")
     bits = "8" if full_range else "7"
@@ -125,6 +123,14 @@ def int8_variants(of: Variant, calibration: Samples, calibrator: Calibrator, *, 
         yield Variant(name, "int8", freed, note, origin=of.model, pruned=of.pruned)
 
 
-def _rows(calibration: Samples) -> list[Arrays]:
-    """NNCF goes over its samples several times, and asks for their number."""
-    return [sample.inputs for sample in itertools.islice(calibration, MOST_CALIBRATION_ROWS)]
+class _Rows:
+    """The first samples, read again each time: whoever measures ranges goes over them several times."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return min(self._samples.count, MOST_CALIBRATION_ROWS)
+
+    def __iter__(self) -> Iterator[Arrays]:
+        return (sample.inputs for sample in itertools.islice(self._samples, MOST_CALIBRATION_ROWS))

@@ -86,6 +86,15 @@ def test_a_model_is_sent_as_readme_shows(tmp_path: Path) -> None:
         assert started.state("letters") == "READY"
 
 
+def test_fewer_bits_are_found_as_readme_shows(tmp_path: Path) -> None:
+    made = ROOT / "calibration.npz"
+    try:
+        with running(tmp_path) as started:
+            assert run_example("fewer", started) == example("fewer")[3]
+    finally:
+        made.unlink(missing_ok=True)
+
+
 def words(text: str) -> list[str]:
     """Words; numbers with a point to three significant digits."""
     return [f"{float(word):.3g}" if re.fullmatch(r"-?\d+\.\d+", word) else word for word in text.split()]

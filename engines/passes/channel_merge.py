@@ -30,6 +30,7 @@ class Together:
         size = channels if self._is_on else 0
         self._around: np.ndarray | None = None
         self._count, self._sums, self._products = 0, np.zeros(size), np.zeros((size, size))
+        self._waiting: list[np.ndarray] = []
 
     def add(self, rows: np.ndarray) -> None:
         """`rows` float32."""
@@ -37,14 +38,23 @@ class Together:
             return
         if self._around is None:  # moments around a value near the mean: less is lost to rounding
             self._around = rows.mean(axis=1, keepdims=True)
-        off = rows - self._around
-        self._count += rows.shape[1]
+        self._waiting.append(rows - self._around)
+        if sum(part.shape[1] for part in self._waiting) >= len(rows):
+            self._take_waiting()
+
+    def _take_waiting(self) -> None:
+        """Products of few positions would cost more in going over the sums than in being made."""
+        off = np.concatenate(self._waiting, axis=1)
+        self._waiting = []
+        self._count += off.shape[1]
         self._sums += off.sum(axis=1, dtype=np.float64)
         self._products += off @ off.T
 
     def merged(self, weights: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """The weights [channels, ...] (float64) of which only those of the channels `kept` will be used."""
         gone = np.setdiff1d(np.arange(len(weights)), kept)
+        if self._waiting:
+            self._take_waiting()
         if not self._is_on or not self._count or not gone.size:
             return weights
         mean = self._sums / self._count

@@ -28,6 +28,8 @@ and gets the second added.
 _HELD_BYTES = 2**30
 """Held for all samples together, between two pieces of the network, at most."""
 _MOST = 2.0
+_ENOUGH = 32
+"""Samples times positions from which on a deviation says enough to scale by."""
 _NOISE = 1e-9
 """Share of the mean square that is rounding: a constant has no deviation to be matched."""
 
@@ -139,8 +141,8 @@ def with_statistics_of(
 
     The mean alone is the correction of Nagel et al. 2019, section 4.2. A pruned layer also writes less far from its
     mean, and behind a ReLU ever less comes through from layer to layer; s undoes that (as Jordan et al. 2023 do for
-    merged networks). s goes into the weights, whose zeros stay, and the rest into the bias; weights that several
-    layers share, and layers with a computed bias, get s = 1. It lies in [1/2, 2].
+    merged networks). s goes into the weights, whose zeros stay, and the rest into the bias. s lies in [1/2, 2]; it is 1
+    where several layers share weights, where a bias is computed, and where fewer than 32 places were seen.
 
     Mean and variance are over all samples and positions, for each channel, in float64. `kept` names the layers (nodes
     of both models); its values are the channels of y that y' still has, None for all. The layers are put right one
@@ -164,7 +166,8 @@ def with_statistics_of(
     def correct(name: str, arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
         layer, now = layers[name], _Statistics(layers)
         now.add(name, arrays)
-        change = _change(was.of(name, kept[layer.node.name]), now.of(name, None), scaled=layer.node.name not in rigid)
+        scaled = layer.node.name not in rigid and now.count(name) >= _ENOUGH
+        change = _change(was.of(name, kept[layer.node.name]), now.of(name, None), scaled=scaled)
         if change is None:
             return None
         changes[layer.node.name] = change
@@ -204,6 +207,9 @@ class _Statistics:
             found = np.stack([rows.sum(axis=1, dtype=np.float64), squares])
             self._sums[name] = self._sums[name] + found if name in self._sums else found
             self._counts[name] += rows.shape[1]
+
+    def count(self, name: str) -> int:
+        return self._counts[name]
 
     def of(self, name: str, channels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         mean, square = self._sums[name] / max(1, self._counts[name])

@@ -49,7 +49,11 @@ def prune_24(model: ModelProto, samples: Iterable[Arrays]) -> tuple[ModelProto, 
             tensor.CopyFrom(numpy_helper.from_array(zeroed[tensor.name], tensor.name))
     touched = {layer.node.name: None for layer in layers if layer.weights in zeroed}
     corrected, said = with_statistics_of(model, copy, samples, touched)
-    return corrected, "; ".join(filter(None, [f"{len(touched)} layers are pruned", said, *reasons]))
+    return corrected, "; ".join(filter(None, [_counted(len(touched)), said, *reasons]))
+
+
+def _counted(layers: int) -> str:
+    return "1 layer is pruned" if layers == 1 else f"{layers} layers are pruned"
 
 
 def _left(model: ModelProto, layers: list[Weighted]) -> dict[str, str]:

@@ -34,16 +34,22 @@ _KEPT = 4
 """A layer keeps at least so many filters."""
 
 
-def prune_channels(model: ModelProto, samples: Iterable[Arrays], share: float) -> tuple[ModelProto, str]:
+def prune_channels(
+    model: ModelProto, samples: Iterable[Arrays], share: float, *, multiple: int = 1
+) -> tuple[ModelProto, str]:
     """The model without `share` (of 1, rounded down to whole filters) of the filters that can be removed.
 
+    A layer that loses filters keeps a multiple of `multiple` of them, so fewer may be removed: kernels that work on 8
+    or 16 channels at a time gain nothing by odd numbers, and 2:4 sparsity takes multiples of 4 alone.
     Layers joined by additions lose the same filters, which count once. `samples` (one dictionary of inputs each) are
     run through ONNX Runtime, whose errors pass through; they are read twice, an iterator is read into memory. The note
     says what is removed, and why a layer is left. It is the same object where nothing is removed. Raises ValueError
-    where `share` is not in [0, 1).
+    where `share` is not in [0, 1), or `multiple` not at least 1.
     """
     if not 0 <= share < 1:
         raise ValueError(f"the share of filters to remove is {share}; expected at least 0 and less than 1")
+    if multiple < 1:
+        raise ValueError(f"filters are to be kept in multiples of {multiple}; expected at least 1")
     given = list(samples) if isinstance(samples, Iterator) else samples
     groups = find_groups(model)
     for group in groups:
@@ -58,10 +64,12 @@ def prune_channels(model: ModelProto, samples: Iterable[Arrays], share: float) -
     measured = measured_effects(model, open_groups, given)
     if measured is None:
         return model, "no filter is removed: there are no samples to measure effects on"
-    kept = _chosen(measured.effects, count)
+    kept = _chosen(measured.effects, count, multiple)
+    removed = total - sum(len(one) for one in kept)
+    if not removed:
+        return model, "; ".join(["no filter is removed", *left])
     pruned = _without(model, open_groups, kept, measured.together)
     corrected, said = with_statistics_of(model, pruned, given, _readers(open_groups, kept))
-    removed = total - sum(len(one) for one in kept)
     changes = ", ".join(
         f"{' and '.join(group.makers)} {'keeps' if len(group.makers) == 1 else 'keep'} {len(one)} of {group.channels}"
         for group, one in zip(open_groups, kept, strict=True)
@@ -71,7 +79,7 @@ def prune_channels(model: ModelProto, samples: Iterable[Arrays], share: float) -
     return corrected, "; ".join(filter(None, [head, said, *left]))
 
 
-def _chosen(effects: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+def _chosen(effects: Sequence[np.ndarray], count: int, multiple: int) -> list[np.ndarray]:
     """The channels that each group keeps, in order, where `count` are removed of all; equal effects by order."""
     ranked = sorted((effect, g, c) for g, one in enumerate(effects) for c, effect in enumerate(one.tolist()))
     gone: list[set[int]] = [set() for _ in effects]
@@ -79,7 +87,12 @@ def _chosen(effects: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
         if count and len(effects[g]) - len(gone[g]) > _KEPT:
             gone[g].add(c)
             count -= 1
-    return [np.array([c for c in range(len(one)) if c not in gone[g]]) for g, one in enumerate(effects)]
+    kept = []
+    for one, removed in zip(effects, gone, strict=True):
+        back = -(len(one) - len(removed)) % multiple
+        spared = sorted(removed, key=lambda c, one=one: -one[c])[:back]  # type: ignore[misc]
+        kept.append(np.array([c for c in range(len(one)) if c not in removed or c in spared]))
+    return kept
 
 
 def _readers(groups: Sequence[Group], kept: Sequence[np.ndarray]) -> dict[str, np.ndarray | None]:

@@ -24,6 +24,8 @@ _NEW_USER, _NEW_PID, _NEW_NET = 0x10000000, 0x20000000, 0x40000000
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _SIGNALLED = 128
 _NICENESS = 19
+_GROUP_NICENESS = 10
+"""A tenth of the CPU time beside a server that wants all of it: a build must come to its end within its time."""
 _AUTOGROUP = Path("/proc/self/autogroup")
 _FIRST_TO_DIE = "1000"  # oom_score_adj: where memory runs out, the kernel ends the compile and not the server
 _READABLE = (
@@ -61,7 +63,7 @@ def _step_back() -> None:
     os.nice(_NICENESS)
     if os.getsid(0) == os.getpid() and _AUTOGROUP.exists():
         try:
-            _AUTOGROUP.write_text(str(_NICENESS))
+            _AUTOGROUP.write_text(str(_GROUP_NICENESS))
         except OSError as error:
             _say(f"no low priority for the group of processes: {error.strerror}")
 

@@ -148,7 +148,7 @@ def test_a_compile_steps_back_for_the_server_as_a_group_too(tmp_path: Path) -> N
         return said
 
     (said,) = asyncio.run(priorities())
-    assert said.split()[1:] == ["nice", "19"]
+    assert said.split()[1:] == ["nice", "10"]
     assert AUTOGROUP.read_text().split()[1:] == ["nice", "0"]
 
 

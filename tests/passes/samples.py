@@ -13,10 +13,9 @@ from engines.canonical import canonical
 from engines.reference import Arrays, Reference
 from tests import datasets
 
-__all__ = ["SAMPLES", "Task", "accuracy_percent", "multiply_adds", "task"]
+__all__ = ["Task", "accuracy_percent", "multiply_adds", "task"]
 
 ROOT = Path(__file__).parent.parent.parent / "model_repo"
-SAMPLES = ("fashion_cnn", "japanese_vowels", "letter_mlp")
 
 
 class Task(NamedTuple):

@@ -63,7 +63,7 @@ def layered(op_type: str = "Conv", *, bias: bool = True) -> onnx.ModelProto:
     return build(nodes, {"x": (FLOAT, ["N", 8, *place])}, {"y": (FLOAT, ["N", 16, *place])}, stored, 21)
 
 
-def drawn(model: onnx.ModelProto, count: int = 16) -> list[Arrays]:
+def drawn(model: onnx.ModelProto, count: int = 48) -> list[Arrays]:
     """Inputs of mean 1, so that weights that are gone are missed in the mean."""
     dims = [dim.dim_value or 1 for dim in model.graph.input[0].type.tensor_type.shape.dim]
     rng = np.random.default_rng(1)
@@ -105,7 +105,7 @@ def test_two_zeros_in_every_four_and_means_and_deviations_are_kept(name: str) ->
     want, got, plain = (statistics(one, "y", samples) for one in (model, pruned, bare))
     np.testing.assert_allclose(got[0], want[0], rtol=1e-4, atol=1e-4)
     assert np.abs(got[1] - want[1]).mean() < 0.2 * np.abs(plain[1] - want[1]).mean()  # factors end at 2
-    rows = drawn(model, 64)[16:]
+    rows = drawn(model, 96)[48:]
     assert distance(model, pruned, rows) < distance(model, bare, rows)
 
 
@@ -122,7 +122,7 @@ def test_the_smallest_go_and_the_others_stay() -> None:
     nodes = [node("Gemm", ["x", "W"], ["y"], name="one", transB=1)]
     model = build(nodes, {"x": (FLOAT, ["N", 8])}, {"y": (FLOAT, ["N", 2])}, stored, 21)
     pruned, note = prune_24(model, [])
-    assert note == "1 layers are pruned; biases are not corrected: there are no samples"
+    assert note == "1 layer is pruned; biases are not corrected: there are no samples"
     expected = [[3, 0, 2, 0, 0, 0, 0, 7], [0, 0, 1, 1, -4, 3, 0, 0]]
     np.testing.assert_array_equal(arrays(pruned)["W"], np.array(expected, np.float32))
     again, note = prune_24(pruned, [])

@@ -262,6 +262,20 @@ def test_a_share_and_samples_are_needed_and_some_filters_stay() -> None:
     assert dims(least, "W") == [4, 4, 3, 3]
 
 
+def test_kept_in_multiples() -> None:
+    """Of three dead filters and a live one two can go: dead ones do, and the answers stay."""
+    model, _ = FOLLOWED["Relu"]
+    samples = rows_of(model, 3, count=8)
+    pruned, note = prune_channels(model, samples, 0.5, multiple=3)
+    assert_same_answers(model, pruned, rows=samples[:2])
+    assert note.startswith("2 of 8 filters are removed: first keeps 6 of 8; ")
+    same, note = prune_channels(model, samples, 0.5, multiple=8)
+    assert same is model
+    assert note.startswith("no filter is removed; last is left")
+    with pytest.raises(ValueError, match="multiples of 0; expected at least 1"):
+        prune_channels(model, samples, 0.5, multiple=0)
+
+
 @pytest.mark.parametrize("name", ["bvlc_alexnet", "inception_v1", "resnet50", "squeezenet"])
 def test_networks_come_out_valid_and_smaller(name: str) -> None:
     model, _ = canonical(light(name))
