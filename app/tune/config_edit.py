@@ -80,7 +80,7 @@ def _is_entry(line: str) -> bool:
 def _bounds(lines: list[str], section: str) -> tuple[int, int] | None:
     """The lines of a section, its header not among them; those before the first header where it is ''."""
     headers = [(index, found[1]) for index, line in enumerate(lines) if (found := _HEADER.match(line.rstrip("\r\n")))]
-    starts = [(-1, "")] + headers
+    starts = [(-1, ""), *headers]
     for (index, name), following in zip(starts, [*(at for at, _ in headers), len(lines)], strict=True):
         if name == section:
             return index + 1, following

@@ -30,7 +30,9 @@ class Requests:
     TuneFailed where the model takes what cannot be drawn, or more than one row where its rows were not proven apart.
     """
 
-    def __init__(self, model: str, version: int, manifest: Manifest, rows: Sequence[int], count: int, seed: int) -> None:
+    def __init__(
+        self, model: str, version: int, manifest: Manifest, rows: Sequence[int], count: int, seed: int
+    ) -> None:
         largest = max(rows)
         if largest > 1 and not manifest.proof.batchable:
             raise TuneFailed(
@@ -40,7 +42,9 @@ class Requests:
         self._path = f"/v2/models/{model}/versions/{version}/infer"
         self._manifest, self._windows = manifest, max(1, min(count, _WINDOWS))
         rng = np.random.default_rng(seed)
-        self._drawn = [(spec, _draw(rng, spec, self._elements(spec, largest) + self._windows)) for spec in manifest.inputs]
+        self._drawn = [
+            (spec, _draw(rng, spec, self._elements(spec, largest) + self._windows)) for spec in manifest.inputs
+        ]
         self._heads: dict[int, bytes] = {}
 
     def pieces(self, index: int) -> Pieces:

@@ -80,9 +80,7 @@ def recorded(path: Path, model: str, seconds: float | None = None) -> Load:
     except ValueError as error:
         raise TuneFailed(f"--load {path.name}: {error}; {_EXAMPLE}") from error
     if not arrivals:
-        raise TuneFailed(
-            f"--load {path.name}: no request to {model!r} in it; {_EXAMPLE} that ran with --access-log and --log-level info"
-        )
+        raise TuneFailed(f"--load {path.name}: no request to {model!r} in it; {_EXAMPLE} that ran with --access-log")
     arrivals.sort()
     due_s = np.array([at_s for at_s, _ in arrivals], np.float64)
     rows = np.array([count for _, count in arrivals], np.int64)

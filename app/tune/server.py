@@ -1,4 +1,4 @@
-"""A private server of one version with a configuration of its own: a child process on loopback, ended with the block."""
+"""A private server of one version with a configuration of its own: a child on loopback, ended with the block."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Subject:
 
 @contextlib.contextmanager
 def opened(settings: Settings, model: str) -> Iterator[Subject]:
-    """The newest version that the configuration asks for; compiled now if it was not. Raises EngineError, TuneFailed."""
+    """The newest version that the configuration asks for; compiled now if need be. Raises EngineError, TuneFailed."""
     files, text, config = _found(settings, model)
     plans = Plans(settings)
     try:
@@ -98,5 +98,7 @@ def _found(settings: Settings, model: str) -> tuple[VersionFiles, str, ModelConf
     config = read_config(text)
     wanted = Override(config).choose(file, {files.version for files in versions})
     if not wanted:
-        raise TuneFailed(f"the configuration of {model!r} asks for versions {config.versions}, and none of them is there")
+        raise TuneFailed(
+            f"the configuration of {model!r} asks for versions {config.versions}, and none of them is there"
+        )
     return next(files for files in versions if files.version == max(wanted)), text, config

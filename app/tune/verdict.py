@@ -91,9 +91,7 @@ def medians_of(rounds: Sequence[Measured]) -> Medians:
         return statistics.median(getattr(trial, name) for trial in rounds)
 
     failures = sum(trial.failures for trial in rounds)
-    return Medians(
-        failures, middle("p50_ms"), middle("p99_ms"), middle("peak_rows_per_s"), middle("cpu_ms_per_row")
-    )
+    return Medians(failures, middle("p50_ms"), middle("p99_ms"), middle("peak_rows_per_s"), middle("cpu_ms_per_row"))
 
 
 def is_better(current: Sequence[Measured], other: Sequence[Measured], p99_limit_ms: float | None) -> bool:

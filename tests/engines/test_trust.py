@@ -218,7 +218,8 @@ def test_streams_are_passed_again_at_import(streams: int | None, shelf: Shelf) -
 
 
 @pytest.mark.parametrize(
-    ("streams", "instances", "wanted"), [(None, 3, (3, 3, 1)), (1, 2, (1, 2, 1)), (2, 1, (2, 1, 1)), (1, None, (1, 1, 2))]
+    ("streams", "instances", "wanted"),
+    [(None, 3, (3, 3, 1)), (1, 2, (1, 2, 1)), (2, 1, (2, 1, 1)), (1, None, (1, 1, 2))],
 )
 def test_batches_in_flight_may_be_other_than_streams(
     streams: int | None, instances: int | None, wanted: tuple[int, int, int], tmp_path: Path
