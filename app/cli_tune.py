@@ -43,21 +43,21 @@ def tune_model(
         Path | None, _option("--repository", "Folder of models.", metavar="FOLDER", show_default="model_repo")
     ] = None,
     rate: Annotated[
-        float | None, _option("--rate", "Load: requests a second, Poisson arrivals.", min=0.01, max=100000, show_default=False)
+        float | None, _option("--rate", "Load: requests a second, Poisson arrivals.", min=0.01, show_default=False)
     ] = None,
     rows: Annotated[int, _option("--rows", "Rows of each of them.", min=1, max=65536)] = 1,
     load: Annotated[
         Path | None,
         _option(
             "--load",
-            'Or a recorded load: JSON lines {"at_s": 0.0125, "rows": 1} (seconds from any beginning), CSV with the header '
-            "at_s,rows, or the log of a server that ran with --access-log.",
+            'Or a recorded load: JSON lines {"at_s": 0.0125, "rows": 1} (seconds from any beginning), CSV with the '
+            "header at_s,rows, or the log of a server that ran with --access-log.",
             metavar="FILE", show_default=False,
         ),
     ] = None,
     seconds: Annotated[
         float | None,
-        _option("--seconds", "Length of the load; of a recording, its beginning.", min=0.1, max=3600, show_default="5, or all"),
+        _option("--seconds", "Length of the load (of a recording: its beginning).", min=0.1, show_default="5, or all"),
     ] = None,
     p99_ms: Annotated[
         float | None,
@@ -79,9 +79,9 @@ def tune_model(
 ) -> None:  # fmt: skip
     """Find the streams, instances, batch size and queue delay that serve a load best, by serving it.
 
-    Every setting is run by a server of its own on loopback: the load is replayed at its own times, then the rows a second
-    are measured with requests always waiting. What wins is run again in turn with the current configuration, three times
-    each, before it is called better.
+    Every setting is run by a server of its own on loopback: the load is replayed at its own times, then the rows a
+    second are measured with requests always waiting. What wins is run again in turn with the current configuration,
+    three times each, before it is called better.
     """
     if (rate is None) == (load is None):
         fail("give the load: --rate REQUESTS_PER_SECOND, or --load FILE")
@@ -157,7 +157,8 @@ def _document(
     return {
         "model": subject.model, "version": subject.version,
         "load": {
-            "source": load.source, "requests": len(load.due_s), "rows": load.total_rows, "seconds": round(load.seconds, 3)
+            "source": load.source, "requests": len(load.due_s), "rows": load.total_rows,
+            "seconds": round(load.seconds, 3),
         },
         "p99_limit_ms": p99_ms, "search": search, "seed": seed,
         "trials": [trial.document() for trial in found.trials],

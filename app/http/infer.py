@@ -278,7 +278,7 @@ class Exchange:
         self._reply(answer)
 
     def _fields(self, answer: Answer) -> dict[str, str | int | float]:
-        """Of the access log; `bitserve tune --load` reads when it came (Unix time) and its rows, 0 = it was not read."""
+        """Of the access log; `bitserve tune --load` reads when it came (Unix time), and its rows (0 = not read)."""
         age_ns = self._age_ns()
         return {
             "request_id": self._request_id.decode("latin-1"), "model": self._head.model, "status": answer.status,

@@ -89,7 +89,7 @@ def _draw(rng: np.random.Generator, spec: TensorSpec, count: int) -> tuple[int, 
     """(bytes an element, the bytes of `count` elements)."""
     kind = datatype(spec.datatype)
     if kind.is_float:
-        values = rng.standard_normal(count, dtype=np.float32)
+        values: np.ndarray = rng.standard_normal(count, dtype=np.float32)
         if spec.largest:
             values = values.clip(-spec.largest, spec.largest)
     elif kind.name == "BOOL":
@@ -99,7 +99,7 @@ def _draw(rng: np.random.Generator, spec: TensorSpec, count: int) -> tuple[int, 
         values = rng.integers(low, high, count, endpoint=True)
     else:
         raise TuneFailed(f"input {spec.name!r} is {kind.name}, which cannot be drawn")
-    return kind.item_bytes, memoryview(values.astype(kind.numpy).view(np.uint8))
+    return kind.item_bytes, values.astype(kind.numpy).view(np.uint8).data
 
 
 def _highest(spec: TensorSpec, kind: np.dtype) -> int:

@@ -81,7 +81,7 @@ async def replay(port: int, requests: Requests, due_s: np.ndarray, connections: 
         span_s = loop.time() - start_s
     is_ok = ~np.isnan(answered_s)
     latencies_ms = (answered_s - start_s - due_s)[is_ok] * 1000
-    rows = int(np.array([requests.rows[index % len(requests.rows)] for index in np.flatnonzero(is_ok)]).sum())
+    rows = int(np.array([requests.rows[index % len(requests.rows)] for index in np.flatnonzero(is_ok).tolist()]).sum())
     late_s = (sent_s - start_s - due_s)[~np.isnan(sent_s)]
     late_ms = float(np.percentile(late_s, 99) * 1000) if late_s.size else 0.0
     return Replayed(latencies_ms, count - int(is_ok.sum()), whys[0], rows, span_s, late_ms)

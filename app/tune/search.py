@@ -41,7 +41,8 @@ def search(
     clock: Callable[[], float] = time.monotonic,
 ) -> Found:  # fmt: skip
     """At most `trials` settings, the current one first. `say` is told what is run, and how many runs were done."""
-    started_s, longest_s, done = clock(), 0.0, []
+    started_s, longest_s = clock(), 0.0
+    done: list[Measured] = []
     while len(done) < trials and (not done or leaves_time(clock() - started_s, longest_s, time_limit_s)):
         parameters = sampler.next()
         if parameters is None:

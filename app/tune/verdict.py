@@ -88,7 +88,7 @@ def medians_of(rounds: Sequence[Measured]) -> Medians:
     """Of one setting's rounds."""
 
     def middle(name: str) -> float:
-        return statistics.median(getattr(trial, name) for trial in rounds)
+        return float(statistics.median(getattr(trial, name) for trial in rounds))
 
     failures = sum(trial.failures for trial in rounds)
     return Medians(failures, middle("p50_ms"), middle("p99_ms"), middle("peak_rows_per_s"), middle("cpu_ms_per_row"))

@@ -64,7 +64,8 @@ def test_options_in_serving_s_terms(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("a\nb\n")
     found = options(
         "instances = 2\nstreams = 1\nversions = [1, 3]\n[batching]\nmax_batch_size = 16\n"
-        "preferred_batch_size = [8, 4]\nmax_queue_delay_us = 7\n[queue]\nmax_rows = 5\ndefault_timeout_us = 9\n[priorities]\nlevels = 2\n"
+        "preferred_batch_size = [8, 4]\nmax_queue_delay_us = 7\n"
+        "[queue]\nmax_rows = 5\ndefault_timeout_us = 9\n[priorities]\nlevels = 2\n"
         'default_level = 2\n[priorities.queue.1]\ntimeout_action = "delay"\n[labels]\nprob = "names.txt"',
         tmp_path,
     )
