@@ -125,7 +125,10 @@ def _tune(
             f"the load lasts {load.seconds:.1f} s, two trials and their rounds take {needed_s:.0f} s of it; "
             f"the limit is {limit_s:g} s: give less --seconds or more --time-limit-s"
         )
-    with opened(settings, model) as subject, own_folder("tune") as folder, _progress(model, trials) as show:
+    with contextlib.ExitStack() as stack:
+        show = stack.enter_context(_progress(model, trials))
+        subject = stack.enter_context(opened(settings, model, lambda what: show(what, 0)))
+        folder = stack.enter_context(own_folder("tune"))
         space = space_of(
             subject.current, threads=subject.manifest.threads, proven_rows=subject.manifest.proof.rows,
             preferred=preferred_of(subject.config), rows=load.rows.tolist(), p99_limit_ms=p99_ms,
@@ -207,6 +210,9 @@ def _show(document: dict[str, Any]) -> None:
         name = " ".join([*(["current"] if index == 0 else []), *(["front"] if index in document["front"] else [])])
         table.add_row(name, *_cells(trials[index]["parameters"], trials[index]))
     console.print(table)
+    failed = next((trial for trial in trials if trial["failures"]), None)
+    if failed is not None:
+        console.print(printable(f"{sum(bool(trial['failures']) for trial in trials)} settings failed: {failed['why']}"))
     if document["medians"]:
         again = table_of(f"measured again in turn: medians of {len(document['rounds'][0])} rounds")
         for index, medians in enumerate(document["medians"]):

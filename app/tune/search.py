@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from app.tune.errors import TuneFailed
 from app.tune.sampling import Goals, Sampler
 from app.tune.space import Parameters
 from app.tune.verdict import Measured, best, finalists
@@ -40,7 +41,10 @@ def search(
     run: Run, sampler: Sampler, trials: int, time_limit_s: float, p99_limit_ms: float | None, say: Say,
     clock: Callable[[], float] = time.monotonic,
 ) -> Found:  # fmt: skip
-    """At most `trials` settings, the current one first. `say` is told what is run, and how many runs were done."""
+    """At most `trials` settings, the current one first. `say` is told what is run, and how many runs were done.
+
+    Raises TuneFailed where the current setting cannot be run.
+    """
     started_s, longest_s = clock(), 0.0
     done: list[Measured] = []
     while len(done) < trials and (not done or leaves_time(clock() - started_s, longest_s, time_limit_s)):
@@ -49,7 +53,7 @@ def search(
             break
         say(f"trial {len(done) + 1}", len(done))
         before_s = clock()
-        done.append(run(parameters))
+        done.append(run(parameters) if not done else _tried(run, parameters))
         longest_s = max(longest_s, clock() - before_s)
         sampler.tell(_goals(done[-1]))
     chosen = finalists(done, p99_limit_ms, FINALISTS)
@@ -60,9 +64,17 @@ def search(
             return Found(tuple(done), _frozen(rounds), None, True)
         for index, setting in enumerate(settings):
             say(f"round {number + 1} of {ROUNDS}", len(done) + number * len(settings) + index)
-            rounds[index].append(run(setting))
+            rounds[index].append(_tried(run, setting))
     winner = best(rounds[0], rounds[1:], p99_limit_ms) if rounds else None
     return Found(tuple(done), _frozen(rounds), winner, False)
+
+
+def _tried(run: Run, parameters: Parameters) -> Measured:
+    """A setting under which nothing can be served is a failure of that setting alone."""
+    try:
+        return run(parameters)
+    except TuneFailed as error:
+        return Measured(parameters, 0, 1, str(error), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def _frozen(rounds: Sequence[Sequence[Measured]]) -> tuple[tuple[Measured, ...], ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,12 +58,15 @@ class Subject:
 
 
 @contextlib.contextmanager
-def opened(settings: Settings, model: str) -> Iterator[Subject]:
-    """The newest version that the configuration asks for; compiled now if need be. Raises EngineError, TuneFailed."""
+def opened(settings: Settings, model: str, say: Callable[[str], None]) -> Iterator[Subject]:
+    """The newest version that the configuration asks for; compiled now if need be, of which `say` is told.
+
+    Raises EngineError or TuneFailed with the reason.
+    """
     files, text, config = _found(settings, model)
     plans = Plans(settings)
     try:
-        manifest = asyncio.run(plans.make(BuildRequest.of_folder(files.folder), lambda reason: None))
+        manifest = asyncio.run(plans.make(BuildRequest.of_folder(files.folder), say))
         plan = asyncio.run(plans.folder_of(files.folder))
         if plan is None:
             raise TuneFailed(f"the plan of {model!r} has gone while it was looked at; try again")

@@ -204,6 +204,29 @@ def test_the_last_rounds_fit_into_the_time() -> None:
     assert found.best == min(found.trials, key=lambda trial: trial.p99_ms).parameters
 
 
+def test_a_setting_that_cannot_be_served_fails_alone() -> None:
+    def run(parameters: Parameters) -> Measured:
+        if parameters.streams == 1:
+            raise TuneFailed("its server ended")
+        return measured(10 - parameters.max_queue_delay_us / 10000, 100, parameters)
+
+    sampler = Sampler(space_of(CURRENT, threads=2, proven_rows=2), "grid", seed=0, trials=99)
+    found = search(run, sampler, 99, 1e9, None, lambda what, done: None)
+    failed = [trial for trial in found.trials if trial.failures]
+    assert {trial.why for trial in failed} == {"its server ended"}
+    assert all(trial.parameters.streams == 1 for trial in failed)
+    assert found.best is not None
+    assert (found.best.streams, found.best.max_queue_delay_us) == (2, 10000)
+
+    def broken(parameters: Parameters) -> Measured:
+        raise TuneFailed("nothing can be served")
+
+    with pytest.raises(TuneFailed, match="nothing can be served"):
+        search(
+            broken, Sampler(space_of(CURRENT, threads=2, proven_rows=2), "grid", seed=0, trials=9), 9, 9, None, print
+        )
+
+
 # -- config.toml -----------------------------------------------------------------------------------------------------
 
 COMMENTED = """# ours
