@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -37,15 +38,20 @@ def _option(flag: str, text: str, **keys: Any) -> Any:
     return typer.Option(flag, help=text, **keys)
 
 
+def _number(flag: str, text: str, least: float, most: float | None = None, **keys: Any) -> Any:
+    kind = "INTEGER" if isinstance(least, int) else "NUMBER"
+    return typer.Option(flag, help=text, min=least, max=most, metavar=kind, **keys)
+
+
 def tune_model(
     model: Annotated[str, typer.Argument(help="Model name.", show_default=False)],
     repository: Annotated[
         Path | None, _option("--repository", "Folder of models.", metavar="FOLDER", show_default="model_repo")
     ] = None,
     rate: Annotated[
-        float | None, _option("--rate", "Load: requests a second, Poisson arrivals.", min=0.01, show_default=False)
+        float | None, _number("--rate", "Load: requests a second, Poisson arrivals.", 0.01, show_default=False)
     ] = None,
-    rows: Annotated[int, _option("--rows", "Rows of each of them.", min=1, max=65536)] = 1,
+    rows: Annotated[int, _number("--rows", "Rows of each of them.", 1, 65536)] = 1,
     load: Annotated[
         Path | None,
         _option(
@@ -57,21 +63,23 @@ def tune_model(
     ] = None,
     seconds: Annotated[
         float | None,
-        _option("--seconds", "Length of the load (of a recording: its beginning).", min=0.1, show_default="5, or all"),
+        _number("--seconds", "Length of the load (of a recording: its beginning).", 0.1, show_default="5, or all"),
     ] = None,
     p99_ms: Annotated[
         float | None,
-        _option(
-            "--p99-ms", "Limit of the p99: the highest peak within it is chosen. The lowest p99 if not given.",
-            min=0.001, show_default=False,
+        _number(
+            "--p99-ms", "Limit of the p99: the highest peak within it is chosen. The lowest p99 if not given.", 0.001,
+            show_default=False,
         ),
     ] = None,
-    search: Annotated[str, _option("--search", "grid, random, bayesian or genetic.")] = "bayesian",
-    trials: Annotated[int, _option("--trials", "Settings to try, the current one among them.", min=2, max=1000)] = 20,
+    search: Annotated[
+        str, _option("--search", "grid, random, bayesian or genetic.", metavar="NAME")
+    ] = "bayesian",
+    trials: Annotated[int, _number("--trials", "Settings to try, the current one among them.", 2, 1000)] = 20,
     time_limit_s: Annotated[
-        float, _option("--time-limit-s", "Time for all of it; the last rounds are kept free.", min=1, max=86400)
+        float, _number("--time-limit-s", "Time for all of it; its last part is for the rounds.", 1.0, 86400)
     ] = 600,
-    seed: Annotated[int, _option("--seed", "Of arrivals, inputs and search.", min=0, max=2**32 - 1)] = 0,
+    seed: Annotated[int, _number("--seed", "Of arrivals, inputs and search.", 0, 2**32 - 1)] = 0,
     write: Annotated[bool, _option("--write", "Write what was found better into the model's config.toml.")] = False,
     as_json: Annotated[
         bool, _option("--json", "Print one JSON document on stdout and nothing else there.")
@@ -79,14 +87,16 @@ def tune_model(
 ) -> None:  # fmt: skip
     """Find the streams, instances, batch size and queue delay that serve a load best, by serving it.
 
-    Every setting is run by a server of its own on loopback: the load is replayed at its own times, then the rows a
-    second are measured with requests always waiting. What wins is run again in turn with the current configuration,
-    three times each, before it is called better.
+    Every setting is run by a server of its own on loopback. What wins is run again in turn with the current
+    one before it is called better.
     """
     if (rate is None) == (load is None):
         fail("give the load: --rate REQUESTS_PER_SECOND, or --load FILE")
     if search not in _SEARCHES:
         fail(f"--search {search}: expected one of {', '.join(_SEARCHES)}")
+    for flag, number in (("rate", rate), ("seconds", seconds), ("p99-ms", p99_ms), ("time-limit-s", time_limit_s)):
+        if number is not None and not math.isfinite(number):
+            fail(f"--{flag} {number}: expected a finite number")
     settings = read_settings(**({} if repository is None else {"repository": repository}))
     logging.getLogger("app").addHandler(logging.NullHandler())  # what it would say there, the error says
     from app.tune.errors import TuneFailed

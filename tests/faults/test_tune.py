@@ -141,6 +141,7 @@ def test_the_log_of_a_server_is_a_load(repository: Path, tmp_path: Path) -> None
         (["linear"], "give the load: --rate REQUESTS_PER_SECOND, or --load FILE"),
         (["linear", "--rate", 5, "--load", "x"], "give the load: "),
         (["linear", "--rate", 5, "--search", "greedy"], "--search greedy: expected one of grid, random"),
+        (["linear", "--rate", "nan"], "--rate nan: expected a finite number"),
         (["linear", "--load", "/none"], "--load /none: No such file or directory"),
         (["linear", "--rate", 5, "--seconds", 100, "--time-limit-s", 60], "give less --seconds or more"),
         (["nope", "--rate", 50], "has no model 'nope'; it has late, linear, touching; see --repository"),
