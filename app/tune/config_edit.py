@@ -69,8 +69,8 @@ def _put(lines: list[str], section: str, key: str, value: int, end: str) -> None
             return
     at = max((i + 1 for i in range(*bounds) if _is_entry(lines[i])), default=bounds[0])
     lines.insert(at, f"{key} = {value}{end}")
-    if not section and at + 1 < len(lines) and _HEADER.match(lines[at + 1]):
-        lines.insert(at + 1, end)
+    if not section and at == 0 and len(lines) > 1 and lines[1].strip():  # a comment there is of what comes after it
+        lines.insert(1, end)
 
 
 def _is_entry(line: str) -> bool:

@@ -252,6 +252,11 @@ def test_values_change_and_all_else_stays() -> None:
     )
 
 
+def test_a_comment_stays_with_its_section() -> None:
+    made = with_values("# rows\n[batching]\nmax_batch_size = 32\n", changes(CURRENT, Parameters(1, 2, 32, 0)))
+    assert made == "streams = 1\ninstances = 2\n\n# rows\n[batching]\nmax_batch_size = 32\n"
+
+
 @pytest.mark.parametrize("before", ["", "[labels]\ny = 'l.txt'\n", "# only words", "versions = 'all'\r\n[queue]\r\n"])
 def test_sections_and_keys_are_added(before: str) -> None:
     made = with_values(before, changes(CURRENT, Parameters(1, 1, 8, 0)))
