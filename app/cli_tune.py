@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["tune_model"]
 
-_SEARCHES = ("grid", "random", "bayesian", "genetic")
 _TERMINATED = 128 + signal.SIGTERM
 _FEW = 300
 """Of fewer requests, the p99 is one of the three slowest."""
@@ -92,16 +91,17 @@ def tune_model(
     """
     if (rate is None) == (load is None):
         fail("give the load: --rate REQUESTS_PER_SECOND, or --load FILE")
-    if search not in _SEARCHES:
-        fail(f"--search {search}: expected one of {', '.join(_SEARCHES)}")
+    from app.tune.errors import TuneFailed
+    from app.tune.load import drawn, recorded
+    from app.tune.sampling import SEARCHES
+
+    if search not in SEARCHES:
+        fail(f"--search {search}: expected one of {', '.join(SEARCHES)}")
     for flag, number in (("rate", rate), ("seconds", seconds), ("p99-ms", p99_ms), ("time-limit-s", time_limit_s)):
         if number is not None and not math.isfinite(number):
             fail(f"--{flag} {number}: expected a finite number")
     settings = read_settings(**({} if repository is None else {"repository": repository}))
     logging.getLogger("app").addHandler(logging.NullHandler())  # what it would say there, the error says
-    from app.tune.errors import TuneFailed
-    from app.tune.load import drawn, recorded
-
     try:
         with _ended_by_signals():
             if load is not None:
