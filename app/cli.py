@@ -1,4 +1,4 @@
-"""The `bitserve` command: serve, compile, models, infer. An error is one line and a non-zero exit."""
+"""The `bitserve` command: serve, compile, tune, models, infer. An error is one line and a non-zero exit."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from urllib.parse import quote
 import typer
 
 from app.cli_compile import compile_model
+from app.cli_tune import tune_model
 from app.settings import Settings
 from app.terminal import ask, fail, read_settings
 from app.words import printable
@@ -81,6 +82,7 @@ def _serve_command() -> Callable[..., None]:
 
 app.command("serve")(_serve_command())
 app.command("compile")(compile_model)
+app.command("tune")(tune_model)
 
 
 @app.command()

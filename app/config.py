@@ -94,6 +94,7 @@ class ModelConfig(_Section):
     """The whole file."""
 
     instances: int | None = Field(None, ge=1, le=64, examples=[2])
+    streams: int | None = Field(None, ge=1, le=64, examples=[2])
     versions: Literal["latest", "all"] | list[Annotated[int, Field(ge=0)]] = Field("latest", examples=["latest"])
     batching: Batching = Batching()
     queue: Queueing = Queueing()
@@ -220,6 +221,7 @@ def model_options(
             ),
         ),
         instances=config.instances,
+        streams=config.streams,
         labels=MappingProxyType({output: _labels(folder, file) for output, file in config.labels.items()}),
         label_files=MappingProxyType(dict(config.labels)),
         preserve_ordering=config.batching.preserve_ordering,

@@ -66,7 +66,7 @@ class Loader:
             if manifest is None:
                 manifest = await self.plans.make(request, say)
             options = self._options(files, manifest, config)
-            manifest, session = await self.plans.open(request, manifest, options.instances, say)
+            manifest, session = await self.plans.open(request, manifest, options, say)
             return Loaded(self._endpoint(files, manifest, session, options), _note(manifest, options))
         except EngineError as error:
             return printable(str(error))

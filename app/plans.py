@@ -13,6 +13,7 @@ from pathlib import Path
 
 from app.builds.executor import BuildLimits, render_report, run_build
 from app.disk import naming_full_disk
+from app.serving.limits import ModelOptions
 from app.settings import Settings
 from app.temporary import sweep_folders
 from app.warmup import warm_up
@@ -79,15 +80,15 @@ class Plans:
                 return await asyncio.to_thread(self._cache.adopt, folder, key)
 
     async def open(
-        self, request: BuildRequest, manifest: Manifest, instances: int | None, say: Say
+        self, request: BuildRequest, manifest: Manifest, options: ModelOptions, say: Say
     ) -> tuple[Manifest, Session]:
         """Import a plan and warm it up; one that turns out corrupt is thrown away and compiled again, once."""
         try:
-            return manifest, await self._warm(manifest, instances)
+            return manifest, await self._warm(manifest, options)
         except PlanInvalid as error:
             await self._distrust(manifest.key, error)
         manifest = await self.make(request, say)
-        return manifest, await self._warm(manifest, instances)
+        return manifest, await self._warm(manifest, options)
 
     async def render(self, folder: Path) -> bytes:
         """The page of the report in a plan's folder; kept there for the next time, where that can be written.
@@ -113,19 +114,20 @@ class Plans:
         folder = self._entry(known[1])
         return folder if folder.is_dir() else None
 
-    async def _warm(self, manifest: Manifest, instances: int | None) -> Session:
+    async def _warm(self, manifest: Manifest, options: ModelOptions) -> Session:
         """Import in a thread; a session that nobody waits for any more is closed when it comes."""
-        work = asyncio.ensure_future(asyncio.to_thread(self._import, manifest, instances))
+        work = asyncio.ensure_future(asyncio.to_thread(self._import, manifest, options))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             work.add_done_callback(_close_unwanted)
             raise
 
-    def _import(self, manifest: Manifest, instances: int | None) -> Session:
+    def _import(self, manifest: Manifest, options: ModelOptions) -> Session:
         from engines.runtime.openvino import load_session  # heavy, and not needed by an empty repository
 
-        session = load_session(self._entry(manifest.key), manifest, streams=instances)
+        folder = self._entry(manifest.key)
+        session = load_session(folder, manifest, streams=options.streams, instances=options.instances)
         try:
             warm_up(session, manifest)
         except EngineError:  # in a thread of its own: a launch that hangs would keep close waiting

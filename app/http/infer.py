@@ -108,7 +108,7 @@ class Exchange:
 
     __slots__ = (
         "_accepted", "_cancelled", "_endpoint", "_handler", "_head", "_hold", "_received_ns", "_reply", "_request_id",
-        "_ticket", "_wanted", "answered",
+        "_rows", "_ticket", "_wanted", "answered",
     )  # fmt: skip
     _endpoint: Endpoint
     _wanted: codec.Wanted
@@ -118,6 +118,7 @@ class Exchange:
         self._handler, self._head, self._hold, self._reply = handler, head, hold, reply
         self._request_id = head.request_id or f"{_ID_PREFIX}-{next(_ids):x}".encode()
         self._ticket: Ticket | None = None
+        self._rows = 0
         self._accepted = not handler.stopping  # its decoding may outlast that; it is answered all the same
         self.answered = self._cancelled = False
 
@@ -239,6 +240,8 @@ class Exchange:
         self._submit(call)
 
     def _submit(self, call: Call) -> None:
+        if self._handler.access_log:
+            self._rows = _rows_of(self._endpoint, call)
         try:
             self._ticket = self._handler.gateway.submit(
                 self._endpoint, call, self, self._received_ns, accepted=self._accepted
@@ -271,9 +274,26 @@ class Exchange:
         self.answered = True
         self._ticket = None  # it refers to this object: nothing of a call may wait for the garbage collector
         if self._handler.access_log:
-            fields = {"model": self._head.model, "status": answer.status, "duration_ms": round(self._age_ns() / 1e6, 3)}
-            log.info("infer", extra={"request_id": self._request_id.decode("latin-1"), **fields})
+            log.info("infer", extra=self._fields(answer))
         self._reply(answer)
+
+    def _fields(self, answer: Answer) -> dict[str, str | int | float]:
+        """Of the access log; `bitserve tune --load` reads when it came (Unix time), and its rows (0 = not read)."""
+        age_ns = self._age_ns()
+        return {
+            "request_id": self._request_id.decode("latin-1"), "model": self._head.model, "status": answer.status,
+            "duration_ms": round(age_ns / 1e6, 3), "received_s": round(time.time() - age_ns / 1e9, 6),
+            "rows": self._rows,
+        }  # fmt: skip
+
+
+def _rows_of(endpoint: Endpoint, call: Call) -> int:
+    """For the log: rows along the first axis that was proven, 1 where there is none; 0 where the inputs do not fit."""
+    for spec in endpoint.inputs:
+        if spec.batch_axis is not None:
+            shape = call.inputs[spec.name].array.shape if spec.name in call.inputs else ()
+            return int(shape[spec.batch_axis]) if len(shape) > spec.batch_axis else 0
+    return 1
 
 
 def _packed(answer: Answer, coding: str | None) -> Answer:

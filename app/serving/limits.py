@@ -60,11 +60,15 @@ class QueueOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Everything a model's `config.toml` may override. `instances` None = as measured by the build."""
+    """Everything a model's `config.toml` may override.
+
+    `instances` None = as many as streams, `streams` None = as many as instances; both None = as measured by the build.
+    """
 
     limits: Limits = Limits()
     queue: QueueOptions = QueueOptions()
     instances: int | None = None
+    streams: int | None = None
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     label_files: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Where the labels came from, by output: for those who read the configuration back."""

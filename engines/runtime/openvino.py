@@ -15,7 +15,7 @@ import openvino as ov
 
 from engines.errors import EngineFailed, PlanInvalid, ValuesRefused
 from engines.manifest import GUARD_OUTPUT, Manifest
-from engines.runtime.session import Done
+from engines.runtime.session import Done, divided
 
 __all__ = ["OpenVinoSession", "OpenVinoSlot", "core", "first_line", "load_session", "stream_config"]
 
@@ -107,7 +107,7 @@ def _port(ports: Sequence[ov.ConstOutput], name: str) -> int:
 
 
 class OpenVinoSession:
-    """A compiled model and one slot per stream."""
+    """A compiled model and one slot per instance."""
 
     def __init__(
         self,
@@ -115,15 +115,15 @@ class OpenVinoSession:
         inputs: Sequence[str],
         outputs: Sequence[str],
         *,
-        streams: int,
-        threads: int,
+        instances: int,
+        threads_per_batch: int,
         memory_bytes: int = 0,
         guards: Sequence[str] = (),
     ) -> None:
         self._compiled: ov.CompiledModel | None = compiled
-        self._threads_per_batch = max(1, threads // streams)
+        self._threads_per_batch = threads_per_batch
         self._memory_bytes = memory_bytes
-        self._slots = [OpenVinoSlot(compiled, inputs, outputs, guards) for _ in range(streams)]
+        self._slots = [OpenVinoSlot(compiled, inputs, outputs, guards) for _ in range(instances)]
 
     @property
     def slots(self) -> Sequence[OpenVinoSlot]:
@@ -149,12 +149,14 @@ class OpenVinoSession:
         self._compiled = None
 
 
-def load_session(folder: Path, manifest: Manifest, *, streams: int | None = None) -> OpenVinoSession:
+def load_session(
+    folder: Path, manifest: Manifest, *, streams: int | None = None, instances: int | None = None
+) -> OpenVinoSession:
     """Import `<folder>/<engine file>` after checking its sha256 against the manifest.
 
     OpenVINO accepts a blob with flipped weight bytes, so the hash is the only guard. The very mapping that was
-    hashed is the one imported. `streams` overrides the measured number. Raises PlanInvalid where file, hash or
-    import fail.
+    hashed is the one imported. `streams` and `instances` (slots) override the measured number as `divided` says. Raises
+    PlanInvalid where file, hash or import fail.
     """
     path = folder / manifest.engine.file
     try:
@@ -164,7 +166,7 @@ def load_session(folder: Path, manifest: Manifest, *, streams: int | None = None
         raise PlanInvalid(f"{path.name} cannot be read: {first_line(error)}") from error
     if not hmac.compare_digest(digest, manifest.engine.sha256):
         raise PlanInvalid(f"{path.name} has sha256 {digest[:12]}, its manifest says {manifest.engine.sha256[:12]}")
-    count = streams or manifest.streams
+    count, slots = divided(streams, instances, manifest.streams)
     threads = max(manifest.threads, count)
     try:
         compiled = core().import_model(blob, "CPU", stream_config(count, threads))
@@ -172,8 +174,8 @@ def load_session(folder: Path, manifest: Manifest, *, streams: int | None = None
         raise PlanInvalid(f"{path.name} was refused by OpenVINO: {first_line(error)}") from error
     names = [spec.name for spec in manifest.inputs], [spec.name for spec in manifest.outputs]
     return OpenVinoSession(
-        compiled, *names, streams=count, threads=threads, memory_bytes=manifest.engine.size_bytes,
-        guards=manifest.guards,
+        compiled, *names, instances=slots, threads_per_batch=max(1, threads // max(count, slots)),
+        memory_bytes=manifest.engine.size_bytes, guards=manifest.guards,
     )  # fmt: skip
 
 

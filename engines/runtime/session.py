@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["Done", "Session", "Slot"]
+__all__ = ["Done", "Session", "Slot", "divided"]
 
 Done = Callable[[BaseException | None], None]
 """Called once per launch, on any thread: None, or what the engine raised."""
@@ -48,3 +48,12 @@ class Session(Protocol):
     def close(self) -> None:
         """Free the engine. No launch may be in flight."""
         ...
+
+
+def divided(streams: int | None, instances: int | None, measured: int) -> tuple[int, int]:
+    """(streams, instances) in force of what was asked, None = nothing: one alone is both, and else the measured one is.
+
+    Of more instances than streams, some wait in the engine, filled, for a stream: all share its threads.
+    """
+    parts = streams or instances or measured
+    return parts, instances or parts

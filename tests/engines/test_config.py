@@ -19,6 +19,8 @@ MISTAKES = {
     "batching = 3": ["batching = 3", "expected a section", "for example: [batching]"],
     "instances = 0": ["instances = 0", "greater than or equal to 1", "instances = 2"],
     "instances = true": ["instances = true", "integer"],
+    "streams = 65": ["streams = 65", "less than or equal to 64", "streams = 2"],
+    "stream = 2": ["stream = 2", "unknown key", "did you mean: streams = 2"],
     'versions = "newest"': ['versions = "newest"', '"latest", "all" or a list', "versions = [1, 2]"],
     'versions = [1, "x"]': ['versions = [1, "x"]', "a list of version numbers"],
     "versions = [-1]": ["versions = [-1]", "a list of version numbers"],
@@ -61,8 +63,9 @@ def options(text: str, folder: Path, *, batchable: bool = True) -> ModelOptions:
 def test_options_in_serving_s_terms(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("a\nb\n")
     found = options(
-        "instances = 2\nversions = [1, 3]\n[batching]\nmax_batch_size = 16\npreferred_batch_size = [8, 4]\n"
-        "max_queue_delay_us = 7\n[queue]\nmax_rows = 5\ndefault_timeout_us = 9\n[priorities]\nlevels = 2\n"
+        "instances = 2\nstreams = 1\nversions = [1, 3]\n[batching]\nmax_batch_size = 16\n"
+        "preferred_batch_size = [8, 4]\nmax_queue_delay_us = 7\n"
+        "[queue]\nmax_rows = 5\ndefault_timeout_us = 9\n[priorities]\nlevels = 2\n"
         'default_level = 2\n[priorities.queue.1]\ntimeout_action = "delay"\n[labels]\nprob = "names.txt"',
         tmp_path,
     )
@@ -72,7 +75,7 @@ def test_options_in_serving_s_terms(tmp_path: Path) -> None:
     assert found.queue.policy_of(1).delay_expired
     assert not found.queue.policy_of(2).delay_expired
     assert found.labels["prob"] == ("a", "b")
-    assert (found.instances, found.version_policy) == (2, "1,3")
+    assert (found.instances, found.streams, found.version_policy) == (2, 1, "1,3")
     assert (options("", tmp_path).limits.max_batch_rows, options("", tmp_path).queue.max_rows) == (32, 100)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from app.plans import Plans
+from app.serving.limits import ModelOptions
 from app.settings import Settings
 from engines import repository
 from engines.errors import EngineFailed, PlanInvalid
@@ -24,6 +25,8 @@ from engines.runtime.openvino import load_session
 from tests.engines.conftest import run_slot
 from tests.support.onnx_models import linear, place
 from tests.support.plans import compile_into
+
+THREADS = len(os.sched_getaffinity(0))
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +166,7 @@ def test_a_damaged_plan_is_compiled_again_and_said(
     async def serve() -> np.ndarray:
         plans = Plans(shelf.settings)
         manifest = await plans.find(shelf.request) or await plans.make(shelf.request, said.append)
-        manifest, session = await plans.open(shelf.request, manifest, None, said.append)
+        manifest, session = await plans.open(shelf.request, manifest, ModelOptions(), said.append)
         assert manifest.key == shelf.key
         try:
             return run_slot(session.slots[0], {"x": np.ones((3, 16), np.float32)})["y"]
@@ -205,11 +208,32 @@ def test_streams_are_passed_again_at_import(streams: int | None, shelf: Shelf) -
     session = load_session(shelf.folder, shelf.manifest, streams=streams)
     wanted = streams or shelf.manifest.streams
     try:
-        assert int(session.setting("NUM_STREAMS")) == min(wanted, len(os.sched_getaffinity(0)))
+        assert int(session.setting("NUM_STREAMS")) == min(wanted, THREADS)
         assert int(session.setting("INFERENCE_NUM_THREADS")) == max(shelf.manifest.threads, wanted)
         assert "float" in str(session.setting("INFERENCE_PRECISION_HINT"))
         assert len(session.slots) == wanted
         assert session.memory_bytes == shelf.manifest.engine.size_bytes
+    finally:
+        session.close()
+
+
+@pytest.mark.parametrize(
+    ("streams", "instances", "wanted"),
+    [(None, 3, (3, 3, 1)), (1, 2, (1, 2, 1)), (2, 1, (2, 1, 1)), (1, None, (1, 1, 2))],
+)
+def test_batches_in_flight_may_be_other_than_streams(
+    streams: int | None, instances: int | None, wanted: tuple[int, int, int], tmp_path: Path
+) -> None:
+    source = tmp_path / "model.onnx"
+    source.write_bytes(linear().SerializeToString())
+    cache = PlanCache(tmp_path / "cache")
+    manifest = compile_into(cache, source, threads=2)
+    session = load_session(cache.entry(manifest.key), manifest, streams=streams, instances=instances)
+    try:
+        made = int(session.setting("NUM_STREAMS"))
+        assert (made, len(session.slots), session.threads_per_batch) == (min(wanted[0], THREADS), *wanted[1:])
+        for slot in session.slots:
+            assert run_slot(slot, {"x": np.ones((3, 16), np.float32)})["y"].shape == (3, 4)
     finally:
         session.close()
 
