@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -66,7 +67,8 @@ class SomeSamples:
 
     def __iter__(self) -> Iterator[Sample]:
         kept = set(self._kept)
-        return (sample for i, sample in enumerate(self._samples) if i in kept)
+        first = itertools.islice(self._samples, max(kept, default=-1) + 1)  # what lies behind need not be read
+        return (sample for i, sample in enumerate(first) if i in kept)
 
 
 class FileSamples:

@@ -10,13 +10,13 @@ import msgspec
 from engines.choice import Subject
 from engines.clock import Clock
 from engines.engine import Engine, make_engine
-from engines.errors import EngineError, ModelRefused
+from engines.errors import ModelRefused
 from engines.mixed import try_mixed
 from engines.npz import Samples
 from engines.reference import Reference
 from engines.report import Candidate
 from engines.spec import Spec
-from engines.tryouts import Tryouts
+from engines.tryouts import Tryouts, said
 from engines.variants import (
     Variant,
     half_emulated,
@@ -55,14 +55,17 @@ def improve(
     _try_others(tryouts, subject, calibration, spec, clock)
     if len(tryouts.tried) > 1:
         clock.begin("race")
-        tryouts.race()
+        try:
+            tryouts.race()
+        except Exception as error:
+            tryouts.notes.append(f"the engines could not be timed beside each other: {said(error)}")
     for tried in tryouts.by_merit():
         if tried is tryouts.tried[0]:
             break
         try:
             engine = _made(subject, tried.variant, samples, spec, threads, clock)
-        except EngineError as refused:
-            tried.reason = str(refused)
+        except Exception as error:  # FP32 is there, and proven
+            tried.reason = said(error)
             continue
         tryouts.note_unsure(engine.accuracy)
         return Improved(engine, tried.variant.name, tryouts.candidates(), tuple(tryouts.notes))
@@ -82,12 +85,21 @@ def _try_others(tryouts: Tryouts, subject: Subject, calibration: Samples | None,
     if calibration is not None and spec.precision in ("auto", "int8"):
         clock.begin("quantize")
         began_s = time.monotonic()
-        source = with_projections(source)
-        tryouts.notes.extend([f"INT8: {source.note}"] if source.note else [])
+        source = _split(tryouts, source)
         tryouts.try_all(_int8(source, calibration, spec, tryouts))
         _search(tryouts, subject, spec, began_s + spec.time_limit_s - time.monotonic(), clock)
     elif spec.precision == "auto":
         tryouts.notes.append(_NO_CALIBRATION)
+
+
+def _split(tryouts: Tryouts, source: Variant) -> Variant:
+    try:
+        split = with_projections(source)
+    except Exception as error:
+        tryouts.notes.append(f"recurrent layers were left as they are: {said(error)}")
+        return source
+    tryouts.notes.extend([f"INT8: {split.note}"] if split.note else [])
+    return split
 
 
 def _halves(tryouts: Tryouts, subject: Subject) -> None:
@@ -95,8 +107,8 @@ def _halves(tryouts: Tryouts, subject: Subject) -> None:
     tryouts.attempt(half_variant(subject.model))
     try:
         tryouts.emulate(half_emulated(subject.model, tryouts.judges))
-    except EngineError as refused:
-        tryouts.notes.append(f"FP16 as other targets compute it could not be judged: {refused}")
+    except Exception as error:
+        tryouts.notes.append(f"FP16 as other targets compute it could not be judged: {said(error)}")
 
 
 def _search(tryouts: Tryouts, subject: Subject, spec: Spec, time_limit_s: float, clock: Clock) -> None:
@@ -107,8 +119,8 @@ def _search(tryouts: Tryouts, subject: Subject, spec: Spec, time_limit_s: float,
     clock.begin("search")
     try:
         try_mixed(tryouts, min(int8, key=tryouts.loss), subject, spec, max(time_limit_s, _LEAST_SEARCH_S))
-    except ModelRefused as refused:
-        tryouts.notes.append(str(refused))
+    except Exception as error:
+        tryouts.notes.append(said(error))
 
 
 def _pruned(tryouts: Tryouts, subject: Subject, calibration: Samples, spec: Spec) -> Variant | None:
@@ -119,8 +131,8 @@ def _pruned(tryouts: Tryouts, subject: Subject, calibration: Samples, spec: Spec
             tried = tryouts.attempt(variant)
             if tried is not None and tried.passed:
                 return variant
-    except ModelRefused as refused:
-        tryouts.notes.append(f"nothing was pruned: {refused}")
+    except Exception as error:
+        tryouts.notes.append(f"nothing was pruned: {said(error)}")
         return None
     tryouts.notes.append(f"nothing was pruned: with sparsity {spec.sparsity!r} the budget did not hold")
     return None
@@ -132,8 +144,8 @@ def _int8(of: Variant, calibration: Samples, spec: Spec, tryouts: Tryouts) -> It
         for full_range in (False, True):
             try:
                 yield from int8_variants(of, calibration, calibrator, full_range=full_range)
-            except ModelRefused as refused:
-                tryouts.notes.append(f"INT8 was not possible: {refused}")
+            except Exception as error:
+                tryouts.notes.append(f"INT8 was not possible: {said(error)}")
                 return
         if any(one.passed for one in tryouts.tried if one.variant.precision == "int8"):
             return

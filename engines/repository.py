@@ -49,8 +49,8 @@ _RESERVED = frozenset({"stats"})  # GET /v2/models/stats is the statistics of al
 _PASSING_ERRORS = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE})
 _STAGING, _DISCARDED = ".staging", ".discarded."
 _LEFT_VERSION = re.compile(r"\.[0-9]+\.[^.]+\.staging")
-_TOOLS = ("bitserve", "onnx", "onnxruntime", "onnxscript", "openvino")
-PLAN_FORMAT = "14"
+_TOOLS = ("bitserve", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino", "optuna")
+PLAN_FORMAT = "15"
 """Part of every plan key: raise it when the build itself changes what it makes."""
 
 

@@ -16,7 +16,7 @@ from engines.accuracy import assess, budget_of, is_sure, shortfall
 from engines.agreement import WrongEngine
 from engines.choice import Subject
 from engines.engine import COARSE, Engine, batch_of, counts_decisions, judged_by
-from engines.errors import EngineError
+from engines.errors import EngineError, ModelRefused
 from engines.guarded import first_difference
 from engines.npz import DrawnSamples, Samples, SomeSamples
 from engines.passes.dynamic_batch import with_batch_axes
@@ -31,7 +31,7 @@ from engines.targets.openvino_race import Pace, race
 from engines.variants import Emulated, Variant
 from engines.verify import agreement_bound
 
-__all__ = ["Tried", "Tryouts"]
+__all__ = ["Tried", "Tryouts", "said"]
 
 _TRIAL_S = 10.0
 """For the answers of one engine that is tried; the one that is chosen answers all samples."""
@@ -72,7 +72,7 @@ class Tryouts:
         self.tried = [Tried(first, served, base.accuracy, len(base.blob), pace=pace)]
         self.notes: list[str] = []
         self._failed: list[Candidate] = []
-        self._glimpsed: list[Tried] = []
+        self._glimpsed: list[Candidate] = []
         self._elsewhere: list[Candidate] = []
         self._first_pace = pace
 
@@ -90,8 +90,8 @@ class Tryouts:
         try:
             tried = self._judged(variant, self.judges)
             self._require_true(tried)
-        except EngineError as refused:
-            self._failed.append(_failed(variant, str(refused)))
+        except Exception as error:  # whatever the runtimes think of it, this one is no candidate, and others may be
+            self._failed.append(_failed(variant, said(error)))
             return None
         self.tried.append(tried)
         if not tried.passed:
@@ -101,9 +101,12 @@ class Tryouts:
     def glimpse(self, variant: Variant, few: Samples) -> Tried:
         """The same for one of many: judged by few samples, its latency compared with that of FP32, and not kept.
 
-        Raises EngineError where it cannot be compiled or run.
+        Raises ModelRefused where it cannot be compiled or run.
         """
-        tried, first = self._judged(variant, few), self.tried[0]
+        try:
+            tried, first = self._judged(variant, few), self.tried[0]
+        except Exception as error:
+            raise ModelRefused(said(error)) from error
         assert tried.compiled is not None
         assert first.compiled is not None
         batch = functools.partial(batch_of, self._base.choice)
@@ -111,7 +114,7 @@ class Tryouts:
         ratio, usual = own.latency_us / of_first.latency_us, self._first_pace
         tried.pace = Pace(usual.latency_us * ratio, usual.rows_per_s / ratio)
         tried.compiled = None
-        self._glimpsed.append(tried)
+        self._glimpsed.append(msgspec.structs.replace(_candidate(tried, on_front=False), trial=True))
         return tried
 
     def emulate(self, made: Emulated) -> None:
@@ -219,12 +222,17 @@ class Tryouts:
         """For the report."""
         front = self._front()
         tried = [_candidate(one, on_front=one in front) for one in self.tried]
-        trials = [msgspec.structs.replace(_candidate(one, on_front=False), trial=True) for one in self._glimpsed]
-        return (*tried, *trials, *self._elsewhere, *self._failed)
+        return (*tried, *self._glimpsed, *self._elsewhere, *self._failed)
 
     def _front(self) -> list[Tried]:
         passed = [one for one in self.tried if one.passed]
         return [passed[i] for i in pareto_front([Outcome(self.loss(one), self.cost(one)) for one in passed])]
+
+
+def said(error: Exception) -> str:
+    """An error in one line; what is not our own is named by its type too."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
+    return str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {line}"
 
 
 def _candidate(tried: Tried, *, on_front: bool) -> Candidate:
