@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 import onnx
 
 from engines.errors import ModelRefused
+from engines.passes.stored_casts import store_casts
 from engines.reference import Arrays
 
 __all__ = ["CALIBRATORS", "quantize"]
@@ -50,7 +51,7 @@ def quantize(
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             made: onnx.ModelProto = nncf.quantize(
-                model,
+                store_casts(model),
                 nncf.Dataset(samples),
                 preset=nncf.QuantizationPreset.PERFORMANCE,
                 subset_size=count,
@@ -58,5 +59,6 @@ def quantize(
                 advanced_parameters=parameters,
             )
     except Exception as error:
-        raise ModelRefused(f"NNCF cannot quantize the model: {str(error).splitlines()[0][:300]}") from error
+        said = next((line for line in str(error).splitlines() if line.strip()), "it gave no reason")
+        raise ModelRefused(f"NNCF cannot quantize the model: {type(error).__name__}: {said[:300]}") from error
     return made
