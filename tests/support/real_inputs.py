@@ -93,7 +93,8 @@ def speech(text: str, voice: str = "en-us", words_a_minute: int = 160) -> np.nda
     tree = debian_tree(_ESPEAK)
     (library,) = (found.parent for found in tree.glob("usr/lib/*/espeak-ng-data"))
     command = [
-        str(tree / "usr" / "bin" / "espeak-ng"), f"--path={library}", "-v", voice, "-s", str(words_a_minute), "--stdout", text,
+        str(tree / "usr" / "bin" / "espeak-ng"), f"--path={library}", "-v", voice, "-s", str(words_a_minute),
+        "--stdout", text,
     ]  # fmt: skip
     done = subprocess.run(command, check=True, capture_output=True, env={**os.environ, "LD_LIBRARY_PATH": str(library)})
     return _at_16_khz(done.stdout)

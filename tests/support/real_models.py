@@ -77,8 +77,8 @@ def text_direction(calibration: int = 128, validation: int = 512) -> RealModel:
 
 
 def voice_activity(seed: int = 0) -> RealModel:
-    """Silero's detector of speech, on sentences and pauses in faint noise, window by window, each with the state that the
-    windows before it left in FP32.
+    """Silero's detector of speech, on sentences and pauses in faint noise, window by window, each with the state that
+    the windows before it left in FP32.
     """
     model = onnx.load(from_wheel(_SILERO, "silero_vad/data/silero_vad_openvino_16k.onnx"))
     half = len(_SENTENCES) // 2
