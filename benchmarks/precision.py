@@ -105,7 +105,7 @@ def _times(new: float | None, old: float | None) -> str:
 
 
 def _resnet50() -> tuple[list[dict[str, str]], dict[str, Any]]:
-    built = _build(light("resnet50"), _COSINE, {"gpu_0/data_0": _images(0)[:, None]})
+    built = _build(light("resnet50"), Spec(metric="cosine"), {"gpu_0/data_0": _images(0)[:, None]})
     int8 = [one for one in built.report.candidates if one.precision == "int8"]
     rows = [
         _row(

@@ -1,5 +1,5 @@
-"""Store the result of Cast where its input is a constant: NNCF looks for the type of each Cast's input among the graph's
-values, and ends with an error on a stored one.
+"""Store the result of Cast where its input is a constant: NNCF looks for the type of each Cast's input among the
+graph's values, and ends with an error on a stored one.
 
 Algebra   Cast(c) = c', for a stored c
 Pattern   Cast of an initializer of numbers

