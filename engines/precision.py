@@ -64,6 +64,9 @@ def improve(
         except EngineError as refused:
             tried.reason = str(refused)
             continue
+        if spec.precision == "auto" and base.choice.axes and not engine.choice.axes:
+            tried.reason = f"its requests could not share a batch, as those of FP32 do: {engine.choice.proof.reason}"
+            continue
         tryouts.note_unsure(engine.accuracy)
         return Improved(engine, tried.variant.name, tryouts.candidates(), tuple(tryouts.notes))
     if spec.precision not in ("auto", "fp32"):
