@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tests.packaged import debian_tree, from_wheel
+from tests.packaged import DatasetMissing, debian_tree, from_wheel
 
 __all__ = ["PHOTOGRAPHS", "SAMPLE_HZ", "crops", "lines_of_text", "photograph", "speech"]
 
@@ -89,15 +90,24 @@ def _line(text: str, font: Path, rng: np.random.Generator) -> Image.Image:
 
 
 def speech(text: str, voice: str = "en-us", words_a_minute: int = 160) -> np.ndarray:
-    """Spoken by espeak-ng: float32 [samples] in -1..1 at 16 kHz."""
+    """Spoken by espeak-ng: float32 [samples] in -1..1 at 16 kHz. Raises DatasetMissing where it cannot be run."""
+    command, environment = _espeak()
+    words = [*command, "-v", voice, "-s", str(words_a_minute), "--stdout", text]
+    done = subprocess.run(words, check=False, capture_output=True, env={**os.environ, **environment})
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()[-200:]
+        raise DatasetMissing(f"espeak-ng does not run ({said}): apt-get install espeak-ng")
+    return _at_16_khz(done.stdout)
+
+
+def _espeak() -> tuple[list[str], dict[str, str]]:
+    """The command and what its environment needs: the installed one, else one that is unpacked into the cache."""
+    installed = shutil.which("espeak-ng")
+    if installed:
+        return [installed], {}
     tree = debian_tree(_ESPEAK)
     (library,) = (found.parent for found in tree.glob("usr/lib/*/espeak-ng-data"))
-    command = [
-        str(tree / "usr" / "bin" / "espeak-ng"), f"--path={library}", "-v", voice, "-s", str(words_a_minute),
-        "--stdout", text,
-    ]  # fmt: skip
-    done = subprocess.run(command, check=True, capture_output=True, env={**os.environ, "LD_LIBRARY_PATH": str(library)})
-    return _at_16_khz(done.stdout)
+    return [str(tree / "usr" / "bin" / "espeak-ng"), f"--path={library}"], {"LD_LIBRARY_PATH": str(library)}
 
 
 def _at_16_khz(wav: bytes) -> np.ndarray:
