@@ -31,10 +31,11 @@ CALIBRATORS: Mapping[str, str] = {
 
 def quantize(
     model: onnx.ModelProto, samples: Iterable[Arrays], count: int, calibrator: str = "mean_minmax", *,
-    overflow_fix: bool = True, float_nodes: Iterable[str] = (),
+    overflow_fix: bool = True, correct_bias: bool = True, float_nodes: Iterable[str] = (),
 ) -> onnx.ModelProto:  # fmt: skip
     """A copy with Q/DQ pairs, their ranges measured on `count` samples; nodes named in `float_nodes` are left alone.
 
+    `correct_bias` moves biases by what rounding moves the means of sums; layer by layer these may add up to harm.
     `model` has opset 21 and no operators of others' domains (NNCF runs none). Raises ModelRefused where NNCF cannot.
     """
     import nncf
@@ -46,6 +47,7 @@ def quantize(
     parameters = AdvancedQuantizationParameters(
         overflow_fix=OverflowFix.ENABLE if overflow_fix else OverflowFix.DISABLE,
         activations_range_estimator_params=ranges,
+        disable_bias_correction=not correct_bias,
     )
     names = list(float_nodes)
     try:
