@@ -15,7 +15,7 @@ from engines.hardware import cpu_fingerprint, cpu_model, usable_threads
 
 __all__ = ["fingerprint"]
 
-_PACKAGES = ("openvino", "numpy", "uvicorn", "uvloop", "httptools", "msgspec")
+_PACKAGES = ("openvino", "nncf", "onnxruntime", "numpy", "uvicorn", "uvloop", "httptools", "msgspec")
 
 
 def fingerprint() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 
@@ -66,6 +67,9 @@ def improve(
             engine = _made(subject, tried.variant, samples, spec, threads, clock)
         except Exception as error:  # FP32 is there, and proven
             tried.reason = said(error)
+            continue
+        if spec.precision == "auto" and base.choice.axes and not engine.choice.axes:
+            tried.reason = f"its requests could not share a batch, as those of FP32 do: {engine.choice.proof.reason}"
             continue
         tryouts.note_unsure(engine.accuracy)
         return Improved(engine, tried.variant.name, tryouts.candidates(), tuple(tryouts.notes))
@@ -139,11 +143,15 @@ def _pruned(tryouts: Tryouts, subject: Subject, calibration: Samples, spec: Spec
 
 
 def _int8(of: Variant, calibration: Samples, spec: Spec, tryouts: Tryouts) -> Iterator[Variant]:
-    """With ranges by one calibrator; by the next where none of that was good enough."""
+    """With ranges by one calibrator and biases corrected; with the model's own, then by the next calibrator, where none
+    of that was good enough.
+    """
     for calibrator in usual_calibrators(spec.calibrator):
-        for full_range in (False, True):
+        for correct_bias, full_range in itertools.product((True, False), (False, True)):
+            if not correct_bias and any(one.passed for one in tryouts.tried if one.variant.precision == "int8"):
+                return
             try:
-                yield from int8_variants(of, calibration, calibrator, full_range=full_range)
+                yield from int8_variants(of, calibration, calibrator, full_range=full_range, correct_bias=correct_bias)
             except Exception as error:
                 tryouts.notes.append(f"INT8 was not possible: {said(error)}")
                 return

@@ -6,17 +6,13 @@ install, so that a test can skip with a reason.
 """
 
 import gzip
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tests.packaged import DatasetMissing, from_debian, from_wheel
 
 Split = Literal["train", "test"]
 Labels = NDArray[np.int64]
@@ -26,10 +22,6 @@ AEON = "aeon==1.6.0"
 LETTER_TRAIN_ROWS = 16_000  # the split its donors used: first 16,000 train, last 4,000 test
 
 __all__ = ["DatasetMissing", "Split", "fashion_mnist", "japanese_vowels", "letter_recognition"]
-
-
-class DatasetMissing(RuntimeError):
-    """The data is not on this machine; the message says what to install."""
 
 
 def fashion_mnist(split: Split) -> tuple[NDArray[np.uint8], Labels]:
@@ -89,16 +81,11 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()  # writable, as PyTorch wants
 
 
-def _cache() -> Path:
-    """Where fetched data is kept: git ignores it."""
-    return Path(os.environ.get("BITSERVE_TEST_CACHE") or Path(__file__).resolve().parents[1] / ".tools").resolve()
-
-
 def _fashion_mnist_file(name: str) -> Path:
     """Return the installed file of Debian's dataset-fashion-mnist, else one unpacked into the cache."""
     installed = FASHION_MNIST_DIR / name
     member = str(installed).lstrip("/")
-    return installed if installed.is_file() else _from_debian("dataset-fashion-mnist", member)
+    return installed if installed.is_file() else from_debian("dataset-fashion-mnist", member)
 
 
 def _japanese_vowels_file(split: Split) -> Path:
@@ -106,48 +93,9 @@ def _japanese_vowels_file(split: Split) -> Path:
 
     The wheel is not installed: with its dependencies it is a hundred times the size of the data.
     """
-    name = f"JapaneseVowels_{split.upper()}.ts"
-    target = _cache() / "aeon" / name
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, AEON]
-            try:
-                subprocess.run(command, check=True, capture_output=True)
-            except subprocess.CalledProcessError as exc:
-                raise DatasetMissing(f"pip could not download {AEON}, which bundles JapaneseVowels") from exc
-            (wheel,) = Path(folder).glob("*.whl")
-            with zipfile.ZipFile(wheel) as archive:
-                extracted = archive.extract(f"aeon/datasets/data/JapaneseVowels/{name}", folder)
-            os.replace(extracted, target)
-    return target
+    return from_wheel(AEON, f"aeon/datasets/data/JapaneseVowels/JapaneseVowels_{split.upper()}.ts")
 
 
 def _letter_recognition_file() -> Path:
     """Return the cached R file of Debian's r-cran-mlbench (unpacked, not installed)."""
-    return _from_debian("r-cran-mlbench", "usr/lib/R/site-library/mlbench/data/LetterRecognition.rda")
-
-
-def _from_debian(package: str, member: str) -> Path:
-    """Return one file of a Debian package, unpacked into the cache on first use; nothing is installed."""
-    target = _cache() / package / Path(member).name
-    if target.is_file():
-        return target
-    for tool in ("apt-get", "dpkg"):
-        if shutil.which(tool) is None:
-            raise DatasetMissing(f"{tool} not found: put {Path(member).name} of Debian's {package} at {target}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        if _download(package, folder) != 0:
-            subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True)  # a new machine has no lists
-            if _download(package, folder) != 0:
-                raise DatasetMissing(f"apt-get download {package} failed: try apt-get update, or apt-get install it")
-        (archive,) = Path(folder).glob("*.deb")
-        subprocess.run(["dpkg", "-x", archive.name, "x"], cwd=folder, check=True)
-        # A rename, so that tests running side by side never see half a file.
-        os.replace(Path(folder, "x", member), target)
-    return target
-
-
-def _download(package: str, folder: str) -> int:
-    return subprocess.run(["apt-get", "download", package], cwd=folder, check=False, capture_output=True).returncode
+    return from_debian("r-cran-mlbench", "usr/lib/R/site-library/mlbench/data/LetterRecognition.rda")

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 import onnx
 
 from engines.errors import ModelRefused
+from engines.passes.stored_casts import store_casts
 from engines.reference import Arrays
 
 __all__ = ["CALIBRATORS", "quantize"]
@@ -30,10 +31,11 @@ CALIBRATORS: Mapping[str, str] = {
 
 def quantize(
     model: onnx.ModelProto, samples: Iterable[Arrays], count: int, calibrator: str = "mean_minmax", *,
-    overflow_fix: bool = True, float_nodes: Iterable[str] = (),
+    overflow_fix: bool = True, correct_bias: bool = True, float_nodes: Iterable[str] = (),
 ) -> onnx.ModelProto:  # fmt: skip
     """A copy with Q/DQ pairs, their ranges measured on `count` samples; nodes named in `float_nodes` are left alone.
 
+    `correct_bias` moves biases by what rounding moves the means of sums; layer by layer these may add up to harm.
     `model` has opset 21 and no operators of others' domains (NNCF runs none). Raises ModelRefused where NNCF cannot.
     """
     import nncf
@@ -45,12 +47,13 @@ def quantize(
     parameters = AdvancedQuantizationParameters(
         overflow_fix=OverflowFix.ENABLE if overflow_fix else OverflowFix.DISABLE,
         activations_range_estimator_params=ranges,
+        disable_bias_correction=not correct_bias,
     )
     names = list(float_nodes)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             made: onnx.ModelProto = nncf.quantize(
-                model,
+                store_casts(model),
                 nncf.Dataset(samples),
                 preset=nncf.QuantizationPreset.PERFORMANCE,
                 subset_size=count,
@@ -58,5 +61,6 @@ def quantize(
                 advanced_parameters=parameters,
             )
     except Exception as error:
-        raise ModelRefused(f"NNCF cannot quantize the model: {str(error).splitlines()[0][:300]}") from error
+        said = next((line for line in str(error).splitlines() if line.strip()), "it gave no reason")
+        raise ModelRefused(f"NNCF cannot quantize the model: {type(error).__name__}: {said[:300]}") from error
     return made

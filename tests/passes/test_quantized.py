@@ -99,6 +99,16 @@ def test_calibrators_differ_by_their_ranges_and_none_is_far_off(name: str) -> No
     assert off(quantize(MODEL, SAMPLES, len(SAMPLES), name)) < 0.15
 
 
+def test_biases_stay_as_they_were_where_that_is_asked() -> None:
+    def floats(model: onnx.ModelProto) -> set[bytes]:
+        return {one.raw_data for one in model.graph.initializer if one.data_type == FLOAT and len(one.dims) == 1}
+
+    biases = {tensor for tensor in floats(MODEL) if len(tensor) > 4}
+    assert biases
+    assert biases <= floats(quantize(MODEL, SAMPLES, len(SAMPLES), correct_bias=False))
+    assert not biases <= floats(quantize(MODEL, SAMPLES, len(SAMPLES)))
+
+
 def test_calibrators_are_not_all_the_same() -> None:
     rows = [{"x": sample["x"] * (20 if i == 0 else 1)} for i, sample in enumerate(SAMPLES)]  # an outlier
 
