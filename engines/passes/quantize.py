@@ -40,10 +40,11 @@ def quantize(
     """
     import nncf
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
-    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+    from nncf.quantization.range_estimator import RangeEstimatorParameters, RangeEstimatorParametersSet
 
     nncf.set_log_level(40)
-    ranges = getattr(RangeEstimatorParametersSet, CALIBRATORS[calibrator])
+    own = RangeEstimatorParameters()  # NNCF's default; its named MEAN_MINMAX lost EfficientNet most of its answers
+    ranges = own if calibrator == "mean_minmax" else getattr(RangeEstimatorParametersSet, CALIBRATORS[calibrator])
     parameters = AdvancedQuantizationParameters(
         overflow_fix=OverflowFix.ENABLE if overflow_fix else OverflowFix.DISABLE,
         activations_range_estimator_params=ranges,
