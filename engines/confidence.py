@@ -26,13 +26,15 @@ class Judged(NamedTuple):
 
 
 def loss_interval(metric: Metric, samples: Sequence[Judged], seed: int = 0) -> tuple[float, float] | None:
-    """The 95 % interval of the loss against the reference; None for fewer than two samples, or where it is no number.
+    """The 95 % interval of the loss against the reference.
+
+    None for fewer than two samples, for answers of unlike sizes, or where the loss is no number.
 
     Percentiles of the loss over samples drawn again from these, engine and reference together (Efron and Tibshirani
     1993, "An Introduction to the Bootstrap", chapter 13). Where no decision of n differs, that tells nothing of rare
     ones: then a share of up to 3/n is possible with 95 % (Hanley and Lippman-Hand 1983).
     """
-    if len(samples) < 2:
+    if len(samples) < 2 or len({tuple(array.shape for array in sample) for sample in samples}) > 1:
         return None
     answers, expected, truth = (np.concatenate(parts) for parts in zip(*samples, strict=True))
     rng, losses = np.random.default_rng(seed), []

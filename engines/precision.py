@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 
@@ -143,15 +142,11 @@ def _pruned(tryouts: Tryouts, subject: Subject, calibration: Samples, spec: Spec
 
 
 def _int8(of: Variant, calibration: Samples, spec: Spec, tryouts: Tryouts) -> Iterator[Variant]:
-    """With ranges by one calibrator and biases corrected; with the model's own, then by the next calibrator, where none
-    of that was good enough.
-    """
+    """With ranges by one calibrator; by the next where none of that was good enough."""
     for calibrator in usual_calibrators(spec.calibrator):
-        for correct_bias, full_range in itertools.product((True, False), (False, True)):
-            if not correct_bias and any(one.passed for one in tryouts.tried if one.variant.precision == "int8"):
-                return
+        for full_range in (False, True):
             try:
-                yield from int8_variants(of, calibration, calibrator, full_range=full_range, correct_bias=correct_bias)
+                yield from int8_variants(of, calibration, calibrator, full_range=full_range)
             except Exception as error:
                 tryouts.notes.append(f"INT8 was not possible: {said(error)}")
                 return

@@ -102,28 +102,24 @@ def with_projections(of: Variant) -> Variant:
     return of._replace(model=model, note=note)
 
 
-def int8_variants(
-    of: Variant, calibration: Samples, calibrator: Calibrator, *, full_range: bool, correct_bias: bool = True
-) -> Iterator[Variant]:
+def int8_variants(of: Variant, calibration: Samples, calibrator: Calibrator, *, full_range: bool) -> Iterator[Variant]:
     """The graph of every target, signed; then with unsigned activations, which OpenVINO alone takes.
 
-    Without `correct_bias`, biases are the model's own. `full_range` gives weights all 8 bits instead of 7, which a CPU
-    without VNNI may overflow. Raises ModelRefused where NNCF cannot quantize the model, or finds nothing in it to
-    quantize.
+    `full_range` gives weights all 8 bits instead of 7, which a CPU without VNNI may overflow. Raises ModelRefused where
+    NNCF cannot quantize the model, or finds nothing in it to quantize.
     """
     assert calibrator in CALIBRATORS
     rows = _Rows(calibration)
-    made = quantize(of.model, rows, len(rows), calibrator, overflow_fix=not full_range, correct_bias=correct_bias)
+    made = quantize(of.model, rows, len(rows), calibrator, overflow_fix=not full_range)
     if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
         raise ModelRefused("NNCF found nothing in the model to quantize")
     bits = "8" if full_range else "7"
-    own = "" if correct_bias else ", own biases"
     signed, note = sign_activations(made)
     for form, graph in (("signed", signed), ("unsigned", made)):
         if form == "unsigned" and graph is signed:
             return  # there was no unsigned one
         freed, _ = free_residuals(graph)
-        name = f"int8 {calibrator}, {form}, {bits}-bit weights{own}{of.name.removeprefix('fp32')}"
+        name = f"int8 {calibrator}, {form}, {bits}-bit weights{of.name.removeprefix('fp32')}"
         yield Variant(name, "int8", freed, note, origin=of.model, pruned=of.pruned)
 
 

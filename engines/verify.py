@@ -12,8 +12,9 @@ __all__ = ["agreement_bound", "is_quantized", "rounding_bound"]
 _UNIT_ROUNDOFF = 2.0**-24  # float32, round to nearest
 _STEPS = {TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}
 """One unit in the last place: two numbers that are nearly equal may be rounded to neighbours."""
-_QUANTIZED = 2.0**-5
-"""Of the largest answer: four steps of 8 signed bits. Sums in another order end on the other side of a rounding."""
+_STEP_OF_8_BITS = 2.0**-7
+"""Of the largest value: where sums in another order end on the other side of a rounding."""
+_FEWEST_ROUNDINGS = 16
 _SAFETY = 16.0
 _SLACK = 16.0
 """Fused kernels get this many times the rounding of a reordered sum."""
@@ -46,7 +47,9 @@ def is_quantized(model: onnx.ModelProto) -> bool:
 
 
 def _quantized_step(model: onnx.ModelProto) -> float:
-    return _QUANTIZED if is_quantized(model) else 0.0
+    """Each rounding may end a step away; where one does has nothing to do with the others, so their root counts."""
+    count = sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    return _STEP_OF_8_BITS * math.sqrt(max(count, _FEWEST_ROUNDINGS)) if count else 0.0
 
 
 def _reordered(model: onnx.ModelProto) -> float:

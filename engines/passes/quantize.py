@@ -31,24 +31,26 @@ CALIBRATORS: Mapping[str, str] = {
 
 def quantize(
     model: onnx.ModelProto, samples: Iterable[Arrays], count: int, calibrator: str = "mean_minmax", *,
-    overflow_fix: bool = True, correct_bias: bool = True, float_nodes: Iterable[str] = (),
+    overflow_fix: bool = True, float_nodes: Iterable[str] = (),
 ) -> onnx.ModelProto:  # fmt: skip
     """A copy with Q/DQ pairs, their ranges measured on `count` samples; nodes named in `float_nodes` are left alone.
 
-    `correct_bias` moves biases by what rounding moves the means of sums; layer by layer these may add up to harm.
     `model` has opset 21 and no operators of others' domains (NNCF runs none). Raises ModelRefused where NNCF cannot.
     """
     import nncf
-    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
-    from nncf.quantization.range_estimator import RangeEstimatorParameters, RangeEstimatorParametersSet
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        OverflowFix,
+        QuantizationParameters,
+    )
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     nncf.set_log_level(40)
-    own = RangeEstimatorParameters()  # NNCF's default; its named MEAN_MINMAX lost EfficientNet most of its answers
-    ranges = own if calibrator == "mean_minmax" else getattr(RangeEstimatorParametersSet, CALIBRATORS[calibrator])
     parameters = AdvancedQuantizationParameters(
         overflow_fix=OverflowFix.ENABLE if overflow_fix else OverflowFix.DISABLE,
-        activations_range_estimator_params=ranges,
-        disable_bias_correction=not correct_bias,
+        activations_range_estimator_params=getattr(RangeEstimatorParametersSet, CALIBRATORS[calibrator]),
+        # before depthwise convolutions it would take a scale a channel, which TensorRT refuses, and cut ranges there
+        activations_quantization_params=QuantizationParameters(per_channel=False),
     )
     names = list(float_nodes)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import nncf
 import numpy as np
 import onnx
 import pytest
@@ -97,16 +98,6 @@ def test_the_overflow_fix_leaves_a_bit_of_every_weight_free(fix: bool, most: int
 @pytest.mark.parametrize("name", CALIBRATORS)
 def test_calibrators_differ_by_their_ranges_and_none_is_far_off(name: str) -> None:
     assert off(quantize(MODEL, SAMPLES, len(SAMPLES), name)) < 0.15
-
-
-def test_biases_stay_as_they_were_where_that_is_asked() -> None:
-    def floats(model: onnx.ModelProto) -> set[bytes]:
-        return {one.raw_data for one in model.graph.initializer if one.data_type == FLOAT and len(one.dims) == 1}
-
-    biases = {tensor for tensor in floats(MODEL) if len(tensor) > 4}
-    assert biases
-    assert biases <= floats(quantize(MODEL, SAMPLES, len(SAMPLES), correct_bias=False))
-    assert not biases <= floats(quantize(MODEL, SAMPLES, len(SAMPLES)))
 
 
 def test_calibrators_are_not_all_the_same() -> None:
@@ -208,3 +199,20 @@ def test_openvino_means_by_a_quantized_graph_what_it_says(form: str, quantized: 
     got, want = np.concatenate([run(sample)["y"] for sample in SAMPLES]), answers(graph)
     assert np.abs(got - want).max() <= agreement_bound(graph) * np.abs(want).max()
     assert np.linalg.norm(got - want) < 0.01 * np.linalg.norm(want)
+
+
+def test_one_scale_for_all_of_an_activation_also_before_depthwise_convolutions() -> None:
+    """NNCF's own choice there is a scale a channel, which TensorRT refuses."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["h"], name="depthwise", kernel_shape=[3, 3], group=3),
+        helper.make_node("Relu", ["h"], ["r"], name="bend"),
+        helper.make_node("Conv", ["r", "v", "c"], ["y"], name="deep", kernel_shape=[3, 3], group=3),
+    ]
+    stored = {name: RNG.standard_normal(shape).astype(F32) for name, shape in
+              {"w": (3, 1, 3, 3), "b": (3,), "v": (3, 1, 3, 3), "c": (3,)}.items()}  # fmt: skip
+    model = build(nodes, {"x": (FLOAT, [None, 3, 12, 12])}, {"y": (FLOAT, [None, 3, 8, 8])}, stored, 21)
+    made = quantize(canonical(model)[0], SAMPLES, len(SAMPLES))
+    refuse_for_tensorrt(sign_activations(made)[0])
+    nncf_alone = nncf.quantize(model, nncf.Dataset(SAMPLES), preset=nncf.QuantizationPreset.PERFORMANCE)
+    with pytest.raises(ModelRefused, match="TensorRT takes one scale for all of an activation; these have more: "):
+        refuse_for_tensorrt(nncf_alone)
