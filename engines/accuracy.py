@@ -12,7 +12,7 @@ import numpy as np
 from engines.batchproof import differs, is_float, join
 from engines.confidence import Judged, loss_interval
 from engines.errors import ModelRefused
-from engines.metrics import decisions, fitting, loss, measure
+from engines.metrics import decisions, evaluate, fitting, loss, measure
 from engines.npz import Sample, Samples
 from engines.report import Accuracy, WorstSample
 from engines.spec import LABEL_METRICS, Metric, Spec
@@ -25,7 +25,7 @@ WORST = 5
 _BATCH_BYTES = 2**26
 _MOST_SHARES = 400
 _KEPT_BYTES = 2**22
-_MOST_KEPT = 2000
+_MOST_KEPT = 10_000
 """Bytes of answers, and samples, for the interval of the loss."""
 _USUAL_BUDGET = 0.01
 _TIES = 0.01
@@ -72,10 +72,11 @@ def budget_of(spec: Spec, accuracy: Accuracy) -> float:
     return _USUAL_BUDGET * (accuracy.reference_value or 0.0) if is_error else _USUAL_BUDGET
 
 
-def shortfall(accuracy: Accuracy, budget: float | None, *, by_decisions: bool = False) -> str:
+def shortfall(accuracy: Accuracy, budget: float | None, *, by_decisions: bool = False, by_others: bool = False) -> str:
     """Why the answers are not good enough, or nothing. `budget` is the largest loss allowed; None allows any.
 
-    `by_decisions` holds the share of samples whose largest score is another than the reference's to the budget too.
+    `by_decisions` holds the share of samples whose largest score is another than the reference's to the budget too,
+    `by_others` the outputs that the metric does not look at.
     """
     if budget is None:
         return ""
@@ -90,8 +91,12 @@ def shortfall(accuracy: Accuracy, budget: float | None, *, by_decisions: bool = 
     if changed is not None and changed > budget * accuracy.samples:
         return (
             f"the largest score is another than the reference's in {changed} of {accuracy.samples} samples, a share of "
-            f"{changed / accuracy.samples:.3g}, {budget:.3g} allowed"
+            f"{changed / accuracy.samples:.3g}, {budget:.3g} allowed (with metric 'cosine' these do not count)"
         )
+    most = _USUAL_BUDGET if accuracy.metric in ("rmse", "mae") else max(budget, _USUAL_BUDGET)
+    for name, lost in accuracy.others.items() if by_others else ():
+        if lost > most:
+            return f"output {name!r} is off by {lost:.3g} (1 - cosine), {most:.3g} allowed; `output` names what counts"
     return ""
 
 
@@ -136,6 +141,7 @@ class _Judge:
         self._per_share = math.ceil(samples.count / _MOST_SHARES)
         self._shares: list[float] = []
         self._judged: list[Judged] = []
+        self._others: dict[str, float] = {}
         self._room = _KEPT_BYTES
         self.answer_bytes = 0
 
@@ -156,12 +162,34 @@ class _Judge:
         reference, _ = fitting(self._metric, expected, known)
         self._own.add(own, truth_of_own)
         self._reference.add(reference, truth_of_own)
-        if self._room > 0 and len(self._judged) < _MOST_KEPT:
-            self._room -= own.nbytes + reference.nbytes + truth_of_own.nbytes
-            self._judged.append(Judged(own, reference, truth_of_own))
-        flat = [array.reshape(1, -1).astype(np.float64) for array in (expected, answer)]
-        self._changed += int(self._is_scores and flat[0].size and decisions(flat[0])[0] != decisions(flat[1])[0])
+        self._keep(Judged(own, reference, truth_of_own))
+        self._note_others(want, got)
+        if self._is_scores and expected.size:
+            labelled = self._metric in LABEL_METRICS
+            pair = (reference, own) if labelled else (expected.reshape(1, -1), answer.reshape(1, -1))
+            self._changed += int(decisions(pair[0])[0] != decisions(pair[1])[0])
         self._count += 1
+
+    def _keep(self, judged: Judged) -> None:
+        """For the interval. Of scores of classes, the class alone, where that is all that the metric looks at."""
+        if self._metric in ("top1", "f1") and judged.answer.shape[1] > 1:
+            own, reference = (decisions(scores)[:, None].astype(np.int64) for scores in judged[:2])
+            judged = Judged(own, reference, judged.truth)
+        if self._room > 0 and len(self._judged) < _MOST_KEPT:
+            self._room -= sum(array.nbytes for array in judged)
+            self._judged.append(judged)
+
+    def _note_others(self, want: Arrays, got: Arrays) -> None:
+        """What the outputs lose that the metric does not look at: 1 - cosine, for whole numbers the share unequal."""
+        for name, expected in want.items():
+            if name == self._output or self._asked is not None or not expected.size:
+                continue
+            lost = (
+                1 - evaluate("cosine", got[name][None], expected[None])
+                if is_float(expected)
+                else float(np.mean(got[name] != expected))
+            )
+            self._others[name] = self._others.get(name, 0.0) + (1.0 if math.isnan(lost) else lost)
 
     def _note_difference(self, want: Arrays, got: Arrays) -> None:
         share, worst = max((self._difference(name, want[name], got[name]) for name in want), key=lambda found: found[0])
@@ -199,6 +227,7 @@ class _Judge:
             loss=None if value is None or reference is None else loss(self._metric, reference, value),
             interval=loss_interval(self._metric, self._judged),
             decisions_changed=self._changed if self._is_scores else None,
+            others={name: lost / self._count for name, lost in self._others.items()},
             tolerance=self._tolerance,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,15 +38,30 @@ def loss_interval(metric: Metric, samples: Sequence[Judged], seed: int = 0) -> t
         return None
     answers, expected, truth = (np.concatenate(parts) for parts in zip(*samples, strict=True))
     rng, losses = np.random.default_rng(seed), []
+    own, reference = _resampled(metric, answers, truth), _resampled(metric, expected, truth)
     for _ in range(_RESAMPLES):
         drawn = rng.integers(0, len(truth), len(truth))
-        own, reference = measure(metric), measure(metric)
-        own.add(answers[drawn], truth[drawn])
-        reference.add(expected[drawn], truth[drawn])
-        losses.append(loss(metric, reference.value(), own.value()))
+        losses.append(loss(metric, reference(drawn), own(drawn)))
     if not np.isfinite(losses).all():
         return None
     low, high = (float(edge) for edge in np.percentile(losses, _TAILS))
     if metric in LABEL_METRICS and np.array_equal(decisions(answers), decisions(expected)):
         high = max(high, _RULE_OF_THREE / len(truth))
     return low, high
+
+
+def _resampled(metric: Metric, answers: np.ndarray, truth: np.ndarray) -> Callable[[np.ndarray], float]:
+    """The metric of samples by their numbers. Most are means over samples, so that each is measured once."""
+
+    def whole(drawn: np.ndarray) -> float:
+        found = measure(metric)
+        found.add(answers[drawn], truth[drawn])
+        return found.value()
+
+    # the mean of F1 is no F1, and what a single score means takes all of them to know
+    if metric == "f1" or (metric in LABEL_METRICS and answers.shape[1] == 1 and answers.dtype.kind == "f"):
+        return whole
+    each = np.array([whole(np.array([i])) for i in range(len(truth))])
+    if metric == "rmse":
+        return lambda drawn: float(np.sqrt(np.mean(each[drawn] ** 2)))
+    return lambda drawn: float(each[drawn].mean())

@@ -100,7 +100,7 @@ def _checked(
         budget, by_decisions = budget_of(spec, accuracy), counts_decisions(spec, accuracy)
     for more in judged[1:]:
         _compared(subject, choice, run, more, Spec())
-    lacking = shortfall(accuracy, budget, by_decisions=by_decisions)
+    lacking = shortfall(accuracy, budget, by_decisions=by_decisions, by_others=subject.ideal is not None)
     if lacking:
         raise ModelRefused(f"precision {precision}: {lacking}")
     return accuracy
@@ -182,7 +182,8 @@ def _answered(run: target.runner, choice: Choice, samples: Samples) -> tuple[Seq
         raise ModelRefused(f"the engine refuses every sample: {next(iter(refused.values()))}")
     if refused and not samples.synthetic:
         first, why = next(iter(refused.items()))
-        choice.notes.append(f"{len(refused)} of {samples.count} samples are refused, the first is {first}: {why}")
+        note = f"{len(refused)} of {samples.count} samples are refused, the first is {first}: {why}"
+        choice.notes.extend([] if note in choice.notes else [note])
     kept = [i for i in range(samples.count) if i not in refused]
     return kept, SomeSamples(samples, kept) if refused else samples
 

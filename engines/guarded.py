@@ -71,6 +71,13 @@ class Guards:
         self.wrong_row: Arrays = {}
         """The sample of the last difference; nothing where samples are refused instead."""
 
+    def of_another(self, said: Sequence[str]) -> Guards:
+        """What was learned here for another graph of the same model, whose guards these are."""
+        quiet = {self.said[i] for i in self.false_alarms}
+        other = Guards(said, self.bound, self.exact)
+        other.false_alarms = {i for i, text in enumerate(said) if text in quiet}
+        return other
+
     @property
     def judged(self) -> tuple[str, ...]:
         """For the manifest: a guard that cries wolf is not listened to (an empty text)."""

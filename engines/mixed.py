@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 
@@ -15,7 +16,7 @@ from engines.variants import Variant
 
 __all__ = ["try_mixed"]
 
-_STRICTER = (1.0, 0.5)
+_STRICTER = {1.0: "", 0.5: ", by half the budget"}
 """Shares of the budget: the search judges by some of the samples, and all of them may tell otherwise."""
 
 
@@ -33,25 +34,28 @@ def try_mixed(tryouts: Tryouts, start: Tried, subject: Subject, spec: Spec, time
         name = f"mixed, {len(layers) - len(kept)} of {len(layers)} layers of {start.variant.name}{trial}"
         return start.variant._replace(name=name, precision="mixed", model=model, kept=kept)
 
+    @functools.cache
     def evaluate(kept: frozenset[str]) -> Outcome:
         if len(kept) == len(layers):
             return Outcome(0.0, tryouts.cost(tryouts.tried[0]))
-        tried = tryouts.glimpse(variant_of(kept, f" (trial {next(numbers)})"), few)
+        try:
+            variant = variant_of(kept, f" (trial {next(numbers)})")
+        except Exception as error:
+            raise ModelRefused(f"these layers cannot be put back to float: {error}") from error
+        tried = tryouts.glimpse(variant, few)
         return Outcome(tryouts.loss(tried), tryouts.cost(tried))
 
-    for share in _STRICTER:
-        left_s = ends_s - time.monotonic()
-        if left_s <= 0:
+    for share, how in _STRICTER.items():
+        left_s, left = ends_s - time.monotonic(), spec.trials - evaluate.cache_info().misses
+        if left_s <= 0 or left <= 0:
             break
         budget = tryouts.budget(start) * share
-        trials = search(
-            layers, evaluate, budget, method=spec.search, trials=spec.trials, time_limit_s=left_s, seed=spec.seed
-        )
+        trials = search(layers, evaluate, budget, method=spec.search, trials=left, time_limit_s=left_s, seed=spec.seed)
         tryouts.notes.append(_told(trials, layers, spec))
         best = choose([trial for trial in trials if 0 < len(trial.kept) < len(layers)], budget)
         if best is None:
             break
-        found = tryouts.attempt(variant_of(best.kept))
+        found = tryouts.attempt(variant_of(best.kept, how))
         if found is not None and found.passed:
             return
     raise ModelRefused("no assignment of INT8 and float to layers was found that holds the budget")

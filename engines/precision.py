@@ -59,9 +59,25 @@ def improve(
             tryouts.race()
         except Exception as error:
             tryouts.notes.append(f"the engines could not be timed beside each other: {said(error)}")
+    found = _first_that_holds(tryouts, subject, base, samples, spec, threads, clock)
+    if found is None and _search(tryouts, subject, spec, _LEAST_SEARCH_S, clock):  # INT8 failed at the last check
+        tryouts.race()
+        found = _first_that_holds(tryouts, subject, base, samples, spec, threads, clock)
+    if found is not None:
+        tryouts.note_unsure(found[1].accuracy)
+        return Improved(found[1], found[0].name, tryouts.candidates(), tuple(tryouts.notes))
+    if spec.precision not in ("auto", "fp32"):
+        raise ModelRefused(f"precision {spec.precision!r}: {tryouts.why_none()}")
+    return Improved(base, "fp32", tryouts.candidates(), tuple(tryouts.notes))
+
+
+def _first_that_holds(
+    tryouts: Tryouts, subject: Subject, base: Engine, samples: Sequence[Samples], spec: Spec, threads: int, clock: Clock
+) -> tuple[Variant, Engine] | None:
+    """The best that passes every check that FP32 passed; None where FP32 is better than what is left."""
     for tried in tryouts.by_merit():
         if tried is tryouts.tried[0]:
-            break
+            return None
         try:
             engine = _made(subject, tried.variant, samples, spec, threads, clock)
         except Exception as error:  # FP32 is there, and proven
@@ -70,11 +86,8 @@ def improve(
         if spec.precision == "auto" and base.choice.axes and not engine.choice.axes:
             tried.reason = f"its requests could not share a batch, as those of FP32 do: {engine.choice.proof.reason}"
             continue
-        tryouts.note_unsure(engine.accuracy)
-        return Improved(engine, tried.variant.name, tryouts.candidates(), tuple(tryouts.notes))
-    if spec.precision not in ("auto", "fp32"):
-        raise ModelRefused(f"precision {spec.precision!r}: {tryouts.why_none()}")
-    return Improved(base, "fp32", tryouts.candidates(), tuple(tryouts.notes))
+        return tried.variant, engine
+    return None
 
 
 def _try_others(tryouts: Tryouts, subject: Subject, calibration: Samples | None, spec: Spec, clock: Clock) -> None:
@@ -114,16 +127,21 @@ def _halves(tryouts: Tryouts, subject: Subject) -> None:
         tryouts.notes.append(f"FP16 as other targets compute it could not be judged: {said(error)}")
 
 
-def _search(tryouts: Tryouts, subject: Subject, spec: Spec, time_limit_s: float, clock: Clock) -> None:
-    """Over one precision per layer, from the INT8 engine that loses least, where all of them lose too much."""
+def _search(tryouts: Tryouts, subject: Subject, spec: Spec, time_limit_s: float, clock: Clock) -> bool:
+    """Over one precision per layer, from the INT8 engine that loses least, where all of them lose too much, and once.
+
+    Whether it found one.
+    """
     int8 = [one for one in tryouts.tried if one.variant.precision == "int8"]
-    if spec.precision != "auto" or not int8 or any(one.passed for one in int8):
-        return
+    if spec.precision != "auto" or not int8 or any(one.passed for one in int8) or "search" in clock.stages_s:
+        return False
     clock.begin("search")
     try:
         try_mixed(tryouts, min(int8, key=tryouts.loss), subject, spec, max(time_limit_s, _LEAST_SEARCH_S))
     except Exception as error:
         tryouts.notes.append(said(error))
+        return False
+    return True
 
 
 def _pruned(tryouts: Tryouts, subject: Subject, calibration: Samples, spec: Spec) -> Variant | None:

@@ -90,6 +90,8 @@ class Accuracy(msgspec.Struct, frozen=True):
     """The loss lies between these with 95 %, as far as samples like these tell; None where they cannot."""
     decisions_changed: int | None
     """Samples whose largest score is another than the reference's; None where the output is no list of scores."""
+    others: dict[str, float] = {}
+    """What the outputs lose that the metric is not taken of: 1 - cosine, for whole numbers the share unequal."""
     tolerance: float | None = None
     """The bound of floats, as a share of the largest |answer| that the reference gives to a sample."""
 

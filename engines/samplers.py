@@ -6,12 +6,12 @@ all fail lead them. TPE minimizes the cost alone; NSGA-II both cost and loss, fo
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from engines.trials import Ledger, Outcome
@@ -41,12 +41,14 @@ def explore(
     space = _Space(ledger, groups, budget, seed if method != "grid" else None)
     if not groups or space.is_exhausted():
         return
-    with _silent() as optuna:
+    import optuna
+
+    with _silent():
         sampler = _sampler(method, space, ledger.left, seed)
         directions = ["minimize"] * (2 if method == "genetic" else 1)
         study = optuna.create_study(sampler=sampler, directions=directions)
 
-        def objective(trial: Any) -> tuple[float, ...]:
+        def objective(trial: optuna.Trial) -> tuple[float, ...]:
             chosen = [trial.suggest_categorical(name, [False, True]) for name in space.parameters]
             return space.told(trial, chosen)[-len(directions) :]
 
@@ -57,7 +59,7 @@ def tied(layers: Sequence[str], most: int) -> list[list[str]]:
     """The layers in at most `most` (1 or more) groups of neighbours, whose sizes differ by at most 1."""
     count = max(1, min(most, len(layers)))
     ends = [len(layers) * i // count for i in range(count + 1)]
-    return [list(layers[start:end]) for start, end in itertools.pairwise(ends) if end > start]
+    return [list(layers[start:end]) for start, end in pairwise(ends) if end > start]
 
 
 def _grid_groups(ledger: Ledger, layers: Sequence[str], sensitivity: Mapping[str, float] | None) -> list[list[str]]:
@@ -82,7 +84,7 @@ class _Space:
         self._scale = worst if math.isfinite(worst) and worst > 0 else abs(budget) or 1.0
 
     def is_exhausted(self) -> bool:
-        return len(self._ledger.tried) >= int(2 ** len(self._groups))
+        return len(self._ledger.tried) >= 1 << len(self._groups)
 
     def kept(self, chosen: Sequence[bool]) -> frozenset[str]:
         return frozenset(name for group, is_kept in zip(self._groups, chosen, strict=True) if is_kept for name in group)
@@ -142,8 +144,8 @@ def _sampler(method: str, space: _Space, trials: int, seed: int) -> Any:
 
 
 @contextmanager
-def _silent() -> Iterator[Any]:
-    """Optuna, with its log and its warnings of experimental arguments off."""
+def _silent() -> Iterator[None]:
+    """Optuna's log and its warnings of experimental arguments off."""
     import optuna
 
     level = optuna.logging.get_verbosity()
@@ -151,6 +153,6 @@ def _silent() -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield optuna
+            yield
     finally:
         optuna.logging.set_verbosity(level)

@@ -2,7 +2,7 @@
 tried. Pure: it measures through the caller's function and reads the caller's clock.
 
 `greedy` asks for few measurements. The others sample (see `engines.samplers`); the last quarter of their limits puts
-layers of the best sample back to the low precision, for samplers seldom hit the last of many layers.
+layers of their samples back to the low precision, the cheapest sample first, for samplers seldom hit the last layers.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ def _sampled(
     ledger: Ledger, layers: Sequence[str], budget: float, method: str, seed: int,
     sensitivity: Mapping[str, float] | None,
 ) -> None:  # fmt: skip
-    are_all_tried = 2 ** len(layers) <= ledger.left + len(ledger.tried)
-    with ledger.part(1.0 if are_all_tried else _SAMPLING):
+    is_exhaustive = 1 << len(layers) <= ledger.left + len(ledger.tried)
+    with ledger.part(1.0 if is_exhaustive else _SAMPLING):
         samplers.explore(ledger, layers, budget, method=method, seed=seed, sensitivity=sensitivity)
-    best = choose(ledger.trials(), budget)
-    if best:
-        order = _most_damaging_first(layers, sensitivity or _estimated(ledger, layers))
-        with suppress(Spent):
-            _put_back([name for name in order if name in best.kept], lambda kept: holds(ledger.measure(kept), budget))
+    good = [trial for trial in ledger.trials() if holds(trial.outcome, budget)]
+    order = _most_damaging_first(layers, sensitivity or _estimated(ledger, layers))
+    with suppress(Spent):
+        for trial in sorted(good, key=lambda trial: trial.outcome.cost):
+            _put_back([name for name in order if name in trial.kept], lambda kept: holds(ledger.measure(kept), budget))
 
 
 def _most_damaging_first(layers: Sequence[str], damage: Mapping[str, float]) -> list[str]:

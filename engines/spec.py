@@ -119,6 +119,8 @@ def require_supported(spec: Spec) -> None:
     """Raise ModelRefused for what is asked and cannot be done, by its name: nothing asked is ignored."""
     if spec.precision == "binary":
         raise ModelRefused("precision 'binary' is not built yet; expected auto, fp32, fp16 or int8")
+    if spec.precision == "fp16" and spec.sparsity is not None:
+        raise ModelRefused(f"precision 'fp16' of a pruned model is not built yet; leave out sparsity {spec.sparsity!r}")
     for target in spec.targets:
         if target != "openvino":
             raise ModelRefused(f"target {target!r} is not built yet; expected openvino")
@@ -128,6 +130,12 @@ def require_truth(spec: Spec, truth: Literal["labels", "targets"] | None, *, has
     """Raise ModelRefused where what is asked needs other samples; `truth` is what the validation set holds."""
     if spec.accuracy_budget is not None and not has_samples:
         raise ModelRefused("accuracy_budget needs samples to judge by: send `validation`, or `calibration`")
+    is_error = spec.metric in ("rmse", "mae")
+    if is_error and truth is None and has_samples and spec.accuracy_budget is None and spec.precision != "fp32":
+        raise ModelRefused(
+            f"metric {spec.metric!r} without targets is 0 for the reference itself: say by accuracy_budget how much is "
+            "allowed"
+        )
     if spec.metric is not None:
         _require_fitting(spec.metric, truth)
 

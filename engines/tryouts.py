@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -17,8 +17,8 @@ from engines.agreement import WrongEngine
 from engines.choice import Subject
 from engines.engine import COARSE, Engine, batch_of, counts_decisions, judged_by
 from engines.errors import EngineError, ModelRefused
-from engines.guarded import first_difference
-from engines.npz import DrawnSamples, Samples, SomeSamples
+from engines.guarded import Guards, fired, first_difference
+from engines.npz import DrawnSamples, Sample, Samples, SomeSamples
 from engines.passes.dynamic_batch import with_batch_axes
 from engines.passes.float_layers import quantized_layers
 from engines.reference import Reference
@@ -39,6 +39,7 @@ _GLIMPSE_S, _GLIMPSE_SAMPLES_S, _FEWEST = 0.2, 1.0, 32
 """For one of many engines: seconds of timing, seconds of FP32 that its samples take, and how many these are at least.
 """
 _ROWS_FOR_TRUTH = 16
+_SLOWEST = 1e-3
 _WORTH = 1.03
 """What a coarser engine has to be better by than a finer one: less is noise."""
 
@@ -51,6 +52,7 @@ class Tried(msgspec.Struct):
     """None where it was only glimpsed at: each holds its own weights."""
     accuracy: Accuracy
     size_bytes: int
+    guards: Guards
     reason: str = ""
     pace: Pace | None = None
 
@@ -69,7 +71,7 @@ class Tryouts:
         served = target.reimported(base.blob, *self._config)
         first, alone = Variant("fp32", "fp32", subject.model), base.speeds[0]
         pace = Pace(alone.latency_us, base.speeds[-1].rows_per_s)
-        self.tried = [Tried(first, served, base.accuracy, len(base.blob), pace=pace)]
+        self.tried = [Tried(first, served, base.accuracy, len(base.blob), base.choice.guards, pace=pace)]
         self.notes: list[str] = []
         self._failed: list[Candidate] = []
         self._glimpsed: list[Candidate] = []
@@ -147,21 +149,29 @@ class Tryouts:
         """
         assert tried.compiled is not None
         model = tried.variant.model
-        rows = [sample.inputs for sample in itertools.islice(self.judges, _ROWS_FOR_TRUTH)]
         run = target.runner(tried.compiled, self._subject.names)
+        heard = set(range(len(tried.guards.said))) - tried.guards.false_alarms
+        rows = [one.inputs for one in self.judges_first() if not fired(run.watched(one.inputs)) & heard]
         wrong = first_difference(run, Reference(model), rows, agreement_bound(model))
         if wrong:
             raise WrongEngine(wrong, {})
 
+    def judges_first(self) -> Iterator[Sample]:
+        """A few of the samples."""
+        return itertools.islice(self.judges, _ROWS_FOR_TRUTH)
+
     def _judged(self, variant: Variant, judges: Samples) -> Tried:
         choice = self._base.choice
         model = with_batch_axes(variant.model, choice.axes) if choice.axes else variant.model
-        compiled = target.compile_model(target.read_model(model), *self._config)
+        graph = target.read_model(model)
+        guards = choice.guards.of_another(target.guards_of(graph))
+        compiled = target.compile_model(graph, *self._config)
         run = target.runner(compiled, self._subject.names)
-        accuracy = judged_by(self._subject.reference, run, choice, judges, self._spec, _TRIAL_S)
-        tried = Tried(variant, compiled, accuracy, len(target.export(compiled)))
+        own = msgspec.structs.replace(choice, guards=guards, notes=[])
+        accuracy = judged_by(self._subject.reference, run, own, judges, self._spec, _TRIAL_S)
+        tried = Tried(variant, compiled, accuracy, len(target.export(compiled)), guards)
         by_decisions = counts_decisions(self._spec, accuracy)
-        tried.reason = shortfall(accuracy, self.budget(tried), by_decisions=by_decisions)
+        tried.reason = shortfall(accuracy, self.budget(tried), by_decisions=by_decisions, by_others=True)
         return tried
 
     def budget(self, tried: Tried) -> float:
@@ -202,7 +212,9 @@ class Tryouts:
             return float(tried.size_bytes)
         if tried.pace is None:
             return math.inf
-        return tried.pace.latency_us if self._spec.objective == "latency" else 1e6 / tried.pace.rows_per_s
+        return (
+            tried.pace.latency_us if self._spec.objective == "latency" else 1e6 / max(tried.pace.rows_per_s, _SLOWEST)
+        )
 
     def by_merit(self) -> list[Tried]:
         """Those that passed and are what was asked for, the best first; FP32 among them where that may be chosen."""
@@ -214,7 +226,7 @@ class Tryouts:
         return sorted(found, key=lambda one: self.cost(one) * handicap[id(one)])
 
     def why_none(self) -> str:
-        """Of the variants that were asked for, why the last one is not good enough."""
+        """Of the variants that were asked for, why the first one is not good enough."""
         wanted = [one.reason for one in self.tried if one.variant.precision == self._spec.precision]
         return (wanted or [one.reason for one in self._failed] or self.notes or ["there is no such engine"])[0]
 

@@ -253,3 +253,27 @@ def test_a_budget_is_held_against_the_loss(tmp_path: Path) -> None:
     assert shortfall(worse, None) == shortfall(worse, 0.2) == ""
     assert "a loss of 0.1, 0.05 allowed" in shortfall(worse, 0.05)
     assert shortfall(msgspec.structs.replace(exact, value=None, loss=None), 1.0) == "top1 is not a number"
+
+
+def test_outputs_that_the_metric_does_not_look_at_count_too(tmp_path: Path) -> None:
+    """One answers as the reference; of the other the sign is lost."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((30, 4), dtype=np.float32)
+    np.savez(tmp_path / "s.npz", x=x)
+    samples = read_samples(tmp_path / "s.npz", [TensorSpec("x", "FP32", (-1, 4))], with_truth=False)
+
+    def reference(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"first": inputs["x"] * 2, "second": inputs["x"] + 3, "third": (inputs["x"] > 0).astype(np.int64)}
+
+    def engine(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = reference(inputs)
+        return {**found, "second": -found["second"]}
+
+    found = assess(engine, reference, samples, None, tolerance=1.0)
+    assert found.loss == pytest.approx(0, abs=1e-9)
+    assert found.others["second"] > 1.5
+    assert found.others["third"] == 0
+    assert shortfall(found, 0.01) == ""
+    assert "output 'second' is off by" in shortfall(found, 0.01, by_others=True)
+    asked = assess(engine, reference, samples, None, tolerance=1.0, output="first")
+    assert shortfall(asked, 0.01, by_others=True) == ""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Iterable
+from itertools import pairwise
 
 from engines.trials import Outcome
 
-__all__ = ["BUDGET", "Planted"]
+__all__ = ["BUDGET", "Planted", "cheapest"]
 
 BUDGET = 0.5
 
@@ -28,8 +28,8 @@ class Planted:
         low = [name not in kept for name in self.layers]
         damages = [3.0 + i % 2 for i, name in enumerate(self.layers) if name in self.sensitive - kept]
         main = max(damages, default=0.0) + 0.25 * sum(damages)
-        pairs = sum(a and b for a, b in itertools.pairwise(low))
-        small = (sum(low) + pairs) / max(1, len(self.layers)) * 0.2
+        pairs = sum(a and b for a, b in pairwise(low))
+        small = (sum(low) + pairs) * 0.2 / max(1, len(self.layers))
         return Outcome(
             main + small, sum(self._cost_us(i) * (1 if is_low else 2 + i % 3) for i, is_low in enumerate(low))
         )
@@ -47,7 +47,7 @@ class Planted:
         return 10 + 7 * i % 11
 
 
-def best(planted: Planted, assignments: Iterable[frozenset[str]]) -> frozenset[str]:
+def cheapest(planted: Planted, assignments: Iterable[frozenset[str]]) -> frozenset[str]:
     """The cheapest of them that holds the budget, by looking at every one."""
     good = [kept for kept in assignments if planted.outcome(kept).loss <= BUDGET]
     return min(good, key=lambda kept: planted.outcome(kept).cost)
