@@ -171,6 +171,7 @@ def tuning(repository: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]
     process = subprocess.Popen(
         command("linear", "--repository", repository, "--rate", 20, "--seconds", 20), cwd=ROOT,
         env=environment(tmp_path / "tmp"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     try:
         yield process

@@ -117,7 +117,7 @@ def test_a_model_is_sent_to_a_server(server: Server, model: Path, tmp_path: Path
         (["--repository", "/proc/none"], "No such file or directory"),
         (["--repository", "{r}", "--calibration", "/none.npz"], "/none.npz is not a file"),
         (["--repository", "{r}", "--precision", "fp8"], "spec.precision: Input should be 'auto', 'fp32'"),
-        (["--repository", "{r}", "--precision", "int8"], "precision 'int8' is not built yet"),
+        (["--repository", "{r}", "--precision", "int8"], "precision 'int8' needs calibration samples"),
         (["--repository", "{r}", "--spec", "{"], "--spec is no JSON"),
         (["--repository", "{r}", "--spec", "/none"], "--spec /none: No such file or directory; expected JSON"),
         (["--repository", "{r}", "--name", "../x"], "model name must not contain path traversal characters"),
