@@ -168,10 +168,10 @@ def test_nothing_is_left_when_it_is_ended(number: int, code: int, repository: Pa
 
 @contextlib.contextmanager
 def tuning(repository: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    asked = command("linear", "--repository", repository, "--rate", 20, "--seconds", 20)
     process = subprocess.Popen(
-        command("linear", "--repository", repository, "--rate", 20, "--seconds", 20), cwd=ROOT,
-        env=environment(tmp_path / "tmp"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        ["env", "--default-signal=INT", *asked],  # a shell has its background jobs ignore it
+        cwd=ROOT, env=environment(tmp_path / "tmp"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         yield process
