@@ -134,4 +134,4 @@ def test_a_budget_is_kept_or_the_build_fails(server: Server) -> None:
     assert done["state"] == "failed"
     assert "label" in done["error"]
     refused = send(server, "kept", model.SerializeToString(), spec)
-    assert (refused.status_code, "needs a validation set" in refused.text) == (400, True)
+    assert (refused.status_code, "accuracy_budget needs samples to judge by" in refused.text) == (400, True)
