@@ -19,7 +19,10 @@ class Clock:
     def begin(self, stage: str) -> None:
         now_s = time.monotonic()
         if self._stage:
-            self.stages_s[self._stage] = round(now_s - self._began_s, 3)
+            spent_s = (
+                self.stages_s.get(self._stage, 0.0) + now_s - self._began_s
+            )  # engines pass the same stages in turn
+            self.stages_s[self._stage] = round(spent_s, 3)
         self._stage, self._began_s = stage, now_s
         self._tell(stage)
 

@@ -36,10 +36,6 @@ _ENOUGH, _UNSEEN = 1e-3, 8.0
 """Of the largest answer: what a sample may differ by that was not among those of the proof."""
 COARSE = 2.0**-4
 """Of the largest answer: beyond it, a sample of an engine of few bits is pointed out."""
-_FLIPPED = 0.02
-"""Share of samples in which a sum that ends on the other side of a rounding to 8 bits may show in the answer. An engine
-whose sums overflow is wrong in most; what either loses is in its accuracy anyway.
-"""
 _LAYER_BOUND = 1e-4
 _CHECK_BUDGET_S = 10.0
 """For samples without a truth; a validation set is run to its end."""
@@ -136,8 +132,7 @@ def _compared(
         run, _naming(subject.reference, kept), judged, spec.metric, tolerance=tolerance, axes=choice.axes,
         output_axes=choice.output_axes, budget_s=budget_s or _budget_s(judged), exact=guards.exact, output=spec.output,
     )  # fmt: skip
-    borne = _FLIPPED * accuracy.samples if subject.ideal is not None else 0
-    if accuracy.over_bound > borne and choice.steady:
+    if accuracy.over_bound and choice.steady:
         wanted = {one.index for one in accuracy.worst}
         rows = [sample.inputs for i, sample in enumerate(judged) if i in wanted]
         try:

@@ -25,7 +25,7 @@ def try_mixed(tryouts: Tryouts, start: Tried, subject: Subject, spec: Spec, time
     ends_s = time.monotonic() + time_limit_s
     layers = quantized_layers(start.variant.model)
     origin = start.variant.origin or subject.model
-    few = tryouts.few(start)
+    few = tryouts.few()
 
     numbers = itertools.count(1)
 

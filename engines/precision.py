@@ -55,10 +55,7 @@ def improve(
     _try_others(tryouts, subject, calibration, spec, clock)
     if len(tryouts.tried) > 1:
         clock.begin("race")
-        try:
-            tryouts.race()
-        except Exception as error:
-            tryouts.notes.append(f"the engines could not be timed beside each other: {said(error)}")
+        tryouts.race()
     found = _first_that_holds(tryouts, subject, base, samples, spec, threads, clock)
     if found is None and _search(tryouts, subject, spec, _LEAST_SEARCH_S, clock):  # INT8 failed at the last check
         tryouts.race()

@@ -82,7 +82,7 @@ def _emulated(model: ModelProto, keep: Collection[str]) -> tuple[ModelProto, lis
     half, _ = to_half(named, keep)
     rounds = _rounds(half, {node.name for node in named.graph.node})
     wide = copy_of(widen_halves(half)[0])
-    nodes, roundings, free = list(wide.graph.node), [], FreeNames(wide)
+    nodes, roundings, free = list(wide.graph.node), [], FreeNames(wide.graph)
     del wide.graph.node[:]
     for node in nodes:
         wide.graph.node.append(node)

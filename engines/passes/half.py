@@ -63,7 +63,7 @@ class _Writer:
 
     def __init__(self, model: ModelProto, choice: HalfChoice) -> None:
         self._model, self._choice = copy_of(model), choice
-        self._free = FreeNames(model)
+        self._free = FreeNames(model.graph)
         self._halves: dict[str, str] = {}
         self._as_half, self._as_float = self._read()
         self._nodes: list[NodeProto] = []

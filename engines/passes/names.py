@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 
 from engines.graphs import all_graphs, all_nodes, copy_of
 
@@ -43,14 +43,14 @@ def with_plain_names(model: ModelProto) -> ModelProto:
 
 
 class FreeNames:
-    """Hands out names that no node and no value of a model has, nor one that was handed out before."""
+    """Hands out names that no node and no value of a graph or its bodies has, nor one that was handed out before."""
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, graph: GraphProto) -> None:
         self._taken: set[str] = set()
-        for graph in all_graphs(model.graph):
-            for values in (graph.input, graph.output, graph.initializer, graph.node):
+        for one in all_graphs(graph):
+            for values in (one.input, one.output, one.initializer, one.node):
                 self._taken.update(value.name for value in values)
-            self._taken.update(name for node in graph.node for name in (*node.input, *node.output))
+            self._taken.update(name for node in one.node for name in (*node.input, *node.output))
 
     def __call__(self, wanted: str) -> str:
         """The wanted name, with underscores behind it where it is taken."""

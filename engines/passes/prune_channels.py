@@ -25,7 +25,8 @@ from engines.passes.channel_effects import can_be_measured, measured_effects
 from engines.passes.channel_groups import Cut, Group, entries, find_groups
 from engines.passes.channel_merge import Together
 from engines.passes.layerwise import with_statistics_of
-from engines.passes.weighted import FreeNames, reader_counts
+from engines.passes.names import FreeNames
+from engines.passes.weighted import reader_counts
 from engines.reference import Arrays
 
 __all__ = ["prune_channels"]
@@ -165,7 +166,7 @@ def _cut(graph: GraphProto, cuts: Mapping[tuple[str, int], list[tuple[Cut, int]]
                 array[axis] = len(kept[index]) * span
             else:
                 array = np.take(array, entries(kept[index], span), axis=axis)
-        new = name if counts[name] == len(places) else names.take(name)
+        new = name if counts[name] == len(places) else names(name)
         tensor = numpy_helper.from_array(np.ascontiguousarray(array), new)
         if new == name:
             stored[name].CopyFrom(tensor)

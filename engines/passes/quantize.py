@@ -31,9 +31,9 @@ CALIBRATORS: Mapping[str, str] = {
 
 def quantize(
     model: onnx.ModelProto, samples: Iterable[Arrays], count: int, calibrator: str = "mean_minmax", *,
-    overflow_fix: bool = True, float_nodes: Iterable[str] = (),
+    overflow_fix: bool = True,
 ) -> onnx.ModelProto:  # fmt: skip
-    """A copy with Q/DQ pairs, their ranges measured on `count` samples; nodes named in `float_nodes` are left alone.
+    """A copy with Q/DQ pairs, their ranges measured on `count` samples.
 
     `model` has opset 21 and no operators of others' domains (NNCF runs none). Raises ModelRefused where NNCF cannot.
     """
@@ -52,7 +52,6 @@ def quantize(
         # before depthwise convolutions it would take a scale a channel, which TensorRT refuses, and cut ranges there
         activations_quantization_params=QuantizationParameters(per_channel=False),
     )
-    names = list(float_nodes)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             made: onnx.ModelProto = nncf.quantize(
@@ -60,7 +59,6 @@ def quantize(
                 nncf.Dataset(samples),
                 preset=nncf.QuantizationPreset.PERFORMANCE,
                 subset_size=count,
-                ignored_scope=nncf.IgnoredScope(names=names) if names else None,
                 advanced_parameters=parameters,
             )
     except Exception as error:

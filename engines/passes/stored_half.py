@@ -38,7 +38,7 @@ def store_half(model: ModelProto, keep: Collection[str] = frozenset()) -> tuple[
     if not chosen:
         return model, "no weights are stored in half precision"
     copy = copy_of(stored)
-    free = FreeNames(stored)
+    free = FreeNames(stored.graph)
     casts = []
     for tensor in copy.graph.initializer:
         if tensor.name in chosen:

@@ -7,7 +7,6 @@ MatMul  W [in, out], on the right
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple, TypeVar, cast
@@ -16,9 +15,10 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from engines.graphs import all_graphs, all_nodes, copy_of
+from engines.passes.names import FreeNames
 
 __all__ = [
-    "Change", "FreeNames", "Weighted", "attribute_of", "reader_counts", "scalable", "weighted_layers",
+    "Change", "Weighted", "attribute_of", "reader_counts", "scalable", "weighted_layers",
     "with_changed_outputs",
 ]  # fmt: skip
 
@@ -78,23 +78,6 @@ def reader_counts(graph: GraphProto) -> Counter[str]:
     counts = Counter(name for node in all_nodes(graph) for name in node.input)
     counts.update(value.name for one in all_graphs(graph) for value in one.output)
     return counts
-
-
-class FreeNames:
-    """Names that no value and no node of the graph has."""
-
-    def __init__(self, graph: GraphProto) -> None:
-        self._taken = {tensor.name for one in all_graphs(graph) for tensor in one.initializer}
-        self._taken.update(value.name for one in all_graphs(graph) for value in one.input)
-        for node in all_nodes(graph):
-            self._taken.update((node.name, *node.input, *node.output))
-
-    def take(self, wanted: str) -> str:
-        """`wanted`, with a number behind it where that is taken."""
-        candidates = itertools.chain([wanted], (f"{wanted}_{i}" for i in itertools.count()))
-        name = next(name for name in candidates if name not in self._taken)
-        self._taken.add(name)
-        return name
 
 
 class Change(NamedTuple):
@@ -183,9 +166,9 @@ class _Editor:
 
     def _insert_add(self, node: NodeProto, numbers: np.ndarray) -> None:
         out = node.output[0]
-        node.output[0] = self._names.take(f"{out}_before")
+        node.output[0] = self._names(f"{out}_before")
         stored = self._store(f"{out}_shift", numbers)
-        name = self._names.take(f"{node.name}_shift")
+        name = self._names(f"{node.name}_shift")
         self._added[node.name] = helper.make_node("Add", [node.output[0], stored], [out], name=name)
 
     def _replace(self, slot: _Slot, numbers: np.ndarray) -> None:
@@ -196,7 +179,7 @@ class _Editor:
         slot.fill(self._store(slot.name, numbers))
 
     def _store(self, wanted: str, numbers: np.ndarray) -> str:
-        name = self._names.take(wanted)
+        name = self._names(wanted)
         self._graph.initializer.append(numpy_helper.from_array(numbers, name))
         self._stored[name] = self._graph.initializer[-1]
         self._reads[name] = 1
