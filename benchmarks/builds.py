@@ -13,9 +13,8 @@ import numpy as np
 import psutil
 
 from benchmarks.load import binary_request, wrk
-from benchmarks.networks import resnet18
+from benchmarks.networks import resnet18, resnet50
 from benchmarks.open_loop import OpenLoad, open_loop
-from tests.passes.networks import light
 from tests.support.onnx_models import place
 from tests.support.servers import ADMIN, Server, running
 from tests.support.uploads import build_of, ended, send
@@ -58,7 +57,7 @@ def _row(what: str, measured: str, goal: str) -> dict[str, str]:
 
 def _resnet50(seed: int) -> bytes:
     """Other bytes for each seed, or the second would not be built."""
-    model = light("resnet50")
+    model = resnet50()
     model.doc_string = str(seed)
     data: bytes = model.SerializeToString()
     return data

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["resnet18"]
+from engines.passes.random_weights import with_random_weights
+
+__all__ = ["resnet18", "resnet50"]
+
+_LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 
 
 class _Builder:
@@ -20,14 +26,18 @@ class _Builder:
         return name
 
     def weight(self, name: str, *shape: int) -> str:
-        fan_in = int(np.prod(shape[1:])) or 1
+        fan_in = int(np.prod(shape[1:]))
         values = self._rng.standard_normal(shape, dtype=np.float32) * np.float32(np.sqrt(2 / fan_in))
         self.weights.append(numpy_helper.from_array(values, name))
         return name
 
+    def zeros(self, name: str, count: int) -> str:
+        self.weights.append(numpy_helper.from_array(np.zeros(count, np.float32), name))
+        return name
+
     def conv(self, x: str, name: str, channels_in: int, channels_out: int, kernel: int, stride: int) -> str:
         weight = self.weight(f"{name}.weight", channels_out, channels_in, kernel, kernel)
-        bias = self.weight(f"{name}.bias", channels_out)
+        bias = self.zeros(f"{name}.bias", channels_out)
         return self.add("Conv", [x, weight, bias], name, pads=[kernel // 2] * 4, strides=[stride, stride])
 
     def block(self, x: str, name: str, channels_in: int, channels_out: int, stride: int) -> str:
@@ -40,7 +50,10 @@ class _Builder:
 
 
 def resnet18() -> onnx.ModelProto:
-    """ResNet-18: image float32 [N, 3, 224, 224] -> logits [N, 1000]; random weights (seed 0), 46.8 MB."""
+    """ResNet-18: image float32 [N, 3, 224, 224] -> logits [N, 1000]; 46.8 MB.
+
+    Random weights (seed 0), N(0, 2 / fan_in), and no biases (He et al. 2015, "Delving deep into rectifiers").
+    """
     b = _Builder()
     x = b.add("Relu", [b.conv("image", "stem", 3, 64, 7, 2)], "stem.relu")
     x = b.add("MaxPool", [x], "stem.pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
@@ -50,7 +63,7 @@ def resnet18() -> onnx.ModelProto:
             x = b.block(x, f"layer{stage + 1}.{block}", channels_in, channels, 2 if stage and not block else 1)
             channels_in = channels
     x = b.add("Flatten", [b.add("GlobalAveragePool", [x], "pool")], "flat")
-    b.add("Gemm", [x, b.weight("fc.weight", 512, 1000), b.weight("fc.bias", 1000)], "logits")
+    b.add("Gemm", [x, b.weight("fc.weight", 512, 1000), b.zeros("fc.bias", 1000)], "logits")
     graph = helper.make_graph(
         b.nodes,
         "resnet18",
@@ -59,3 +72,27 @@ def resnet18() -> onnx.ModelProto:
         b.weights,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def resnet50() -> onnx.ModelProto:
+    """ResNet-50, as the `onnx` package has it: gpu_0/data_0 float32 [1, 3, 224, 224] -> logits [1, 1000]; 102 MB.
+
+    Random weights (seed 0) as above, and batch norms as they are before training: they change nothing.
+    """
+    model = with_random_weights(onnx.load(_LIGHT / "light_resnet50.onnx"))
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization":
+            for name, value in zip(node.input[1:], (1, 0, 0, 1), strict=True):  # scale, bias, mean, variance
+                stored[name].CopyFrom(_filled(stored[name], value))
+        if node.op_type == "Gemm":
+            stored[node.input[2]].CopyFrom(_filled(stored[node.input[2]], 0))
+    softmax = model.graph.node.pop()
+    assert softmax.op_type == "Softmax"
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info(softmax.input[0], TensorProto.FLOAT, [1, 1000]))
+    onnx.checker.check_model(model)
+    return model
+
+
+def _filled(tensor: TensorProto, value: float) -> TensorProto:
+    return numpy_helper.from_array(np.full(tensor.dims, value, np.float32), tensor.name)

@@ -21,7 +21,7 @@ from engines.hardware import usable_threads
 from engines.layers import first_differing_layer
 from engines.manifest import StreamTiming
 from engines.npz import DrawnSamples, Samples, SomeSamples
-from engines.reference import Arrays, Reference
+from engines.reference import Arrays, Reference, Remembered
 from engines.report import Accuracy, Layer, Speed
 from engines.samples import SCALES
 from engines.spec import Spec
@@ -91,8 +91,9 @@ def _checked(
         accuracy = _compared(subject, choice, run, judged[0], spec)
         budget, by_decisions = spec.accuracy_budget, False
     else:
-        _compared(subject, choice, run, judged[0], Spec(), budget_s=_CHECK_BUDGET_S)
-        accuracy = judged_by(subject.ideal, run, choice, judged[0], spec)
+        answers = Remembered(run)  # held against two references
+        _compared(subject, choice, run, judged[0], Spec(), budget_s=_CHECK_BUDGET_S, answers=answers)
+        accuracy = judged_by(subject.ideal, run, choice, judged[0], spec, answers=answers)
         budget, by_decisions = budget_of(spec, accuracy), counts_decisions(spec, accuracy)
     for more in judged[1:]:
         _compared(subject, choice, run, more, Spec())
@@ -108,12 +109,13 @@ def counts_decisions(spec: Spec, accuracy: Accuracy) -> bool:
 
 
 def judged_by(
-    ideal: Run, run: target.runner, choice: Choice, given: Samples, spec: Spec, budget_s: float | None = None
-) -> Accuracy:
+    ideal: Run, run: target.runner, choice: Choice, given: Samples, spec: Spec, budget_s: float | None = None, *,
+    answers: Run | None = None,
+) -> Accuracy:  # fmt: skip
     """What an engine of few bits loses against `ideal`, by the metric; no difference of one sample is too large."""
     kept, judged = _answered(run, choice, given)
     return assess(
-        run, _naming(ideal, kept), judged, spec.metric, tolerance=COARSE, axes=choice.axes,
+        answers or run, _naming(ideal, kept), judged, spec.metric, tolerance=COARSE, axes=choice.axes,
         output_axes=choice.output_axes, budget_s=budget_s or _budget_s(judged), output=spec.output,
     )  # fmt: skip
 
@@ -123,13 +125,14 @@ def _budget_s(judged: Samples) -> float | None:
 
 
 def _compared(
-    subject: Subject, choice: Choice, run: target.runner, given: Samples, spec: Spec, budget_s: float | None = None
-) -> Accuracy:
+    subject: Subject, choice: Choice, run: target.runner, given: Samples, spec: Spec, budget_s: float | None = None, *,
+    answers: Run | None = None,
+) -> Accuracy:  # fmt: skip
     kept, judged = _answered(run, choice, given)
     guards = choice.guards
     tolerance = min(guards.bound, max(_ENOUGH, _UNSEEN * guards.allowed))
     accuracy = assess(
-        run, _naming(subject.reference, kept), judged, spec.metric, tolerance=tolerance, axes=choice.axes,
+        answers or run, _naming(subject.reference, kept), judged, spec.metric, tolerance=tolerance, axes=choice.axes,
         output_axes=choice.output_axes, budget_s=budget_s or _budget_s(judged), exact=guards.exact, output=spec.output,
     )  # fmt: skip
     if accuracy.over_bound and choice.steady:

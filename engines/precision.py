@@ -159,12 +159,11 @@ def _pruned(tryouts: Tryouts, subject: Subject, calibration: Samples, spec: Spec
 def _int8(of: Variant, calibration: Samples, spec: Spec, tryouts: Tryouts) -> Iterator[Variant]:
     """With ranges by one calibrator; by the next where none of that was good enough."""
     for calibrator in usual_calibrators(spec.calibrator):
-        for full_range in (False, True):
-            try:
-                yield from int8_variants(of, calibration, calibrator, full_range=full_range)
-            except Exception as error:
-                tryouts.notes.append(f"INT8 was not possible: {said(error)}")
-                return
+        try:
+            yield from int8_variants(of, calibration, calibrator)
+        except Exception as error:
+            tryouts.notes.append(f"INT8 was not possible: {said(error)}")
+            return
         if any(one.passed for one in tryouts.tried if one.variant.precision == "int8"):
             return
 

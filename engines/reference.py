@@ -13,7 +13,7 @@ from engines.errors import ModelRefused
 from engines.hardware import usable_threads
 from engines.operators import Found, find_nodes, is_function, listed
 
-__all__ = ["Arrays", "Reference", "in_halves", "unknown_operators"]
+__all__ = ["Arrays", "Reference", "Remembered", "in_halves", "unknown_operators"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -22,11 +22,35 @@ _NEARLY = 2.0**-4
 """Of the largest answer: FP16 has steps of 2**-10, BF16 of 2**-7, and deep networks add some of them up."""
 
 
+class Remembered:
+    """Asks `run` once about an input: answers are kept and given again, `kept_bytes` of them at most; refusals are not
+    kept. Nobody may write into an answer.
+    """
+
+    def __init__(self, run: Callable[[Arrays], Arrays], kept_bytes: int = _KEPT_BYTES) -> None:
+        self._run, self._room = run, kept_bytes
+        self._kept: dict[bytes, Arrays] = {}
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """What `run` answers, and raises."""
+        if not self._room and not self._kept:
+            return self._run(dict(inputs))
+        key = _digest(inputs)
+        if key not in self._kept:
+            answer = self._run(dict(inputs))
+            size = sum(array.nbytes for array in answer.values())
+            if size > self._room:
+                return answer
+            self._room -= size
+            self._kept[key] = answer
+        return dict(self._kept[key])
+
+
 class Reference:
     """Runs the model as its file says. Raises ModelRefused where ONNX Runtime cannot read it.
 
-    The search for samples, the agreement and the meaning of rows ask about the same inputs, so answers are kept and
-    given again (read-only, `kept_bytes` of them at most; refusals are not kept).
+    The search for samples, the agreement and the meaning of rows ask about the same inputs, so answers are remembered
+    (and read-only).
     """
 
     def __init__(self, model: onnx.ModelProto, kept_bytes: int = _KEPT_BYTES) -> None:
@@ -45,25 +69,14 @@ class Reference:
             )
             raise ModelRefused(f"ONNX Runtime {said}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
-        self._kept: dict[bytes, Arrays] = {}
-        self._room = kept_bytes
+        self._remembered = Remembered(self._run, kept_bytes)
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run one batch; any exception of ONNX Runtime passes through."""
-        if not self._room and not self._kept:
-            return self._run(inputs)
-        key = _digest(inputs)
-        if key not in self._kept:
-            answer = self._run(inputs)
-            size = sum(array.nbytes for array in answer.values())
-            if size > self._room:
-                return answer
-            self._room -= size
-            self._kept[key] = answer
-        return dict(self._kept[key])
+        return self._remembered(inputs)
 
-    def _run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        found = self._session.run(self._outputs, dict(inputs))
+    def _run(self, inputs: Arrays) -> Arrays:
+        found = self._session.run(self._outputs, inputs)
         answer = {name: np.array(value) for name, value in zip(self._outputs, found, strict=True)}
         for array in answer.values():
             array.flags.writeable = False

@@ -14,7 +14,7 @@ from engines.passes.emulated_half import count_infinities, emulate_half
 from engines.passes.half import to_half
 from engines.passes.prune_24 import prune_24
 from engines.passes.prune_channels import prune_channels
-from engines.passes.quantize import CALIBRATORS, quantize
+from engines.passes.quantize import CALIBRATORS, Quantizer
 from engines.passes.residual import free_residuals
 from engines.passes.signed import sign_activations
 from engines.passes.split_projection import split_projections
@@ -77,8 +77,8 @@ def half_emulated(model: onnx.ModelProto, samples: Samples) -> Emulated:
 
 
 def usual_calibrators(asked: Calibrator | None) -> tuple[Calibrator, ...]:
-    """What to try, in this order: what was asked for, else one that takes all values and one that cuts tails."""
-    return (asked,) if asked else ("mean_minmax", "percentile")
+    """What to try, in this order: what was asked for, else the mean of the samples' ranges, all of them, tails cut."""
+    return (asked,) if asked else ("mean_minmax", "minmax", "percentile")
 
 
 def pruned_variants(model: onnx.ModelProto, calibration: Samples, sparsity: Sparsity) -> Iterator[Variant]:
@@ -102,25 +102,25 @@ def with_projections(of: Variant) -> Variant:
     return of._replace(model=model, note=note)
 
 
-def int8_variants(of: Variant, calibration: Samples, calibrator: Calibrator, *, full_range: bool) -> Iterator[Variant]:
-    """The graph of every target, signed; then with unsigned activations, which OpenVINO alone takes.
+def int8_variants(of: Variant, calibration: Samples, calibrator: Calibrator) -> Iterator[Variant]:
+    """With weights of 7 bits, then of all 8, which a CPU without VNNI may overflow. Of each the graph of every target,
+    signed, then one with unsigned activations, which OpenVINO alone takes.
 
-    `full_range` gives weights all 8 bits instead of 7, which a CPU without VNNI may overflow. Raises ModelRefused where
-    NNCF cannot quantize the model, or finds nothing in it to quantize.
+    Raises ModelRefused where NNCF cannot quantize the model, or finds nothing in it to quantize.
     """
     assert calibrator in CALIBRATORS
     rows = _Rows(calibration)
-    made = quantize(of.model, rows, len(rows), calibrator, overflow_fix=not full_range)
-    if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
-        raise ModelRefused("NNCF found nothing in the model to quantize")
-    bits = "8" if full_range else "7"
-    signed, note = sign_activations(made)
-    for form, graph in (("signed", signed), ("unsigned", made)):
-        if form == "unsigned" and graph is signed:
-            return  # there was no unsigned one
-        freed, _ = free_residuals(graph)
-        name = f"int8 {calibrator}, {form}, {bits}-bit weights{of.name.removeprefix('fp32')}"
-        yield Variant(name, "int8", freed, note, origin=of.model, pruned=of.pruned)
+    quantizer = Quantizer(of.model, rows, len(rows), calibrator)
+    for bits in (7, 8):
+        made = quantizer.quantized(overflow_fix=bits == 7)
+        if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
+            raise ModelRefused("NNCF found nothing in the model to quantize")
+        signed, note = sign_activations(made)
+        forms = {"signed": signed} if signed is made else {"signed": signed, "unsigned": made}
+        for form, graph in forms.items():
+            freed, _ = free_residuals(graph)
+            name = f"int8 {calibrator}, {form}, {bits}-bit weights{of.name.removeprefix('fp32')}"
+            yield Variant(name, "int8", freed, note, origin=of.model, pruned=of.pruned)
 
 
 class _Rows:

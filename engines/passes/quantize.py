@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 
@@ -21,7 +21,7 @@ from engines.errors import ModelRefused
 from engines.passes.stored_casts import store_casts
 from engines.reference import Arrays
 
-__all__ = ["CALIBRATORS", "quantize"]
+__all__ = ["CALIBRATORS", "Quantizer", "quantize"]
 
 CALIBRATORS: Mapping[str, str] = {
     "minmax": "MINMAX", "mean_minmax": "MEAN_MINMAX", "percentile": "MEAN_QUANTILE", "mse": "HISTOGRAM",
@@ -33,35 +33,69 @@ def quantize(
     model: onnx.ModelProto, samples: Iterable[Arrays], count: int, calibrator: str = "mean_minmax", *,
     overflow_fix: bool = True,
 ) -> onnx.ModelProto:  # fmt: skip
-    """A copy with Q/DQ pairs, their ranges measured on `count` samples.
+    """A copy with Q/DQ pairs, as `Quantizer` makes it."""
+    return Quantizer(model, samples, count, calibrator).quantized(overflow_fix=overflow_fix)
+
+
+class Quantizer:
+    """Ranges and means of one model, measured once on `count` samples, for copies with weights of 7 and of 8 bits.
 
     `model` has opset 21 and no operators of others' domains (NNCF runs none). Raises ModelRefused where NNCF cannot.
     """
+
+    def __init__(
+        self, model: onnx.ModelProto, samples: Iterable[Arrays], count: int, calibrator: str = "mean_minmax"
+    ) -> None:
+        with _said_by_nncf():
+            self._prepare(store_casts(model), samples, count, calibrator)
+
+    def _prepare(self, model: onnx.ModelProto, samples: Iterable[Arrays], count: int, calibrator: str) -> None:
+        """The first half of `nncf.quantize`, which would measure anew for each copy."""
+        import nncf
+        from nncf.common.factory import build_graph
+        from nncf.onnx.graph.passes import apply_preprocess_passes
+        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
+        from nncf.quantization.algorithms.pipeline import collect_statistics
+        from nncf.quantization.algorithms.post_training.pipeline import create_ptq_pipeline
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+        parameters = AdvancedQuantizationParameters(
+            activations_range_estimator_params=getattr(RangeEstimatorParametersSet, CALIBRATORS[calibrator]),
+            # before depthwise convolutions it would take a scale a channel: TensorRT refuses them, and they cut ranges
+            activations_quantization_params=QuantizationParameters(per_channel=False),
+            disable_channel_alignment=True,  # there is none for ONNX
+        )
+        self._pipeline = create_ptq_pipeline(
+            preset=nncf.QuantizationPreset.PERFORMANCE, subset_size=count, advanced_parameters=parameters
+        )
+        self._model = apply_preprocess_passes(model)
+        self._graph = build_graph(self._model)
+        points = self._pipeline.get_statistic_points_for_step(0, self._model, self._graph)
+        self._statistics = collect_statistics(points, self._model, self._graph, nncf.Dataset(samples))
+
+    def quantized(self, *, overflow_fix: bool = True) -> onnx.ModelProto:
+        """A copy with Q/DQ pairs; weights use 7 of their 8 bits with `overflow_fix`."""
+        from nncf.onnx.graph.passes import compress_quantize_weights_transformation
+        from nncf.quantization.advanced_parameters import OverflowFix
+
+        fix = OverflowFix.ENABLE if overflow_fix else OverflowFix.DISABLE
+        with _said_by_nncf():
+            ((ranges, _),) = self._pipeline.pipeline_steps
+            ranges._overflow_fix = fix  # it belongs to the second half alone
+            made: onnx.ModelProto = self._pipeline.run_step(0, self._statistics, self._model, self._graph)
+            compress_quantize_weights_transformation(made)
+        return made
+
+
+@contextlib.contextmanager
+def _said_by_nncf() -> Iterator[None]:
+    """Its tables and bars are nobody's, its errors ours."""
     import nncf
-    from nncf.quantization.advanced_parameters import (
-        AdvancedQuantizationParameters,
-        OverflowFix,
-        QuantizationParameters,
-    )
-    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     nncf.set_log_level(40)
-    parameters = AdvancedQuantizationParameters(
-        overflow_fix=OverflowFix.ENABLE if overflow_fix else OverflowFix.DISABLE,
-        activations_range_estimator_params=getattr(RangeEstimatorParametersSet, CALIBRATORS[calibrator]),
-        # before depthwise convolutions it would take a scale a channel, which TensorRT refuses, and cut ranges there
-        activations_quantization_params=QuantizationParameters(per_channel=False),
-    )
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            made: onnx.ModelProto = nncf.quantize(
-                store_casts(model),
-                nncf.Dataset(samples),
-                preset=nncf.QuantizationPreset.PERFORMANCE,
-                subset_size=count,
-                advanced_parameters=parameters,
-            )
+            yield
     except Exception as error:
         said = next((line for line in str(error).splitlines() if line.strip()), "it gave no reason")
         raise ModelRefused(f"NNCF cannot quantize the model: {type(error).__name__}: {said[:300]}") from error
-    return made

@@ -1,7 +1,7 @@
 """Keep the sum of a residual block in the accumulator of the convolution before it.
 
 Algebra   y = Add(DQ(Q(conv)), skip)  ->  y = Add(conv, skip): one rounding less, so never less exact
-Pattern   Add, one input of which is a DequantizeLinear(QuantizeLinear(Conv)) that nobody else reads
+Pattern   Add (or a Sum of two), one input of which is a DequantizeLinear(QuantizeLinear(Conv)) that nobody else reads
 Check     where both inputs come from convolutions, one alone is freed: the sum fuses with one
 Rewrite   the Add reads the convolution's output; the pair goes. (TensorRT: such a pair "forces the separation of the
           convolution operator from the element-wise addition"; OpenVINO fuses either way)
@@ -18,6 +18,10 @@ from engines.graphs import copy_of
 __all__ = ["free_residuals"]
 
 
+def _is_addition(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Add" or (node.op_type == "Sum" and len(node.input) == 2)
+
+
 def free_residuals(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     """The model without Q/DQ on the convolution's side of additions."""
     copy = copy_of(model)
@@ -27,7 +31,7 @@ def free_residuals(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     readers.update(value.name for value in graph.output)
     dropped: set[str] = set()
     for node in graph.node:
-        if node.op_type != "Add":
+        if not _is_addition(node):
             continue
         for position, name in enumerate(node.input):
             pair = _pair_after_convolution(name, maker, readers)

@@ -17,8 +17,8 @@ __all__ = ["Pace", "race"]
 _MOST_ROWS = 8
 _FEWEST_ROUNDS, _MOST_ROUNDS = 5, 40
 _TURN_S = 0.01
-_SLOW_ROW_S = 0.1
-"""A row that takes longer is not run by eight."""
+_BATCH_S = 0.2
+"""What a batch may take, by the time of a row: of slow ones fewer rows are run together."""
 
 
 class Pace(NamedTuple):
@@ -50,7 +50,7 @@ class _Runner:
         started = time.perf_counter()
         _run(self._single)
         row_s = time.perf_counter() - started
-        self._rows = _MOST_ROWS if batched and row_s < _SLOW_ROW_S else 1
+        self._rows = max(1, min(_MOST_ROWS, int(_BATCH_S / row_s))) if batched else 1
         self._pool = filled_requests(engine, batch_of(self._rows), int(engine.get_property("NUM_STREAMS")))
         self._alone_s: list[float] = []
         self._rates: list[float] = []

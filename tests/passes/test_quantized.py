@@ -8,12 +8,14 @@ import nncf
 import numpy as np
 import onnx
 import pytest
+from nncf.quantization.advanced_parameters import QuantizationParameters
+from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 from onnx import helper, numpy_helper
 
 from engines.canonical import canonical
 from engines.errors import ModelRefused
 from engines.passes.float_layers import float_layers, quantized_layers
-from engines.passes.quantize import CALIBRATORS, quantize
+from engines.passes.quantize import CALIBRATORS, Quantizer, quantize
 from engines.passes.residual import free_residuals
 from engines.passes.signed import sign_activations, unsigned_pairs
 from engines.reference import Reference
@@ -95,6 +97,23 @@ def test_the_overflow_fix_leaves_a_bit_of_every_weight_free(fix: bool, most: int
     assert most * 0.95 <= largest <= most + 1
 
 
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_what_is_measured_once_is_what_nncf_measures_each_time(calibrator: str) -> None:
+    quantizer = Quantizer(MODEL, SAMPLES, len(SAMPLES), calibrator)
+    for fix in (nncf.OverflowFix.DISABLE, nncf.OverflowFix.ENABLE):
+        parameters = nncf.AdvancedQuantizationParameters(
+            overflow_fix=fix,
+            activations_range_estimator_params=getattr(RangeEstimatorParametersSet, CALIBRATORS[calibrator]),
+            activations_quantization_params=QuantizationParameters(per_channel=False),
+        )
+        alone = nncf.quantize(
+            MODEL, nncf.Dataset(SAMPLES), preset=nncf.QuantizationPreset.PERFORMANCE, subset_size=len(SAMPLES),
+            advanced_parameters=parameters,
+        )  # fmt: skip
+        shared = quantizer.quantized(overflow_fix=fix is nncf.OverflowFix.ENABLE)
+        assert shared.SerializeToString(deterministic=True) == alone.SerializeToString(deterministic=True)
+
+
 @pytest.mark.parametrize("name", CALIBRATORS)
 def test_calibrators_differ_by_their_ranges_and_none_is_far_off(name: str) -> None:
     assert off(quantize(MODEL, SAMPLES, len(SAMPLES), name)) < 0.15
@@ -158,6 +177,13 @@ def test_the_sum_of_a_block_reads_its_convolution_directly(quantized: onnx.Model
     assert off(freed) <= off(quantized) * 1.5
     onnx.checker.check_model(freed, full_check=True)
     assert free_residuals(freed)[0] is freed
+
+
+def test_a_sum_of_two_is_an_addition(quantized: onnx.ModelProto) -> None:
+    summed = onnx.ModelProto.FromString(quantized.SerializeToString())
+    next(node for node in summed.graph.node if node.name == "sum").op_type = "Sum"
+    of_sum, of_add = free_residuals(summed)[0], free_residuals(quantized)[0]
+    assert [node.input[:] for node in of_sum.graph.node] == [node.input[:] for node in of_add.graph.node]
 
 
 def test_all_layers_in_float_are_the_model_as_it_was(quantized: onnx.ModelProto) -> None:
