@@ -55,7 +55,7 @@ def compile_model(
         str | None, _option("--search", "greedy, grid, random, bayesian or genetic: which layers stay in float.")
     ] = None,
     trials: Annotated[int | None, _option("--trials", "Engines that the search may try.")] = None,
-    time_limit_s: Annotated[float | None, _option("--time-limit-s", "Seconds for all that is tried.")] = None,
+    time_limit_s: Annotated[float | None, _option("--time-limit-s", "Seconds for trying engines beside FP32.")] = None,
     seed: Annotated[int | None, _option("--seed", "Of the search.")] = None,
     calibrator: Annotated[
         str | None, _option("--calibrator", "minmax, mean_minmax, percentile or mse: ranges from samples.")

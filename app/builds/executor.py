@@ -36,8 +36,8 @@ _SANDBOX = (sys.executable, "-m", "engines.sandbox")
 _LAST_WORDS_S = 5.0
 _RENDERER = (sys.executable, "-m", "engines", "report")
 COMPILER = (sys.executable, "-m", "engines", "build")
-"""What is run, in the sandbox, with the source, its other inputs, `--out DIR`, `--threads N` and, where a fallback may be
-left, `--fallback DIR` appended.
+"""What is run, in the sandbox, with the source, its other inputs, `--out DIR`, `--threads N` and, where one may be left
+there, `--fallback DIR` appended.
 """
 
 
