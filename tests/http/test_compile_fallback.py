@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 
 from app.builds.state import is_served_instead
 from tests.support.onnx_models import slow
-from tests.support.servers import ADMIN, Server, running
+from tests.support.servers import ADMIN, ROOT, TOKEN, Server, running
 from tests.support.uploads import arrays, ended, send
 
 SAMPLES = Path(__file__).parents[2] / "model_repo" / "fashion_cnn"
@@ -35,9 +37,14 @@ def pictures() -> np.ndarray:
 
 
 def signalled(
-    server: Server, stage: str, number: int, spec: dict[str, Any], model: bytes = MODEL, **calibration: np.ndarray
+    server: Server,
+    stage: str,
+    number: int,
+    spec: dict[str, Any] | None,
+    model: bytes = MODEL,
+    **calibration: np.ndarray,
 ) -> dict[str, Any]:
-    """Send the image CNN, give its compiler this signal when a stage begins, and wait for the end."""
+    """Send a model (the image CNN), give its compiler this signal when a stage begins, and wait for the end."""
     answer = send(server, "cnn", model, spec, calibration=arrays(**calibration or {"image": pictures()}))
     url = f"{server.url}{answer.headers['location']}/events"
     with httpx.stream("GET", url, headers=ADMIN, timeout=PATIENCE_S) as stream:
@@ -69,10 +76,18 @@ def check_fp32_serves(server: Server, done: dict[str, Any], reason: str) -> None
     assert (page.status_code, "coarser engines were not tried to the end" in page.text) == (200, True)
 
 
-def test_killed_while_it_quantizes_it_ends_with_fp32_serving(server: Server) -> None:
-    done = signalled(server, "quantize", signal.SIGKILL, {"precision": "auto"})
-    check_fp32_serves(server, done, "the compile ended by SIGKILL at stage 'quantize'")
-    assert [line for line in server.log if "the FP32 engine, proven before, serves instead" in line]
+def test_killed_while_it_quantizes_it_ends_with_fp32_serving(server: Server, tmp_path: Path) -> None:
+    done = signalled(server, "quantize", signal.SIGKILL, None)
+    reason = "the compile ended by SIGKILL at stage 'quantize'"
+    check_fp32_serves(server, done, reason)
+    assert [line for line in server.log if reason in line and "the FP32 engine, proven before, serves instead" in line]
+    (tmp_path / "calibration.npz").write_bytes(arrays(image=pictures()))
+    words = [SAMPLES / "1" / "model.onnx", "--name", "cnn", "--calibration", tmp_path / "calibration.npz"]
+    command = [sys.executable, "-m", "app", "compile", *map(str, words), "--server", server.url, "--token", TOKEN]
+    again = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd=ROOT)
+    assert (again.returncode, again.stdout) == (0, f"cnn version {done['version']} serves at {server.url}\n")
+    (line,) = again.stderr.splitlines()
+    assert reason in line, "the same upload is that build, and the command tells why FP32 serves"
 
 
 @pytest.mark.parametrize("stage", ["prove", "compile"])
