@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -54,7 +55,7 @@ def compile_model(
         str | None, _option("--search", "greedy, grid, random, bayesian or genetic: which layers stay in float.")
     ] = None,
     trials: Annotated[int | None, _option("--trials", "Engines that the search may try.")] = None,
-    time_limit_s: Annotated[float | None, _option("--time-limit-s", "Seconds for all that is tried.")] = None,
+    time_limit_s: Annotated[float | None, _option("--time-limit-s", "Seconds for trying engines beside FP32.")] = None,
     seed: Annotated[int | None, _option("--seed", "Of the search.")] = None,
     calibrator: Annotated[
         str | None, _option("--calibrator", "minmax, mean_minmax, percentile or mse: ranges from samples.")
@@ -90,7 +91,17 @@ def compile_model(
         fail(str(error))
     except OSError as error:
         fail(f"{error.strerror or type(error).__name__}{f': {error.filename}' if error.filename else ''}")
-    print(json.dumps(done[0]) if as_json else printable(done[1]))
+    for warning in done.warnings:
+        print(f"bitserve: {printable(warning)}", file=sys.stderr)
+    print(json.dumps(done.document) if as_json else printable(done.line))
+
+
+class _Done(NamedTuple):
+    """The document for `--json`, the line without, and what goes to stderr in both cases."""
+
+    document: Any
+    line: str
+    warnings: Sequence[str]
 
 
 def _spec_of(text: str, flags: dict[str, Any]) -> Spec:
@@ -115,8 +126,7 @@ def _spec_of(text: str, flags: dict[str, Any]) -> Spec:
         fail(str(error))
 
 
-def _here(folder: Path, name: str, request: BuildRequest, asked: Spec, show: Callable[[str, int], None]) -> Any:
-    """The document for `--json`, and the line without."""
+def _here(folder: Path, name: str, request: BuildRequest, asked: Spec, show: Callable[[str, int], None]) -> _Done:
     from app.builds.local import compile_here
     from app.builds.state import percent_of
 
@@ -136,17 +146,19 @@ def _here(folder: Path, name: str, request: BuildRequest, asked: Spec, show: Cal
         "model": name, "version": done.version, "state": "succeeded", "stage": "done", "percent": 100, "error": None,
         "sha256": done.manifest.source.sha256, "size_bytes": done.manifest.source.size_bytes, "report": None,
     }  # fmt: skip
-    return json.loads(done.report) if done.report else status, f"{name} version {done.version}: {done.folder}"
+    document = json.loads(done.report) if done.report else status
+    return _Done(document, f"{name} version {done.version}: {done.folder}", done.warnings)
 
 
 def _there(
     server: str, token: str, name: str, request: BuildRequest, asked: Spec, show: Callable[[str, int], None]
-) -> Any:
-    """As `_here`."""
+) -> _Done:
+    from app.builds.state import is_served_instead
     from app.sending import build_there
 
     status, report = build_there(server, token, name, request, asked, show)
-    return report or status, f"{name} version {status['version']} serves at {server}"
+    warnings = [line for line in status.get("log", ()) if is_served_instead(line)]
+    return _Done(report or status, f"{name} version {status['version']} serves at {server}", warnings)
 
 
 @contextlib.contextmanager

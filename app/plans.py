@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.builds.executor import BuildLimits, render_report, run_build
+from app.builds.state import served_instead
 from app.disk import naming_full_disk
 from app.serving.limits import ModelOptions
 from app.settings import Settings
@@ -23,7 +24,7 @@ from engines.repository import Manifest
 from engines.request import BuildRequest
 from engines.runtime.session import Session
 
-__all__ = ["Plans"]
+__all__ = ["Plans", "Say"]
 
 log = logging.getLogger(__name__)
 _KEEP_STAGING_S = 3600.0
@@ -63,9 +64,12 @@ class Plans:
         """
         return await self._trusted(await self._key(request))
 
-    async def make(self, request: BuildRequest, say: Say, stage: Say = lambda name: None) -> Manifest:
+    async def make(
+        self, request: BuildRequest, say: Say, stage: Say = lambda name: None, warn: Say = lambda reason: None
+    ) -> Manifest:
         """The same, compiled now if need be; `stage` is told each that begins.
 
+        `warn` is told why the compile came to no good end after its FP32 engine was proven: that one is the plan then.
         Raises EngineError with the reason.
         """
         key = await self._key(request)
@@ -75,9 +79,19 @@ class Plans:
                 return manifest
             say("compiling")
             log.info("compiling %s", request.source.parent.parent.name, extra={"plan": key})
-            with naming_full_disk("the cache"), self._cache.handover(key) as folder:
-                await run_build(request, folder, self._limits, stage=stage)
-                return await asyncio.to_thread(self._cache.adopt, folder, key)
+            with (
+                naming_full_disk("the cache"),
+                self._cache.handover(key) as folder,
+                self._cache.handover(key) as fallback,  # not the same: a plan is never written over another
+            ):
+                ended = await run_build(request, folder, self._limits, stage=stage, fallback=fallback)
+                if ended:
+                    ended = served_instead(ended)
+                    log.warning("%s", ended, extra={"plan": key})
+                manifest = await asyncio.to_thread(self._cache.adopt, fallback if ended else folder, key)
+            if ended:
+                warn(ended)
+            return manifest
 
     async def open(
         self, request: BuildRequest, manifest: Manifest, options: ModelOptions, say: Say

@@ -50,9 +50,11 @@ class Settings(BaseSettings):
         68_719_476_736, ge=1024, description="Disk that uploads and finished builds may take; the oldest go first."
     )
     keep_builds: int = Field(100, ge=0, description="Finished builds whose state is kept; the last one always is.")
-    build_timeout_s: float = Field(600, gt=0, description="Wall time of one compile, then it is ended.")
+    build_timeout_s: float = Field(
+        600, gt=0, description="Wall time of one compile, then it is ended; FP32 serves if proven by then."
+    )
     build_memory_bytes: int = Field(
-        8_589_934_592, ge=1, description="Resident memory of one compile, then it is ended."
+        8_589_934_592, ge=1, description="Resident memory of one compile, then it is ended in the same way."
     )
     access_log: bool = Field(False, description="Log every request, not only failures.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level that is logged.")

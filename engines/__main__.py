@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from engines.errors import EngineError
+from engines.handover import Plan, write_plan
 from engines.manifest import encode
 from engines.request import BuildRequest
 
@@ -21,6 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     build = commands.add_parser("build", help="compile a model file and leave the plan in a folder")
     build.add_argument("source", type=Path)
     build.add_argument("--out", type=Path, required=True, help="an empty folder")
+    build.add_argument(
+        "--fallback", type=Path, help="another, for the FP32 plan where coarser engines are tried after it"
+    )
     build.add_argument("--spec", type=Path, help="JSON: what is asked of the build")
     build.add_argument("--calibration", type=Path, help=".npz of input names to arrays, first axis = samples")
     build.add_argument("--validation", type=Path, help="the same, with labels or targets")
@@ -43,10 +47,25 @@ def main(arguments: list[str] | None = None) -> int:
 def _build(options: argparse.Namespace) -> int:
     from engines.build import build  # heavy: the compiler is imported only where it runs
 
+    def keep(plan: Plan) -> None:
+        if options.fallback is not None and _is_left(plan, options.fallback):
+            _say(fallback=plan.manifest.key)
+
     request = BuildRequest(options.source, options.spec, options.calibration, options.validation)
-    manifest = build(request, options.out, lambda stage: _say(stage=stage), options.threads)
+    manifest = build(request, options.out, lambda stage: _say(stage=stage), options.threads, keep)
     _say(key=manifest.key)
     return 0
+
+
+def _is_left(plan: Plan, folder: Path) -> bool:
+    """A disk that has no room for two plans may have it for one: the build goes on."""
+    try:
+        write_plan(plan, folder)
+    except OSError:
+        for file in folder.iterdir():
+            file.unlink()
+        return False
+    return True
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -22,16 +22,16 @@ from engines.evidence import Found, report_of
 from engines.frontend import onnx as frontend
 from engines.frontend.ranges import index_ranges, takes_sizes_from_values
 from engines.guarded import is_integer
-from engines.handover import ENGINE_FILE
+from engines.handover import ENGINE_FILE, Plan, write_plan
 from engines.hardware import cpu_fingerprint
 from engines.inputs import as_model_inputs, declared_inputs
-from engines.manifest import EngineFile, Manifest, Source, encode
+from engines.manifest import EngineFile, Manifest, Source
 from engines.npz import Samples, read_samples
 from engines.operators import operators_of
 from engines.passes.fixed_shapes import with_shapes
 from engines.passes.image_input import with_image_input
 from engines.passes.widen import widen_halves
-from engines.precision import improve
+from engines.precision import Improved, improve
 from engines.reference import Reference, in_halves
 from engines.report import PassChange, change_of, encode_report
 from engines.request import BuildRequest
@@ -42,14 +42,20 @@ __all__ = ["build"]
 
 _OWN_ROWS = 8
 """Of the sender's samples, how many the engine is held against before anything is proven of it."""
+_UNFINISHED = "coarser engines were not tried to the end, for the build was ended before: this is the FP32 engine"
 Progress = Callable[[str], None]
+Keep = Callable[[Plan], None]
 
 
-def build(request: BuildRequest, out: Path, progress: Progress = lambda stage: None, threads: int = 0) -> Manifest:
+def build(
+    request: BuildRequest, out: Path, progress: Progress = lambda stage: None, threads: int = 0,
+    keep: Keep = lambda plan: None,
+) -> Manifest:  # fmt: skip
     """Compile a model for this machine, write the plan into the folder `out`, and return its manifest.
 
-    `threads` is how many the engine may use, 0 = all usable ones. Raises ModelRefused where the model cannot be
-    compiled, WrongEngine where it answers differently from the reference.
+    `threads` is how many the engine may use, 0 = all usable ones. `keep` is given the plan of the FP32 engine before
+    coarser ones are tried, where it may be what serves: trying them can take this process with it. Raises ModelRefused
+    where the model cannot be compiled, WrongEngine where it answers differently from the reference.
     """
     clock = Clock(progress)
     clock.begin("read")
@@ -61,29 +67,34 @@ def build(request: BuildRequest, out: Path, progress: Progress = lambda stage: N
     clock.begin("rewrite")
     subject, changes = _rewritten(sent, spec, samples)
     base = make_engine(subject, samples, spec, threads, clock)
-    improved = improve(subject, base, samples, calibration, spec, threads, clock)
-    engine = improved.engine
-    clock.begin("publish")
-    manifest = Manifest(
-        key=request.key(threads, digests),
-        source=Source(request.source.name, digest, size_bytes),
-        engine=EngineFile(ENGINE_FILE, hashlib.sha256(engine.blob).hexdigest(), len(engine.blob)),
-        target="openvino",
-        tools=repository.tool_versions(),
-        hardware=cpu_fingerprint(threads),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        build_s=clock.total_s,
-        max_batch=spec.max_batch or 0,
-        **_described(engine, subject),
+
+    def plan_of(improved: Improved, *notes: str) -> Plan:
+        engine = improved.engine
+        manifest = Manifest(
+            key=request.key(threads, digests),
+            source=Source(request.source.name, digest, size_bytes),
+            engine=EngineFile(ENGINE_FILE, hashlib.sha256(engine.blob).hexdigest(), len(engine.blob)),
+            target="openvino",
+            tools=repository.tool_versions(),
+            hardware=cpu_fingerprint(threads),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            build_s=clock.total_s,
+            max_batch=spec.max_batch or 0,
+            **_described(engine, subject, notes),
+        )
+        found = Found(sent, changes, improved, digests)
+        return Plan(manifest, encode_report(report_of(found, manifest, spec, clock.stages_s)), engine.blob)
+
+    improved = improve(
+        subject, base, samples, calibration, spec, threads, clock, lambda first: keep(plan_of(first, _UNFINISHED))
     )
-    found = Found(sent, changes, improved, digests)
-    (out / repository.REPORT_FILE).write_bytes(encode_report(report_of(found, manifest, spec, clock.stages_s)))
-    (out / ENGINE_FILE).write_bytes(engine.blob)
-    (out / repository.MANIFEST_FILE).write_bytes(encode(manifest))
-    return manifest
+    clock.begin("publish")
+    plan = plan_of(improved)
+    write_plan(plan, out)
+    return plan.manifest
 
 
-def _described(engine: Engine, subject: Subject) -> dict[str, Any]:
+def _described(engine: Engine, subject: Subject, further_notes: Sequence[str]) -> dict[str, Any]:
     """What a manifest says of an engine, by field."""
     choice, ranges = engine.choice, index_ranges(subject.model)
     return {
@@ -97,7 +108,7 @@ def _described(engine: Engine, subject: Subject) -> dict[str, Any]:
         "sample_shapes": {tensor.name: choice.sampler.shape(tensor) for tensor in subject.inputs},
         "fails_on_values": any(choice.guards.judged) or takes_sizes_from_values(subject.model),
         "guards": choice.guards.judged,
-        "notes": (*choice.notes, *choice.guards.notes, *_narrowing(subject, choice.integer_bits)),
+        "notes": (*further_notes, *choice.notes, *choice.guards.notes, *_narrowing(subject, choice.integer_bits)),
     }
 
 

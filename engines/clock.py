@@ -1,11 +1,11 @@
-"""The stages of a build, told as they begin and timed."""
+"""The time that a build takes: its stages, told as they begin, and limits that are looked at between steps."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-__all__ = ["Clock"]
+__all__ = ["Clock", "TimeLimit"]
 
 
 class Clock:
@@ -29,3 +29,20 @@ class Clock:
     @property
     def total_s(self) -> float:
         return round(time.monotonic() - self._started_s, 2)
+
+
+class TimeLimit:
+    """So many seconds from now on, for steps that cannot be interrupted."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._ends_s = time.monotonic() + seconds
+
+    @property
+    def left_s(self) -> float:
+        """Negative where it is over."""
+        return self._ends_s - time.monotonic()
+
+    @property
+    def is_over(self) -> bool:
+        return self.left_s <= 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -14,7 +15,7 @@ from engines import batchproof
 from engines.accuracy import assess, budget_of, shortfall
 from engines.agreement import WrongEngine
 from engines.choice import Choice, Run, Subject, agrees, choose
-from engines.clock import Clock
+from engines.clock import Clock, TimeLimit
 from engines.errors import ModelRefused
 from engines.guarded import fired
 from engines.hardware import usable_threads
@@ -112,29 +113,38 @@ def judged_by(
     ideal: Run, run: target.runner, choice: Choice, given: Samples, spec: Spec, budget_s: float | None = None, *,
     answers: Run | None = None,
 ) -> Accuracy:  # fmt: skip
-    """What an engine of few bits loses against `ideal`, by the metric; no difference of one sample is too large."""
-    kept, judged = _answered(run, choice, given)
-    return assess(
-        answers or run, _naming(ideal, kept), judged, spec.metric, tolerance=COARSE, axes=choice.axes,
-        output_axes=choice.output_axes, budget_s=budget_s or _budget_s(judged), output=spec.output,
+    """What an engine of few bits loses against `ideal`, by the metric; no difference of one sample is too large.
+
+    After `budget_s` no more samples are run (to see which are refused, and again to judge the others); None: a
+    validation set is run to its end, other samples for 10 s. `answers` are those of `run`, if some are known.
+    """
+    return _assessed(answers or run, ideal, choice, _answered(run, choice, given, budget_s), spec, COARSE, budget_s)
+
+
+def _budget_s(given: Samples, asked_s: float | None) -> float | None:
+    return asked_s or (None if given.truth else _CHECK_BUDGET_S)
+
+
+def _assessed(
+    run: Run, reference: Run, choice: Choice, answered: _Answered, spec: Spec, tolerance: float,
+    budget_s: float | None, exact: Container[str] = (),
+) -> Accuracy:  # fmt: skip
+    accuracy = assess(
+        run, _naming(reference, answered.numbers), answered.samples, spec.metric, tolerance=tolerance,
+        axes=choice.axes, output_axes=choice.output_axes, budget_s=_budget_s(answered.samples, budget_s), exact=exact,
+        output=spec.output,
     )  # fmt: skip
-
-
-def _budget_s(judged: Samples) -> float | None:
-    return None if judged.truth else _CHECK_BUDGET_S
+    return msgspec.structs.replace(accuracy, available=answered.available)
 
 
 def _compared(
     subject: Subject, choice: Choice, run: target.runner, given: Samples, spec: Spec, budget_s: float | None = None, *,
     answers: Run | None = None,
 ) -> Accuracy:  # fmt: skip
-    kept, judged = _answered(run, choice, given)
-    guards = choice.guards
+    answered, guards = _answered(run, choice, given, budget_s), choice.guards
+    kept, judged = answered.numbers, answered.samples
     tolerance = min(guards.bound, max(_ENOUGH, _UNSEEN * guards.allowed))
-    accuracy = assess(
-        answers or run, _naming(subject.reference, kept), judged, spec.metric, tolerance=tolerance, axes=choice.axes,
-        output_axes=choice.output_axes, budget_s=budget_s or _budget_s(judged), exact=guards.exact, output=spec.output,
-    )  # fmt: skip
+    accuracy = _assessed(answers or run, subject.reference, choice, answered, spec, tolerance, budget_s, guards.exact)
     if accuracy.over_bound and choice.steady:
         wanted = {one.index for one in accuracy.worst}
         rows = [sample.inputs for i, sample in enumerate(judged) if i in wanted]
@@ -167,23 +177,36 @@ def run_sample(reference: Run, inputs: Arrays, number: int) -> Arrays:
         raise ModelRefused(f"sample {number} cannot be run by ONNX Runtime: {said}") from error
 
 
-def _answered(run: target.runner, choice: Choice, samples: Samples) -> tuple[Sequence[int], Samples]:
-    """The samples that the engine does not refuse by a guard, and their numbers. Raises ModelRefused for none."""
+class _Answered(NamedTuple):
+    """Samples that the engine does not refuse by a guard, their numbers, and how many such there may be."""
+
+    samples: Samples
+    numbers: Sequence[int]
+    available: int
+
+
+def _answered(run: target.runner, choice: Choice, samples: Samples, budget_s: float | None) -> _Answered:
+    """Those looked at within the budget; where nothing can refuse, all. Raises ModelRefused for none."""
     if not any(choice.guards.judged):
-        return range(samples.count), samples
-    refused = {}
-    for i, sample in enumerate(samples):
+        return _Answered(samples, range(samples.count), samples.count)
+    limit = TimeLimit(_budget_s(samples, budget_s) or math.inf)
+    refused, seen = {}, 0
+    for sample in samples:
         heard = fired(run.watched(sample.inputs)) - choice.guards.false_alarms
         if heard:
-            refused[i] = choice.guards.said[min(heard)]
-    if len(refused) == samples.count:
+            refused[seen] = choice.guards.said[min(heard)]
+        seen += 1
+        if limit.is_over:
+            break
+    if len(refused) == seen:
         raise ModelRefused(f"the engine refuses every sample: {next(iter(refused.values()))}")
     if refused and not samples.synthetic:
         first, why = next(iter(refused.items()))
-        note = f"{len(refused)} of {samples.count} samples are refused, the first is {first}: {why}"
+        note = f"{len(refused)} of {seen} samples are refused, the first is {first}: {why}"
         choice.notes.extend([] if note in choice.notes else [note])
-    kept = [i for i in range(samples.count) if i not in refused]
-    return kept, SomeSamples(samples, kept) if refused else samples
+    kept = [i for i in range(seen) if i not in refused]
+    some = samples if len(kept) == samples.count else SomeSamples(samples, kept)
+    return _Answered(some, kept, samples.count - len(refused))
 
 
 def _first_layer(subject: Subject, row: Arrays) -> str:

@@ -1,4 +1,4 @@
-"""What a child process that is not trusted has left in its folder: looked at before anything of it is believed."""
+"""A plan in a folder: how a child process leaves it, and what is looked at before anything of it is believed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 from engines.errors import PlanInvalid
-from engines.manifest import Manifest, decode
+from engines.manifest import Manifest, decode, encode
 from engines.manifest_check import check_manifest
 
-__all__ = ["ENGINE_FILE", "MANIFEST_FILE", "REPORT_FILE", "REPORT_PAGE", "check_handover", "read_page"]
+__all__ = [
+    "ENGINE_FILE", "MANIFEST_FILE", "REPORT_FILE", "REPORT_PAGE", "Plan", "check_handover", "read_page", "write_plan",
+]  # fmt: skip
 
 ENGINE_FILE = "engine.blob"
 MANIFEST_FILE = "manifest.json"
@@ -20,6 +23,21 @@ REPORT_PAGE = "report.html"
 _MOST_BYTES = {ENGINE_FILE: 2**34, MANIFEST_FILE: 2**24, REPORT_FILE: 2**25, REPORT_PAGE: 2**26}
 """All that may be there, and how large each may be."""
 _NEEDED = (ENGINE_FILE, MANIFEST_FILE)
+
+
+class Plan(NamedTuple):
+    """What a build makes: the manifest, the report as JSON, the engine as a server imports it."""
+
+    manifest: Manifest
+    report: bytes
+    blob: bytes
+
+
+def write_plan(plan: Plan, folder: Path) -> None:
+    """Leave it in an empty folder, the manifest last: with it the plan is whole. Raises OSError."""
+    (folder / REPORT_FILE).write_bytes(plan.report)
+    (folder / ENGINE_FILE).write_bytes(plan.blob)
+    (folder / MANIFEST_FILE).write_bytes(encode(plan.manifest))
 
 
 def check_handover(folder: Path, key: str, most_threads: int) -> Manifest:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
 from engines.choice import Subject
-from engines.clock import Clock
+from engines.clock import Clock, TimeLimit
 from engines.engine import Engine, make_engine
 from engines.errors import ModelRefused
 from engines.mixed import try_mixed
@@ -31,7 +30,7 @@ __all__ = ["Improved", "improve"]
 
 _NO_CALIBRATION = "INT8 was not offered: it needs calibration samples, and none came with the model"
 _LEAST_SEARCH_S = 10.0
-"""For the search, where quantizing took all the time there was."""
+"""For the search, where quantizing took all the time there was and that was no less."""
 
 
 class Improved(msgspec.Struct):
@@ -45,19 +44,22 @@ class Improved(msgspec.Struct):
 
 def improve(
     subject: Subject, base: Engine, samples: Sequence[Samples], calibration: Samples | None, spec: Spec, threads: int,
-    clock: Clock,
+    clock: Clock, keep: Callable[[Improved], None] = lambda first: None,
 ) -> Improved:  # fmt: skip
     """The best engine by the objective that loses no more than the budget; `base`, the FP32 one, where none is better.
 
-    Raises ModelRefused where one precision was asked for and no engine of it is good enough, with the figure.
+    `keep` is given that one first, where it may be the best and others are tried. Raises ModelRefused where one
+    precision was asked for and no engine of it is good enough, with the figure.
     """
     tryouts = Tryouts(subject, base, samples, spec)
+    if _may_replace(spec, has_calibration=calibration is not None):
+        keep(Improved(base, "fp32", tryouts.candidates(), ()))
     _try_others(tryouts, subject, calibration, spec, clock)
     if len(tryouts.tried) > 1:
         clock.begin("race")
         tryouts.race()
     found = _first_that_holds(tryouts, subject, base, samples, spec, threads, clock)
-    if found is None and _search(tryouts, subject, spec, _LEAST_SEARCH_S, clock):  # INT8 failed at the last check
+    if found is None and _search(tryouts, subject, spec, 0.0, clock):  # INT8 failed at the last check
         tryouts.race()
         found = _first_that_holds(tryouts, subject, base, samples, spec, threads, clock)
     if found is not None:
@@ -87,22 +89,47 @@ def _first_that_holds(
     return None
 
 
+def _may_replace(spec: Spec, *, has_calibration: bool) -> bool:
+    """Whether others are tried, and FP32 serves where none of them is better."""
+    if spec.precision == "auto":
+        return has_calibration or spec.objective == "size"
+    return spec.precision == "fp32" and has_calibration and spec.sparsity is not None
+
+
 def _try_others(tryouts: Tryouts, subject: Subject, calibration: Samples | None, spec: Spec, clock: Clock) -> None:
+    limit = TimeLimit(spec.time_limit_s)
     if spec.precision == "fp16" or (spec.precision == "auto" and spec.objective == "size"):
         clock.begin("halve")
-        _halves(tryouts, subject)
+        _halves(tryouts, subject, limit)
     source = tryouts.tried[0].variant
     if calibration is not None and spec.sparsity is not None:
         clock.begin("prune")
-        source = _pruned(tryouts, subject, calibration, spec) or source
+        source = _pruned(tryouts, subject, calibration, spec, limit) or source
     if calibration is not None and spec.precision in ("auto", "int8"):
         clock.begin("quantize")
-        began_s = time.monotonic()
         source = _split(tryouts, source)
-        tryouts.try_all(_int8(source, calibration, spec, tryouts))
-        _search(tryouts, subject, spec, began_s + spec.time_limit_s - time.monotonic(), clock)
+        variants = _int8(source, calibration, spec, tryouts)
+        for variant in _in_time(variants, limit, tryouts, one_at_least=spec.precision == "int8"):
+            tryouts.attempt(variant)
+        _search(tryouts, subject, spec, limit.left_s, clock)
     elif spec.precision == "auto":
         tryouts.notes.append(_NO_CALIBRATION)
+
+
+def _in_time(
+    variants: Iterator[Variant], limit: TimeLimit, tryouts: Tryouts, *, one_at_least: bool = False
+) -> Iterator[Variant]:
+    """Those that there is time to make; the first anyway, where nothing was tried before or `one_at_least`."""
+    is_due = one_at_least or len(tryouts.candidates()) == 1
+    while is_due or not limit.is_over:
+        is_due = False
+        try:
+            variant = next(variants)
+        except StopIteration:
+            return
+        yield variant
+    note = f"no more variants were tried after {limit.seconds:g} s"
+    tryouts.notes.extend([note] if note not in tryouts.notes else [])
 
 
 def _split(tryouts: Tryouts, source: Variant) -> Variant:
@@ -115,9 +142,12 @@ def _split(tryouts: Tryouts, source: Variant) -> Variant:
     return split
 
 
-def _halves(tryouts: Tryouts, subject: Subject) -> None:
+def _halves(tryouts: Tryouts, subject: Subject, limit: TimeLimit) -> None:
     """FP16 as this CPU has it, where it is storage, and as a target computes that has arithmetic of it."""
     tryouts.attempt(half_variant(subject.model))
+    if limit.is_over:
+        tryouts.notes.append(f"FP16 as other targets compute it was not judged: {limit.seconds:g} s were over")
+        return
     try:
         tryouts.emulate(half_emulated(subject.model, tryouts.judges))
     except Exception as error:
@@ -133,19 +163,20 @@ def _search(tryouts: Tryouts, subject: Subject, spec: Spec, time_limit_s: float,
     if spec.precision != "auto" or not int8 or any(one.passed for one in int8) or "search" in clock.stages_s:
         return False
     clock.begin("search")
+    least_s = min(_LEAST_SEARCH_S, spec.time_limit_s)
     try:
-        try_mixed(tryouts, min(int8, key=tryouts.loss), subject, spec, max(time_limit_s, _LEAST_SEARCH_S))
+        try_mixed(tryouts, min(int8, key=tryouts.loss), subject, spec, max(time_limit_s, least_s))
     except Exception as error:
         tryouts.notes.append(said(error))
         return False
     return True
 
 
-def _pruned(tryouts: Tryouts, subject: Subject, calibration: Samples, spec: Spec) -> Variant | None:
+def _pruned(tryouts: Tryouts, subject: Subject, calibration: Samples, spec: Spec, limit: TimeLimit) -> Variant | None:
     """The most of it that holds the budget; None, and a note, where nothing does."""
     assert spec.sparsity is not None
     try:
-        for variant in pruned_variants(subject.model, calibration, spec.sparsity):
+        for variant in _in_time(pruned_variants(subject.model, calibration, spec.sparsity), limit, tryouts):
             tried = tryouts.attempt(variant)
             if tried is not None and tried.passed:
                 return variant

@@ -70,8 +70,13 @@ class Spec:
     is taken of `output` (needed only where the labels or targets could be about several).
 
     Where INT8 breaks the budget, `search` says how layers are chosen that stay in floating point, over `trials` engines
-    at most, and `time_limit_s` for all that is tried. `calibrator` is how ranges of activations follow from samples.
-    `sparsity` removes two of every four weights, or whole filters, where the budget allows it.
+    at most. `time_limit_s` bounds the making and judging of all that is tried beside the FP32 engine (halves, pruned
+    forms, INT8, the search); it is looked at between steps. One variant is always tried, and where INT8 is asked for,
+    one of INT8; a search that is needed has 10 s at least, or `time_limit_s` if that is less. What comes before
+    and after is outside of it: the FP32 engine and its proof, the race, the proof of the winner.
+
+    `calibrator` is how ranges of activations follow from samples. `sparsity` removes two of every four weights, or
+    whole filters, where the budget allows it.
 
     `shapes` gives sizes to the variable dimensions of an input, the first one left out since it carries the rows; -1
     stays variable. `max_batch` counts rows; without it, the server's setting holds.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -77,15 +76,6 @@ class Tryouts:
         self._glimpsed: list[Candidate] = []
         self._elsewhere: list[Candidate] = []
         self._first_pace = pace
-
-    def try_all(self, variants: Iterable[Variant]) -> None:
-        """Each in turn, as long as there is time; the first is tried anyway."""
-        started = time.monotonic()
-        for variant in variants:
-            self.attempt(variant)
-            if time.monotonic() - started > self._spec.time_limit_s:
-                self.notes.append(f"no more variants were tried after {self._spec.time_limit_s:g} s")
-                break
 
     def attempt(self, variant: Variant) -> Tried | None:
         """Compile a variant and judge its answers; None, and a candidate that failed, where it has none."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import json
 import logging
@@ -13,11 +12,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
-
-import psutil
+from typing import NamedTuple
 
 import engines
+from app.builds.watch import BuildLimits, kill_group, watch
 from app.disk import naming_full_disk
 from app.temporary import own_folder
 from app.words import printable
@@ -26,11 +24,10 @@ from engines.handover import read_page
 from engines.request import BuildRequest
 from engines.runtime import usable_threads
 
-__all__ = ["COMPILER", "BuildLimits", "render_report", "run_build", "run_child"]
+__all__ = ["COMPILER", "BuildLimits", "Wanted", "render_report", "run_build", "run_child"]
 
 log = logging.getLogger(__name__)
 _PACKAGE = Path(engines.__file__).parent
-_WATCH_S = 0.1
 _KEPT_STDERR_BYTES = 4096
 _KEPT_LINE_BYTES = 65536
 _KEPT_ERROR_CHARS = 1000
@@ -39,29 +36,35 @@ _SANDBOX = (sys.executable, "-m", "engines.sandbox")
 _LAST_WORDS_S = 5.0
 _RENDERER = (sys.executable, "-m", "engines", "report")
 COMPILER = (sys.executable, "-m", "engines", "build")
-"""What is run, in the sandbox, with the source, its other inputs, `--out DIR` and `--threads N` appended."""
+"""What is run, in the sandbox, with the source, its other inputs, `--out DIR`, `--threads N` and, where one may be left
+there, `--fallback DIR` appended.
+"""
 
 
-class BuildLimits:
-    """Wall time, resident memory (of all its processes), disk and processes of one build; threads of its engine."""
+class Wanted(NamedTuple):
+    """Fields of a child's lines: that of its success, and the one that says it may end as it likes from then on."""
 
-    def __init__(
-        self, timeout_s: float, memory_bytes: int, threads: int = 0, *, disk_bytes: int = 2**34, processes: int = 64
-    ) -> None:
-        self.timeout_s, self.memory_bytes, self.threads = timeout_s, memory_bytes, threads
-        self.disk_bytes, self.processes = disk_bytes, processes
+    result: str
+    fallback: str | None = None
 
 
 async def run_build(
     request: BuildRequest, out: Path, limits: BuildLimits, command: Sequence[str] = COMPILER,
-    stage: Callable[[str], None] = lambda name: None,
-) -> None:  # fmt: skip
+    stage: Callable[[str], None] = lambda name: None, fallback: Path | None = None,
+) -> str:  # fmt: skip
     """Compile into the folder `out`, of which nothing may be believed; `stage` is called with each that begins.
 
-    Raises ModelRefused with the reason, however the child ended. Nothing of its process group outlives this call.
+    Into another folder, `fallback`, the child may first put the plan of an FP32 engine. Where it had done so and then
+    came to no good end, the answer is the reason, and the plan is to be taken from there; else it is empty. Raises
+    ModelRefused with the reason where there is no plan, however the child ended. Nothing of its process group outlives
+    this call.
     """
     words = [*_arguments(request), "--out", str(out.absolute()), "--threads", str(limits.threads)]
-    await run_child([*command, *words], list(request.files().values()), out, limits, "key", stage)
+    if fallback is not None:
+        words += ["--fallback", str(fallback.absolute())]
+    writable = [out] if fallback is None else [out, fallback]
+    wanted = Wanted("key", None if fallback is None else "fallback")
+    return await run_child([*command, *words], list(request.files().values()), writable, limits, wanted, stage)
 
 
 async def render_report(report: Path, limits: BuildLimits) -> bytes:
@@ -70,17 +73,19 @@ async def render_report(report: Path, limits: BuildLimits) -> bytes:
     Raises ModelRefused or PlanInvalid with the reason where there is none.
     """
     with own_folder("page") as out:
-        await run_child([*_RENDERER, str(report.absolute()), "--out", str(out)], [report], out, limits, "page")
+        command = [*_RENDERER, str(report.absolute()), "--out", str(out)]
+        await run_child(command, [report], [out], limits, Wanted("page"))
         return await asyncio.to_thread(read_page, out)
 
 
 async def run_child(
-    command: Sequence[str], readable: Sequence[Path], out: Path, limits: BuildLimits, result: str,
+    command: Sequence[str], readable: Sequence[Path], writable: Sequence[Path], limits: BuildLimits, wanted: Wanted,
     stage: Callable[[str], None] = lambda name: None,
-) -> None:  # fmt: skip
-    """Run a command that is not trusted, which may read these files and write the folder `out`, as `run_build` does.
+) -> str:  # fmt: skip
+    """Run a command that is not trusted, which may read these files and write these folders, as `run_build` does.
 
-    It has succeeded if it ends with code 0 and a line of JSON on stdout had the field `result`.
+    It has succeeded if it ends with code 0 and a line of JSON on stdout had the field `wanted.result`. The answer is
+    then empty; else it is the reason, where a line had the field `wanted.fallback`, and ModelRefused where none had.
     """
     with naming_full_disk("the folder of temporary files"), own_folder("build") as own:
         empty, packages = own / "work", own / "packages"
@@ -88,7 +93,7 @@ async def run_child(
         packages.mkdir()
         (packages / "engines").symlink_to(_PACKAGE)  # a folder to import from that holds nothing else of a checkout
         child = await asyncio.create_subprocess_exec(
-            *_sandboxed(command, [*readable, packages], (out, empty), limits),
+            *_sandboxed(command, [*readable, packages], [*writable, empty], limits),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -100,15 +105,23 @@ async def run_child(
         complaint = bytearray()
         readers = asyncio.gather(_read_said(child, said, stage), _read_tail(child, complaint))
         try:
-            stopped = await _watch(child, limits, (out, empty))
+            stopped = await watch(child, limits, [*writable, empty])
         finally:
-            _kill_group(child.pid)  # also what the child started: it may hold the pipes open
+            kill_group(child.pid)  # also what the child started: it may hold the pipes open
             await child.wait()
             await asyncio.wait({readers}, timeout=_LAST_WORDS_S)
             readers.cancel()
-        hidden = (*(str(path.absolute().parent) for path in readable), str(out.absolute()), str(own))
-    if child.returncode or stopped or result not in said:
-        _complain(child.returncode or 0, said, complaint.decode("utf-8", "replace"), stopped, hidden)
+        hidden = (
+            *(str(path.absolute().parent) for path in readable),
+            *map(str, map(Path.absolute, writable)),
+            str(own),
+        )
+    if not (child.returncode or stopped) and wanted.result in said:
+        return ""
+    reason = _reason(child.returncode or 0, said, complaint.decode("utf-8", "replace"), stopped, hidden)
+    if wanted.fallback not in said:
+        raise ModelRefused(reason)
+    return reason
 
 
 def _arguments(request: BuildRequest) -> list[str]:
@@ -180,67 +193,19 @@ async def _read_tail(child: asyncio.subprocess.Process, tail: bytearray) -> None
         del tail[:-_KEPT_STDERR_BYTES]
 
 
-async def _watch(child: asyncio.subprocess.Process, limits: BuildLimits, written: Sequence[Path]) -> str:
-    """Wait for the end; end it for what it takes too much of. Returns why it was ended, or nothing."""
-    deadline_s = asyncio.get_running_loop().time() + limits.timeout_s
-    while True:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(child.wait()), _WATCH_S)
-            return ""
-        if asyncio.get_running_loop().time() > deadline_s:
-            _kill_group(child.pid)
-            return f"it did not end within {limits.timeout_s:g} s"
-        excess = _excess(child.pid, limits, written)
-        if excess:
-            _kill_group(child.pid)
-            return excess
-
-
-def _excess(pid: int, limits: BuildLimits, written: Sequence[Path]) -> str:
-    """What the processes take too much of, in words, or nothing."""
-    used, count = 0, 0
-    with contextlib.suppress(psutil.Error):
-        parent = psutil.Process(pid)
-        for process in [parent, *parent.children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):
-                used, count = used + process.memory_info().rss, count + 1
-    if used > limits.memory_bytes:
-        return f"it used {used >> 20} MiB of memory, {limits.memory_bytes >> 20} MiB are allowed"
-    if count > limits.processes:
-        return f"it ran {count} processes, {limits.processes} are allowed"
-    disk = sum(_size_bytes(folder) for folder in written)
-    if disk > limits.disk_bytes:
-        return f"it wrote {disk >> 20} MiB to disk, {limits.disk_bytes >> 20} MiB are allowed"
-    return ""
-
-
-def _size_bytes(path: Path) -> int:
-    total = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(folder, name)).st_size
-    return total
-
-
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _complain(code: int, said: dict[str, str], complaint: str, stopped: str, hidden: Sequence[str]) -> NoReturn:
+def _reason(code: int, said: dict[str, str], complaint: str, stopped: str, hidden: Sequence[str]) -> str:
     stage = said.get("stage", "start")
     if stopped:
-        raise ModelRefused(f"the compile was ended at stage '{stage}': {stopped}")
+        return f"the compile was ended at stage '{stage}': {stopped}"
     if said.get("error") == os.strerror(errno.ENOSPC):  # it writes in two places, and says no path
-        raise ModelRefused("no space left in the cache or in the folder of temporary files")
+        return "no space left in the cache or in the folder of temporary files"
     if "error" in said:
-        raise ModelRefused(_without_paths(said["error"], hidden))
+        return _without_paths(said["error"], hidden)
     last = next((line for line in reversed(complaint.splitlines()) if line.strip()), "it said nothing")
     log.warning("a compile crashed", extra={"stage": stage, "stderr": complaint[-1000:]})
     how = f"by {_signal_name(-code)}" if code < 0 else f"with exit code {code}"
     reason = _without_paths(printable(last), hidden)[:300]
-    raise ModelRefused(f"the compile ended {how} at stage '{stage}': {reason}")
+    return f"the compile ended {how} at stage '{stage}': {reason}"
 
 
 def _signal_name(number: int) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.disk import naming_full_disk
-from app.plans import Plans
+from app.plans import Plans, Say
 from app.settings import Settings
 from engines import repository
 from engines.repository import Manifest
@@ -19,17 +18,18 @@ __all__ = ["Published", "compile_here"]
 
 @dataclass(frozen=True)
 class Published:
-    """A version that was added, and what it was made from; `report` is JSON where the build wrote one."""
+    """A version that was added, and what it was made from; `report` is JSON where the build wrote one. `warnings`: why
+    its compile came to no good end, where the FP32 engine serves for that.
+    """
 
     folder: Path
     version: int
     manifest: Manifest
     report: bytes | None
+    warnings: tuple[str, ...]
 
 
-def compile_here(
-    settings: Settings, model: str, request: BuildRequest, stage: Callable[[str], None] = lambda name: None
-) -> Published:
+def compile_here(settings: Settings, model: str, request: BuildRequest, stage: Say = lambda name: None) -> Published:
     """Compile, and add the next version of `model` to the repository of `settings`, which is made where it is not.
 
     `stage` is called with each that begins. Raises EngineError with the reason, or OSError.
@@ -43,10 +43,9 @@ def compile_here(
         plans.close()
 
 
-async def _compile(
-    settings: Settings, plans: Plans, model: str, request: BuildRequest, stage: Callable[[str], None]
-) -> Published:
-    manifest = await plans.make(request, lambda reason: None, stage)
+async def _compile(settings: Settings, plans: Plans, model: str, request: BuildRequest, stage: Say) -> Published:
+    warnings: list[str] = []
+    manifest = await plans.make(request, lambda reason: None, stage, warnings.append)
     stage("publish")
     version = repository.next_version(settings.repository, model)
     with naming_full_disk("the repository"):
@@ -55,4 +54,5 @@ async def _compile(
         )
     plan = await plans.folder_of(folder)
     report = plan / repository.REPORT_FILE if plan is not None else None
-    return Published(folder, version, manifest, report.read_bytes() if report and report.is_file() else None)
+    found = report.read_bytes() if report and report.is_file() else None
+    return Published(folder, version, manifest, found, tuple(warnings))

@@ -8,13 +8,18 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["STAGES", "Asked", "BuildState", "Event", "Progress", "percent_of", "upload_key"]
+__all__ = [
+    "STAGES", "Asked", "BuildState", "Event", "Progress", "is_served_instead", "percent_of", "served_instead",
+    "upload_key",
+]  # fmt: skip
 
 STAGES = {
     "queued": 0, "read": 5, "rewrite": 10, "prove": 20, "measure": 40, "compile": 50, "check": 55, "halve": 56,
     "prune": 57, "quantize": 60, "search": 70, "race": 80, "publish": 90, "load": 95, "done": 100,
 }  # fmt: skip
 """In the order in which a build passes them, with the share of it that is done when one begins."""
+
+_INSTEAD = "; the FP32 engine, proven before, serves instead"
 
 
 class BuildState(enum.StrEnum):
@@ -81,3 +86,13 @@ def upload_key(model: str, digests: Mapping[str, str]) -> str:
 def percent_of(stage: str, before: int) -> int:
     """The percent shown when a stage begins; it never falls, whatever order the stages come in."""
     return max(before, STAGES.get(stage, before))
+
+
+def served_instead(reason: str) -> str:
+    """What the log of a build says that came to no good end (the reason) after its FP32 engine was proven."""
+    return f"{reason}{_INSTEAD}"
+
+
+def is_served_instead(line: str) -> bool:
+    """Whether a line of a build's log is of that kind."""
+    return line.endswith(_INSTEAD)

@@ -10,10 +10,11 @@ from app.builds.state import Asked, upload_key
 from app.builds.store import INPUT
 from app.disk import naming_full_disk
 from app.models import ModelManager
-from app.plans import Plans
+from app.plans import Plans, Say
 from app.serving.registry import ModelState, Registry
 from engines import repository
 from engines.errors import EngineError
+from engines.repository import Manifest
 from engines.request import BuildRequest
 
 __all__ = ["ServerWork"]
@@ -29,7 +30,13 @@ class ServerWork:
         def stage(name: str) -> None:
             tell(name, "")
 
-        await self._plans.make(BuildRequest.of_folder(folder / INPUT), lambda reason: tell("", reason), stage)
+        await self._make(BuildRequest.of_folder(folder / INPUT), tell, stage)
+
+    async def _make(self, request: BuildRequest, tell: Tell, stage: Say = lambda name: None) -> Manifest:
+        def note(line: str) -> None:
+            tell("", line)
+
+        return await self._plans.make(request, note, stage, note)
 
     async def next_version(self, asked: Asked) -> int:
         """One more than the highest on disk."""
@@ -54,7 +61,7 @@ class ServerWork:
         tell("publish", f"version {version}")
         final, request = self._repository / asked.model / str(version), BuildRequest.of_folder(folder / INPUT)
         if not final.exists():
-            manifest = await self._plans.make(request, lambda reason: tell("", reason))
+            manifest = await self._make(request, tell)
             with naming_full_disk("the repository"):
                 await asyncio.to_thread(
                     repository.publish_version, self._repository, asked.model, version, request.files(),

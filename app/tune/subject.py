@@ -66,7 +66,7 @@ def opened(settings: Settings, model: str, say: Callable[[str], None]) -> Iterat
     files, text, config = _found(settings, model)
     plans = Plans(settings)
     try:
-        manifest = asyncio.run(plans.make(BuildRequest.of_folder(files.folder), say))
+        manifest = asyncio.run(plans.make(BuildRequest.of_folder(files.folder), say, warn=say))
         plan = asyncio.run(plans.folder_of(files.folder))
         if plan is None:
             raise TuneFailed(f"the plan of {model!r} has gone while it was looked at; try again")
