@@ -29,6 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
     build.add_argument("--calibration", type=Path, help=".npz of input names to arrays, first axis = samples")
     build.add_argument("--validation", type=Path, help="the same, with labels or targets")
     build.add_argument("--threads", type=int, default=0, help="threads that the engine may use; 0 = all usable ones")
+    plan = commands.add_parser("plan", help="build a TensorRT plan of a graph, in this process")
+    plan.add_argument("target", choices=("tensorrt-rtx", "tensorrt"))
+    plan.add_argument("graph", type=Path, help="an ONNX file whose precision is settled")
+    plan.add_argument("--options", type=Path, required=True, help="JSON: GPUs, profiles, memory")
+    plan.add_argument("--out", type=Path, required=True, help="the file that gets the plan")
     inspect = commands.add_parser("inspect", help="print the manifest of a plan folder")
     inspect.add_argument("plan", type=Path)
     report = commands.add_parser("report", help="draw the page of a report")
@@ -36,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     report.add_argument("--out", type=Path, required=True, help="the folder that gets the page")
     options = parser.parse_args(arguments)
     try:
-        return {"build": _build, "inspect": _inspect, "report": _report}[options.command](options)
+        return {"build": _build, "plan": _plan, "inspect": _inspect, "report": _report}[options.command](options)
     except EngineError as error:
         _say(error=str(error))
     except OSError as error:  # its own text would name a path of this machine
@@ -66,6 +71,21 @@ def _is_left(plan: Plan, folder: Path) -> bool:
             file.unlink()
         return False
     return True
+
+
+def _plan(options: argparse.Namespace) -> int:
+    import msgspec
+
+    from engines.targets.tensorrt import build_plan
+    from engines.targets.tensorrt_options import PlanOptions
+    from engines.targets.tensorrt_seam import library_of
+
+    asked = msgspec.json.decode(options.options.read_bytes(), type=PlanOptions)
+    library = library_of(options.target)
+    plan, built = build_plan(library, options.graph.read_bytes(), asked, lambda share: _say(share=f"{share:.3f}"))
+    options.out.write_bytes(plan)
+    _say(built=msgspec.json.encode(built).decode())
+    return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:

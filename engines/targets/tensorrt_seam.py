@@ -1,0 +1,182 @@
+"""All that differs between TensorRT and TensorRT-RTX as builders: the module, the GPUs built for, flags, the cache.
+
+Else both have the same Python names. TensorRT-RTX builds for GPUs that are not here, TensorRT for the one that is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from engines.errors import ModelRefused
+from engines.targets.tensorrt_options import PlanOptions
+
+__all__ = ["Library", "Rtx", "TensorRT", "installed_version", "library_of", "linked_environment"]
+
+
+class Library(Protocol):
+    """One of the two. `trt` is its module."""
+
+    name: ClassVar[str]
+    distribution: ClassVar[str]
+    trt: Any
+
+    def aim(self, config: Any, options: PlanOptions) -> tuple[int, ...]:
+        """Say which GPUs are built for, and return them. Raises ModelRefused for those that cannot be."""
+
+    @contextlib.contextmanager
+    def timed(self, config: Any, options: PlanOptions) -> Iterator[None]:
+        """Build with the times of kernels that earlier builds have measured."""
+
+
+class Rtx:
+    """TensorRT-RTX: plans fit all GPUs that they were built for, of one exact version of the library."""
+
+    name: ClassVar[str] = "tensorrt-rtx"
+    distribution: ClassVar[str] = "tensorrt-rtx"
+
+    def __init__(self) -> None:
+        self.trt = _module("tensorrt_rtx", self.name, "rtx")
+
+    def aim(self, config: Any, options: PlanOptions) -> tuple[int, ...]:
+        """All those asked for, at once."""
+        trt = self.trt
+        if options.compatibility != "none":
+            raise ModelRefused(f"{self.name} has no hardware compatibility levels; name the GPUs instead")
+        known = trt.ComputeCapability.__members__
+        unknown = [sm for sm in options.sms if f"SM{sm}" not in known]
+        if unknown or not options.sms:
+            names = ", ".join(name for name in known if name.startswith("SM"))
+            asked = ", ".join(f"SM{sm}" for sm in unknown) or "no GPU"
+            raise ModelRefused(f"{self.name} cannot build for {asked}; expected some of {names}")
+        config.num_compute_capabilities = len(options.sms)
+        for i, sm in enumerate(options.sms):
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), i)
+        return options.sms
+
+    @contextlib.contextmanager
+    def timed(self, config: Any, options: PlanOptions) -> Iterator[None]:
+        """It times no kernels when it builds: they are chosen on the GPU."""
+        yield
+
+
+class TensorRT:
+    """TensorRT: plans fit the GPU that they were built on, unless a compatibility level says more. Never run here."""
+
+    name: ClassVar[str] = "tensorrt"
+    distribution: ClassVar[str] = "tensorrt-cu13"
+
+    def __init__(self) -> None:
+        self.trt = _module("tensorrt", self.name, "gpu")
+        self._gpu = _gpu(self.name)
+
+    def aim(self, config: Any, options: PlanOptions) -> tuple[int, ...]:
+        """The GPU that is here, and no other."""
+        trt = self.trt
+        name, _, sm = self._gpu
+        others = [other for other in options.sms if other != sm]
+        if others and options.compatibility == "none":
+            asked = ", ".join(f"SM{other}" for other in others)
+            raise ModelRefused(f"{self.name} builds for the GPU that is here, {name} (SM{sm}), and not for {asked}")
+        if options.compatibility != "none":
+            level = getattr(trt.HardwareCompatibilityLevel, options.compatibility.upper())
+            config.hardware_compatibility_level = level
+        return (sm,)
+
+    @contextlib.contextmanager
+    def timed(self, config: Any, options: PlanOptions) -> Iterator[None]:
+        """One file for each (GPU, driver, version), read and written by one process at a time."""
+        if options.timing_cache is None:
+            yield
+            return
+        trt = self.trt
+        gpu, driver, _ = self._gpu
+        file = Path(options.timing_cache) / _file_name(gpu, driver, trt.__version__)
+        with _locked(file):
+            cache = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
+            config.set_timing_cache(cache, False)
+            yield
+            _replace(file, bytes(config.get_timing_cache().serialize()))
+
+
+_LIBRARIES: dict[str, type[Rtx] | type[TensorRT]] = {Rtx.name: Rtx, TensorRT.name: TensorRT}
+
+
+def library_of(name: str) -> Library:
+    """The library of a target. Raises ModelRefused where it is not installed, or has no GPU that it needs."""
+    return _LIBRARIES[name]()
+
+
+def installed_version(name: str) -> str | None:
+    """Of the library of a target, without importing it; None where there is none."""
+    try:
+        return metadata.version(_LIBRARIES[name].distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def linked_environment(folder: Path) -> dict[str, str]:
+    """The environment of a process that parses for TensorRT-RTX; `folder` is writable, and stays until it ends.
+
+    The parser opens `libtensorrt_rtx.so` to add a plugin; the wheel has `libtensorrt_rtx.so.1` alone, and the process
+    is aborted. The link is ours, so that nothing is written into site-packages.
+    """
+    found = importlib.util.find_spec("tensorrt_rtx_libs")
+    if found is None or found.origin is None:
+        return {}
+    library = Path(found.origin).parent / "libtensorrt_rtx.so.1"
+    link = folder / "libtensorrt_rtx.so"
+    if not link.is_symlink():
+        link.symlink_to(library)
+    others = os.environ.get("LD_LIBRARY_PATH")
+    return {"LD_LIBRARY_PATH": f"{folder}:{others}" if others else str(folder)}
+
+
+def _module(name: str, target: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ModelRefused(
+            f"target {target!r} needs a library that cannot be imported ({error.msg}); pip install 'bitserve[{extra}]'"
+        ) from error
+
+
+def _gpu(target: str) -> tuple[str, str, int]:
+    """Name, driver and SM of the first GPU. Raises ModelRefused where there is none."""
+    try:
+        nvml = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+        handle = nvml.nvmlDeviceGetHandleByIndex(0)
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        return nvml.nvmlDeviceGetName(handle), nvml.nvmlSystemGetDriverVersion(), 10 * major + minor
+    except Exception as error:
+        raise ModelRefused(
+            f"target {target!r} builds on the GPU that will run it, and none is to be seen here ({error}); "
+            "'tensorrt-rtx' builds without one"
+        ) from error
+
+
+def _file_name(*parts: str) -> str:
+    safe = ("".join(c if c.isalnum() or c == "." else "-" for c in part) for part in parts)
+    return "_".join(safe) + ".timing"
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _replace(file: Path, data: bytes) -> None:
+    new = file.with_suffix(".new")
+    new.write_bytes(data)
+    new.replace(file)
