@@ -61,7 +61,9 @@ def compile_model(
         str | None, _option("--calibrator", "minmax, mean_minmax, percentile or mse: ranges from samples.")
     ] = None,
     sparsity: Annotated[str | None, _option("--sparsity", "2:4, or channels: what is pruned.")] = None,
-    target: Annotated[list[str] | None, _option("--target", "What to compile for; may be given again.")] = None,
+    targets: Annotated[
+        str | None, _option("--targets", "What to compile for: openvino,tensorrt-rtx,tensorrt or some of these.")
+    ] = None,
     max_batch: Annotated[int | None, _option("--max-batch", "Largest batch, rows.")] = None,
     as_json: Annotated[
         bool, _option("--json", "Print the report as JSON on stdout; the build's status where there is none.")
@@ -71,8 +73,7 @@ def compile_model(
     flags = {
         "precision": precision, "metric": metric, "accuracy_budget": accuracy_budget, "objective": objective,
         "search": search, "trials": trials, "time_limit_s": time_limit_s, "seed": seed, "calibrator": calibrator,
-        "sparsity": sparsity,
-        "targets": target or None, "max_batch": max_batch,
+        "sparsity": sparsity, "targets": targets.split(",") if targets else None, "max_batch": max_batch,
     }  # fmt: skip
     if (repository is None) == (not server):
         fail("give --repository FOLDER to compile here, or --server URL to have it built there")

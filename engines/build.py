@@ -21,11 +21,12 @@ from engines.engine import Engine, make_engine, run_sample
 from engines.evidence import Found, report_of
 from engines.frontend import onnx as frontend
 from engines.frontend.ranges import index_ranges, takes_sizes_from_values
+from engines.gpu_plans import GpuPlan, make_gpu_plans
 from engines.guarded import is_integer
-from engines.handover import ENGINE_FILE, Plan, write_plan
+from engines.handover import ENGINE_FILE, PLAN_FILES, Plan, write_plan
 from engines.hardware import cpu_fingerprint
 from engines.inputs import as_model_inputs, declared_inputs
-from engines.manifest import EngineFile, Manifest, Source
+from engines.manifest import EngineFile, Manifest, PlanFile, Source
 from engines.npz import Samples, read_samples
 from engines.operators import operators_of
 from engines.passes.fixed_shapes import with_shapes
@@ -68,7 +69,7 @@ def build(
     subject, changes = _rewritten(sent, spec, samples)
     base = make_engine(subject, samples, spec, threads, clock)
 
-    def plan_of(improved: Improved, *notes: str) -> Plan:
+    def plan_of(improved: Improved, gpu_plans: Sequence[GpuPlan], *notes: str) -> Plan:
         engine = improved.engine
         manifest = Manifest(
             key=request.key(threads, digests),
@@ -80,18 +81,32 @@ def build(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             build_s=clock.total_s,
             max_batch=spec.max_batch or 0,
+            plans=tuple(_plan_file(made) for made in gpu_plans if made.data),
             **_described(engine, subject, notes),
         )
-        found = Found(sent, changes, improved, digests)
-        return Plan(manifest, encode_report(report_of(found, manifest, spec, clock.stages_s)), engine.blob)
+        found = Found(sent, changes, improved, [made.report for made in gpu_plans], digests)
+        report = encode_report(report_of(found, manifest, spec, clock.stages_s))
+        return Plan(manifest, report, engine.blob, {PLAN_FILES[p.report.target]: p.data for p in gpu_plans if p.data})
 
     improved = improve(
-        subject, base, samples, calibration, spec, threads, clock, lambda first: keep(plan_of(first, _UNFINISHED))
+        subject, base, samples, calibration, spec, threads, clock, lambda first: keep(plan_of(first, (), _UNFINISHED))
+    )
+    gpu_plans = make_gpu_plans(
+        improved.tryouts, subject, improved.engine.choice, spec, improved.engine.max_batch, clock.begin
     )
     clock.begin("publish")
-    plan = plan_of(improved)
+    plan = plan_of(improved, gpu_plans)
     write_plan(plan, out)
     return plan.manifest
+
+
+def _plan_file(made: GpuPlan) -> PlanFile:
+    report = made.report
+    return PlanFile(
+        target=report.target, file=PLAN_FILES[report.target], sha256=hashlib.sha256(made.data).hexdigest(),
+        size_bytes=len(made.data), precision=report.precision, version=report.version, profiles=report.profiles,
+        sms=tuple(int(name.removeprefix("SM")) for name in report.gpus),
+    )  # fmt: skip
 
 
 def _described(engine: Engine, subject: Subject, further_notes: Sequence[str]) -> dict[str, Any]:

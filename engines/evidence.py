@@ -17,7 +17,7 @@ from engines.hardware import cpu_model
 from engines.manifest import Manifest
 from engines.operators import operators_of
 from engines.precision import Improved
-from engines.report import PassChange, Report
+from engines.report import PassChange, Report, TargetReport
 from engines.spec import Spec, encode_spec
 from engines.tensor import DYNAMIC, TensorSpec
 
@@ -30,6 +30,7 @@ class Found(NamedTuple):
     sent: onnx.ModelProto
     passes: Sequence[PassChange]
     improved: Improved
+    gpus: Sequence[TargetReport]
     digests: dict[str, str]
 
 
@@ -68,8 +69,16 @@ def report_of(found: Found, manifest: Manifest, spec: Spec, stages_s: dict[str, 
         created=manifest.created,
         notes=(*manifest.remarks, *improved.notes),
         budget=budget_of(spec, engine.accuracy) if is_search else spec.accuracy_budget,
+        targets=(_of_cpu(improved, manifest), *found.gpus),
         decisions_count=is_search and counts_decisions(spec, engine.accuracy),
     )
+
+
+def _of_cpu(improved: Improved, manifest: Manifest) -> TargetReport:
+    return TargetReport(
+        target=manifest.target, made=True, chosen=improved.chosen, precision=manifest.precision,
+        size_bytes=manifest.engine.size_bytes, seconds=manifest.build_s, version=manifest.tools["openvino"],
+    )  # fmt: skip
 
 
 def _words(tensor: TensorSpec) -> str:

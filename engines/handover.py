@@ -5,38 +5,48 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from engines.errors import PlanInvalid
-from engines.manifest import Manifest, decode, encode
+from engines.manifest import EngineFile, Manifest, PlanFile, decode, encode
 from engines.manifest_check import check_manifest
 
 __all__ = [
-    "ENGINE_FILE", "MANIFEST_FILE", "REPORT_FILE", "REPORT_PAGE", "Plan", "check_handover", "read_page", "write_plan",
+    "ENGINE_FILE", "MANIFEST_FILE", "PLAN_FILES", "REPORT_FILE", "REPORT_PAGE", "Plan", "check_handover",
+    "read_page", "write_plan",
 ]  # fmt: skip
 
 ENGINE_FILE = "engine.blob"
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.json"
 REPORT_PAGE = "report.html"
+PLAN_FILES = {"tensorrt-rtx": "tensorrt-rtx.plan", "tensorrt": "tensorrt.plan"}
+"""By target."""
 _MOST_BYTES = {ENGINE_FILE: 2**34, MANIFEST_FILE: 2**24, REPORT_FILE: 2**25, REPORT_PAGE: 2**26}
 """All that may be there, and how large each may be."""
 _NEEDED = (ENGINE_FILE, MANIFEST_FILE)
+_MOST_BYTES |= dict.fromkeys(PLAN_FILES.values(), 2**34)
+_ENGINES = frozenset({ENGINE_FILE, *PLAN_FILES.values()})
 
 
 class Plan(NamedTuple):
-    """What a build makes: the manifest, the report as JSON, the engine as a server imports it."""
+    """What a build makes: the manifest, the report as JSON, the engine as a server imports it, plans by file name."""
 
     manifest: Manifest
     report: bytes
     blob: bytes
+    plans: Mapping[str, bytes] = MappingProxyType({})
 
 
 def write_plan(plan: Plan, folder: Path) -> None:
     """Leave it in an empty folder, the manifest last: with it the plan is whole. Raises OSError."""
     (folder / REPORT_FILE).write_bytes(plan.report)
     (folder / ENGINE_FILE).write_bytes(plan.blob)
+    for name, data in plan.plans.items():
+        (folder / name).write_bytes(data)
     (folder / MANIFEST_FILE).write_bytes(encode(plan.manifest))
 
 
@@ -56,13 +66,20 @@ def check_handover(folder: Path, key: str, most_threads: int) -> Manifest:
     manifest = decode((folder / MANIFEST_FILE).read_bytes())
     if manifest.key != key:
         raise PlanInvalid(f"the compile left a plan of key {manifest.key[:12]}, expected {key[:12]}")
-    engine = manifest.engine
-    with (folder / ENGINE_FILE).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if (engine.file, engine.size_bytes, engine.sha256) != (ENGINE_FILE, found[ENGINE_FILE].st_size, digest):
-        raise PlanInvalid("the compile left an engine that is not the one in its manifest")
+    files: list[EngineFile | PlanFile] = [manifest.engine, *manifest.plans]
+    said = {file.file: (file.size_bytes, file.sha256) for file in files}
+    seen = {name: (found[name].st_size, _sha256(folder / name)) for name in found if name in _ENGINES}
+    if said != seen or manifest.engine.file != ENGINE_FILE:
+        raise PlanInvalid("the compile left an engine or a plan that is not the one in its manifest")
+    if any(PLAN_FILES.get(plan.target) != plan.file for plan in manifest.plans):
+        raise PlanInvalid("the compile left a plan under the name of another target")
     check_manifest(manifest, most_threads)
     return manifest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_page(folder: Path) -> bytes:

@@ -7,9 +7,11 @@ import hashlib
 import msgspec
 
 from engines.errors import PlanInvalid
-from engines.tensor import TensorSpec
+from engines.tensor import ShapeRange, TensorSpec
 
-__all__ = ["GUARD_OUTPUT", "BatchProof", "EngineFile", "Manifest", "Source", "StreamTiming", "decode", "encode"]
+__all__ = [
+    "GUARD_OUTPUT", "BatchProof", "EngineFile", "Manifest", "PlanFile", "Source", "StreamTiming", "decode", "encode",
+]  # fmt: skip
 
 FORMAT = 1
 GUARD_OUTPUT = "bitserve.guards"
@@ -30,6 +32,24 @@ class EngineFile(msgspec.Struct, frozen=True):
     file: str
     sha256: str
     size_bytes: int
+
+
+class PlanFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan for GPUs beside the engine. It fits the version of the library that built it alone, and these GPUs (`sms`:
+    10 * major + minor of their compute capability); `profiles` are the smallest, best and largest shapes of its inputs,
+    `plugins` what must be registered before it is read.
+    """
+
+    target: str
+    file: str
+    sha256: str
+    size_bytes: int
+    precision: str
+    version: str
+    sms: tuple[int, ...]
+    profiles: tuple[dict[str, ShapeRange], ...]
+    compatibility: str = "none"
+    plugins: tuple[str, ...] = ()
 
 
 class StreamTiming(msgspec.Struct, frozen=True):
@@ -88,6 +108,7 @@ class Manifest(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
     max_batch: int = 0
     """Rows of a batch that the sender asked for; 0 = nothing was asked."""
+    plans: tuple[PlanFile, ...] = ()
     format: int = FORMAT
     seal: str = ""
 

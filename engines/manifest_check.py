@@ -22,6 +22,7 @@ _MOST_BITS = 63
 _MOST_TEXT_CHARS = 10_000
 _MOST_GUARDS, _MOST_NOTES = 65536, 100
 _MOST_INTEGER = 2**64
+_MOST_GPUS, _MOST_SM = 64, 1000
 
 
 def check_manifest(manifest: Manifest, most_threads: int) -> None:
@@ -42,6 +43,7 @@ def _wrong(manifest: Manifest, most_threads: int) -> Iterator[str]:
         yield "an engine that is no file beside it"
     if manifest.engine.size_bytes < 0 or manifest.source.size_bytes < 0:
         yield "a file of negative size"
+    yield from _wrong_plans(manifest)
     yield from _wrong_tensors("input", manifest.inputs)
     yield from _wrong_tensors("output", manifest.outputs)
     yield from _wrong_rows(manifest)
@@ -49,6 +51,17 @@ def _wrong(manifest: Manifest, most_threads: int) -> Iterator[str]:
     yield from _wrong_texts(manifest)
     if not _are_magnitudes(_numbers(manifest)):
         yield "a measurement that is negative or no number"
+
+
+def _wrong_plans(manifest: Manifest) -> Iterator[str]:
+    plans = manifest.plans
+    if len({plan.target for plan in plans}) < len(plans):
+        yield "two plans of one target"
+    for plan in plans:
+        if plan.size_bytes < 0 or len(plan.sms) > _MOST_GPUS or not all(0 < sm < _MOST_SM for sm in plan.sms):
+            yield f"a plan of {plan.size_bytes} bytes for GPUs {list(plan.sms)[:32]}"
+        if len(plan.version) > _MOST_TEXT_CHARS or len(plan.profiles) > _MOST_GPUS or len(plan.plugins) > _MOST_GPUS:
+            yield "a plan with more profiles or plugins than there can be"
 
 
 def _wrong_tensors(kind: str, specs: Sequence[TensorSpec]) -> Iterator[str]:

@@ -38,8 +38,15 @@ class Improved(msgspec.Struct):
 
     engine: Engine
     chosen: str
-    candidates: tuple[Candidate, ...]
-    notes: tuple[str, ...]
+    tryouts: Tryouts
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        return self.tryouts.candidates()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(self.tryouts.notes)
 
 
 def improve(
@@ -53,7 +60,7 @@ def improve(
     """
     tryouts = Tryouts(subject, base, samples, spec)
     if _may_replace(spec, has_calibration=calibration is not None):
-        keep(Improved(base, "fp32", tryouts.candidates(), ()))
+        keep(Improved(base, "fp32", tryouts))
     _try_others(tryouts, subject, calibration, spec, clock)
     if len(tryouts.tried) > 1:
         clock.begin("race")
@@ -64,10 +71,10 @@ def improve(
         found = _first_that_holds(tryouts, subject, base, samples, spec, threads, clock)
     if found is not None:
         tryouts.note_unsure(found[1].accuracy)
-        return Improved(found[1], found[0].name, tryouts.candidates(), tuple(tryouts.notes))
+        return Improved(found[1], found[0].name, tryouts)
     if spec.precision not in ("auto", "fp32"):
         raise ModelRefused(f"precision {spec.precision!r}: {tryouts.why_none()}")
-    return Improved(base, "fp32", tryouts.candidates(), tuple(tryouts.notes))
+    return Improved(base, "fp32", tryouts)
 
 
 def _first_that_holds(
@@ -100,7 +107,7 @@ def _try_others(tryouts: Tryouts, subject: Subject, calibration: Samples | None,
     limit = TimeLimit(spec.time_limit_s)
     if spec.precision == "fp16" or (spec.precision == "auto" and spec.objective == "size"):
         clock.begin("halve")
-        _halves(tryouts, subject, limit)
+        _halves(tryouts, subject, limit, elsewhere=set(spec.targets) != {"openvino"})
     source = tryouts.tried[0].variant
     if calibration is not None and spec.sparsity is not None:
         clock.begin("prune")
@@ -142,9 +149,13 @@ def _split(tryouts: Tryouts, source: Variant) -> Variant:
     return split
 
 
-def _halves(tryouts: Tryouts, subject: Subject, limit: TimeLimit) -> None:
-    """FP16 as this CPU has it, where it is storage, and as a target computes that has arithmetic of it."""
+def _halves(tryouts: Tryouts, subject: Subject, limit: TimeLimit, *, elsewhere: bool) -> None:
+    """FP16 as this CPU has it, where it is storage, and as a target computes that has arithmetic of it, unless it is
+    judged `elsewhere`.
+    """
     tryouts.attempt(half_variant(subject.model))
+    if elsewhere:
+        return
     if limit.is_over:
         tryouts.notes.append(f"FP16 as other targets compute it was not judged: {limit.seconds:g} s were over")
         return

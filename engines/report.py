@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import msgspec
 
 from engines.errors import PlanInvalid
+from engines.tensor import ShapeRange
 
 __all__ = [
-    "Accuracy", "Candidate", "Layer", "PassChange", "Report", "Speed", "WorstSample", "change_of", "decode_report",
-    "encode_report",
+    "Accuracy", "Candidate", "Layer", "PassChange", "Report", "Speed", "TargetReport", "WorstSample", "change_of",
+    "decode_report", "encode_report",
 ]  # fmt: skip
 
 
@@ -127,6 +128,28 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One of many of a search: judged by fewer samples, its speed estimated by a short comparison with FP32."""
 
 
+class TargetReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of one target that was asked for. `chosen` is the name of the candidate that it runs.
+
+    `network` counts layers of a TensorRT network by type and datatype, as it was parsed; `profiles` are the smallest,
+    best and largest shapes of its inputs, `gpus` what its plan was built for. Nothing of it has run here.
+    """
+
+    target: str
+    made: bool
+    reason: str = ""
+    """Why it could not be made."""
+    chosen: str = ""
+    precision: str = ""
+    size_bytes: int = 0
+    seconds: float = 0.0
+    version: str = ""
+    gpus: tuple[str, ...] = ()
+    profiles: tuple[dict[str, ShapeRange], ...] = ()
+    network: dict[str, int] = {}
+    warnings: tuple[str, ...] = ()
+
+
 class Report(msgspec.Struct, frozen=True):
     """All sizes in bytes, all times in the unit of their name."""
 
@@ -164,6 +187,7 @@ class Report(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
     budget: float | None = None
     """The largest loss that was allowed, in the unit of `accuracy.metric`; None where any was."""
+    targets: tuple[TargetReport, ...] = ()
     decisions_count: bool = False
     """The share of samples whose largest score is another than the reference's was held against the budget too."""
 

@@ -50,7 +50,7 @@ _PASSING_ERRORS = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM
 _STAGING, _DISCARDED = ".staging", ".discarded."
 _LEFT_VERSION = re.compile(r"\.[0-9]+\.[^.]+\.staging")
 _TOOLS = ("bitserve", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino", "optuna")
-PLAN_FORMAT = "15"
+PLAN_FORMAT = "16"
 """Part of every plan key: raise it when the build itself changes what it makes."""
 
 

@@ -78,6 +78,8 @@ class Spec:
     `calibrator` is how ranges of activations follow from samples. `sparsity` removes two of every four weights, or
     whole filters, where the budget allows it.
 
+    `targets` are what engines are made for. That of the CPU (openvino) always is: it serves wherever another cannot.
+
     `shapes` gives sizes to the variable dimensions of an input, the first one left out since it carries the rows; -1
     stays variable. `max_batch` counts rows; without it, the server's setting holds.
     """
@@ -126,9 +128,6 @@ def require_supported(spec: Spec) -> None:
         raise ModelRefused("precision 'binary' is not built yet; expected auto, fp32, fp16 or int8")
     if spec.precision == "fp16" and spec.sparsity is not None:
         raise ModelRefused(f"precision 'fp16' of a pruned model is not built yet; leave out sparsity {spec.sparsity!r}")
-    for target in spec.targets:
-        if target != "openvino":
-            raise ModelRefused(f"target {target!r} is not built yet; expected openvino")
 
 
 def require_truth(spec: Spec, truth: Literal["labels", "targets"] | None, *, has_samples: bool = True) -> None:

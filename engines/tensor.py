@@ -8,10 +8,12 @@ import ml_dtypes
 import msgspec
 import numpy as np
 
-__all__ = ["BY_NAME", "DYNAMIC", "DataType", "TensorSpec", "datatype"]
+__all__ = ["BY_NAME", "DYNAMIC", "DataType", "ShapeRange", "TensorSpec", "datatype"]
 
 DYNAMIC = -1
 """A dimension whose size is known only when a request arrives."""
+ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""The smallest shape of an input, the one that an engine is fastest at, and the largest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,8 @@ class Tryouts:
         pace = Pace(alone.latency_us, base.speeds[-1].rows_per_s)
         self.tried = [Tried(first, served, base.accuracy, len(base.blob), base.choice.guards, pace=pace)]
         self.notes: list[str] = []
+        self.variants: list[Variant] = []
+        """All that were made, whatever came of them here."""
         self._failed: list[Candidate] = []
         self._glimpsed: list[Candidate] = []
         self._elsewhere: list[Candidate] = []
@@ -79,6 +81,7 @@ class Tryouts:
 
     def attempt(self, variant: Variant) -> Tried | None:
         """Compile a variant and judge its answers; None, and a candidate that failed, where it has none."""
+        self.variants.append(variant)
         try:
             tried = self._judged(variant, self.judges)
             self._require_true(tried)
@@ -109,7 +112,7 @@ class Tryouts:
         self._glimpsed.append(msgspec.structs.replace(_candidate(tried, on_front=False), trial=True))
         return tried
 
-    def emulate(self, made: Emulated) -> None:
+    def emulate(self, made: Emulated, where: str = "tensorrt") -> Candidate:
         """Judge what another target would answer, in ONNX Runtime with graph optimizations off; not timed here."""
         accuracy = assess(
             Reference(made.model), self._subject.reference, self.judges, self._spec.metric, tolerance=COARSE,
@@ -118,14 +121,14 @@ class Tryouts:
         reason = shortfall(
             accuracy, budget_of(self._spec, accuracy), by_decisions=counts_decisions(self._spec, accuracy)
         )
-        self._elsewhere.append(
-            Candidate(
-                name=made.name, precision=made.precision, target="tensorrt", judged_by="ONNX Runtime",
-                latency_us=None, rows_per_s=None, size_bytes=made.size_bytes, passed=not reason, reason=reason,
-                **_figures(accuracy),
-            )
+        judged = Candidate(
+            name=made.name, precision=made.precision, target=where, judged_by="ONNX Runtime",
+            latency_us=None, rows_per_s=None, size_bytes=made.size_bytes, passed=not reason, reason=reason,
+            int8_layers=len(quantized_layers(made.model)), **_figures(accuracy),
         )  # fmt: skip
-        self.notes.append(f"{made.name}: {made.note}")
+        self._elsewhere.append(judged)
+        self.notes.extend([f"{made.name}: {made.note}"] if made.note else [])
+        return judged
 
     def few(self) -> Samples:
         """The first samples, as many as the FP32 engine answers in about a second."""

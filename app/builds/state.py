@@ -15,7 +15,8 @@ __all__ = [
 
 STAGES = {
     "queued": 0, "read": 5, "rewrite": 10, "prove": 20, "measure": 40, "compile": 50, "check": 55, "halve": 56,
-    "prune": 57, "quantize": 60, "search": 70, "race": 80, "publish": 90, "load": 95, "done": 100,
+    "prune": 57, "quantize": 60, "search": 70, "race": 80, "judge": 84,
+    "build tensorrt-rtx": 86, "build tensorrt": 88, "publish": 90, "load": 95, "done": 100,
 }  # fmt: skip
 """In the order in which a build passes them, with the share of it that is done when one begins."""
 

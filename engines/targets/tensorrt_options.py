@@ -6,10 +6,10 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["BuiltPlan", "PlanOptions", "Range", "network_counts"]
+from engines.tensor import ShapeRange
 
-Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""The smallest shape of an input, the one to be fastest at, and the largest."""
+__all__ = ["BuiltPlan", "PlanOptions", "network_counts"]
+
 Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 
 
@@ -20,7 +20,7 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
     `timing_cache` is a folder where measured kernel times are kept, for TensorRT alone.
     """
 
-    profiles: tuple[dict[str, Range], ...]
+    profiles: tuple[dict[str, ShapeRange], ...]
     sms: tuple[int, ...] = ()
     workspace_bytes: int = 2**30
     is_sparse: bool = False

@@ -24,7 +24,7 @@ _LAYERS = {
     "DequantizeLinear": "DEQUANTIZE",
 }  # fmt: skip
 """Operators that the parser turns into one layer each, and the layer's type."""
-_DATATYPES = {
+_DATATYPES: dict[int, str] = {
     TensorProto.FLOAT: "FP32", TensorProto.FLOAT16: "FP16", TensorProto.INT8: "INT8", TensorProto.UINT8: "UINT8",
 }  # fmt: skip
 
