@@ -4,13 +4,16 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: serve test lint bench samples clean
+.PHONY: serve test test-targets lint bench samples clean
 
 serve: $(VENV)/.installed
 	$(BIN)/bitserve serve --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(or $(TESTS),tests --ignore tests/targets)
+
+test-targets: $(VENV)/.installed-targets
+	$(BIN)/python -m pytest tests/targets
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -35,6 +38,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-targets: $(VENV)/.installed-test
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,rtx]'
 	touch $@
 
 clean:

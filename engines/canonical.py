@@ -1,6 +1,6 @@
 """Bring a model into the one form that later passes and all targets read, checked after every step.
 
-inline functions -> store constants -> opset 21 -> name nodes -> fold batch norm
+inline functions -> store constants -> opset 21 -> store shapes -> name nodes -> fold batch norm
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from engines.operators import operators_of
 from engines.passes.inline import inline_functions
 from engines.passes.names import name_nodes
 from engines.passes.opset import to_opset_21
+from engines.passes.stored_shapes import store_shapes
 from engines.passes.weights import store_constants
 from engines.reference import Reference
 from engines.report import PassChange, change_of
@@ -45,6 +46,7 @@ PASSES = (
     Pass("inline functions", inline_functions),
     Pass("store constants", store_constants),
     Pass("opset 21", to_opset_21, may_fail=True),  # the converter and the rewriter are not ours
+    Pass("store shapes", store_shapes),
     Pass("name nodes", name_nodes),
     Pass("fold batch norm", _fold_batchnorm, may_fail=True),
 )

@@ -17,6 +17,8 @@ from engines.targets.tensorrt_seam import Library
 __all__ = ["build_plan"]
 
 _MOST_SAID = 3
+_HARMLESS = ("Make sure input",)
+"""Warnings of the parser that say nothing against its reading: inputs of INT64 are bound as such."""
 _DATATYPES = {"FLOAT": "FP32", "HALF": "FP16", "BOOL": "BOOL"}
 
 
@@ -50,7 +52,7 @@ def build_plan(
     if made is None:
         raise ModelRefused(f"{library.name} cannot build the network: {_worst(said)}")
     plan = bytes(made)
-    warnings = tuple(dict.fromkeys(text for severity, text in said if severity == "WARNING"))
+    warnings = tuple(dict.fromkeys(text.strip() for severity, text in said if severity == "WARNING"))
     built = BuiltPlan(
         library=library.name, version=trt.__version__, sms=sms, network=counts, size_bytes=len(plan),
         seconds=round(time.monotonic() - began_s, 3), warnings=warnings,
@@ -64,7 +66,7 @@ def _parse(trt: Any, network: Any, logger: Any, model: bytes, said: list[tuple[s
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         told = "; ".join(f"{_at(error)}{error.desc()}" for error in errors[:_MOST_SAID])
         raise ModelRefused(f"the parser of TensorRT refuses the graph: {told or _worst(said)}")
-    warnings = [text for severity, text in said if severity == "WARNING"]
+    warnings = [text for severity, text in said if severity == "WARNING" and not any(h in text for h in _HARMLESS)]
     if warnings:
         raise ModelRefused(f"the parser of TensorRT takes the graph for another: {'; '.join(warnings[:_MOST_SAID])}")
 

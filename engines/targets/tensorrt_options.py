@@ -22,7 +22,7 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     profiles: tuple[dict[str, ShapeRange], ...]
     sms: tuple[int, ...] = ()
-    workspace_bytes: int = 2**30
+    workspace_bytes: int = 2**32
     is_sparse: bool = False
     compatibility: Compatibility = "none"
     timing_cache: str | None = None

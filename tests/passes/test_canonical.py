@@ -175,6 +175,7 @@ def test_what_each_pass_did_is_told() -> None:
         PassChange("inline functions", 2, 2, {}, {}),
         PassChange("store constants", 2, 2, {}, {}),
         PassChange("opset 21", 2, 2, {}, {}),
+        PassChange("store shapes", 2, 2, {}, {}),
         PassChange("name nodes", 2, 2, {}, {}),
         PassChange("fold batch norm", 2, 1, {"BatchNormalization": 1}, {}),
     )
@@ -229,7 +230,7 @@ def test_a_model_that_answers_all_samples_alike_is_said_to() -> None:
     stored = {"zero": np.float32(0), "c": np.ones(4, np.float32)}
     model = build(nodes, {"x": (FLOAT, ["N", 4])}, {"y": (FLOAT, ["N", 4])}, stored)
     notes = [change.note for change in canonical(model)[1]]
-    assert notes[2:4] == ["every sample is answered alike, so that a change of the answers may not show"] * 2
+    assert [notes[2], notes[4]] == ["every sample is answered alike, so that a change of the answers may not show"] * 2
 
 
 def test_answers_that_are_only_rounding_are_compared_on_a_twin() -> None:
