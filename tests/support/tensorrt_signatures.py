@@ -1,4 +1,4 @@
-"""Signatures as pybind11 writes them into docstrings: `name(self: m.Class, count: typing.SupportsInt = 0) -> m.Other`."""
+"""Signatures as pybind11 writes them into docstrings, such as `name(self: m.Class, count: int = 0) -> m.Other`."""
 
 from __future__ import annotations
 

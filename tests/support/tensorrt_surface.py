@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.packaged import wheel_tree
+from tests.packaged import DatasetMissing, wheel_tree
 from tests.support.tensorrt_signatures import Signature, returned, signatures
 
 __all__ = ["LIBRARIES", "Member", "Surface", "lay_over_stubs", "surface_of"]
@@ -57,7 +57,7 @@ class Surface:
 
 
 def lay_over_stubs(tree: Path, package: str, folder: Path) -> list[str]:
-    """Copy the bindings of an unpacked wheel into a folder, beside stubs of their libraries, and name what these define.
+    """Copy the bindings of an unpacked wheel into a folder, beside stubs of their libraries; what these define.
 
     The bindings look beside themselves first, so a TensorRT that is installed is not taken for them.
     """
@@ -67,7 +67,8 @@ def lay_over_stubs(tree: Path, package: str, folder: Path) -> list[str]:
     source = folder / "stubs.c"
     source.write_text("".join(f"void *{symbol}(void) {{ __builtin_trap(); }}\n" for symbol in symbols))
     for library in _STUBBED.findall(_said("readelf", "--dynamic", "--wide", bindings)):
-        _said("gcc", "-shared", "-fPIC", "-nostdlib", f"-Wl,-soname,{library}", "-o", folder / package / library, source)
+        stub = folder / package / library
+        _said("gcc", "-shared", "-fPIC", "-nostdlib", f"-Wl,-soname,{library}", "-o", stub, source)
     return symbols
 
 
@@ -80,7 +81,10 @@ def _missing(bindings: Path) -> list[str]:
 
 
 def _said(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as missing:
+        raise DatasetMissing(f"{command[0]} not found: apt-get install gcc") from missing
     assert done.returncode == 0, f"{command[0]} failed: {done.stderr[-2000:]}"
     return done.stdout
 
