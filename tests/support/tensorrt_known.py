@@ -13,8 +13,6 @@ from tests.support.tensorrt_surface import Member, Surface
 
 __all__ = ["MODULE", "Compared", "Given", "Library", "Seen"]
 
-_OF_ANY_ENUM = ("name", "value")
-
 
 @dataclass
 class Compared:
@@ -57,8 +55,7 @@ class Library:
         members = self._surface.members if owner.kind == "module" else self._surface.classes[owner.name]
         member = members.get(name)
         if member is None:
-            if not (owner.kind == "object" and name in _OF_ANY_ENUM and self.is_enum(owner.name)):
-                self._missing(node, (owner.name,) if owner.name else (), name)
+            self._missing(node, (owner.name,) if owner.name else (), name)
             return None
         self._use(owner.name, name)
         return self._value(owner, name, member)

@@ -45,7 +45,7 @@ class Signature:
         for keyword in keywords:
             if keyword not in left and "**" not in stars:
                 return None
-            taken[keyword] = left.pop(keyword, None) or stars["**"]
+            taken[keyword] = left.pop(keyword) if keyword in left else stars["**"]
         return None if any(not parameter.has_default for parameter in left.values()) else taken
 
     def __str__(self) -> str:

@@ -247,4 +247,6 @@ def _is_self(node: ast.AST) -> bool:
 
 
 def _is_any(annotation: ast.AST | None) -> bool:
+    if isinstance(annotation, ast.BinOp):
+        return _is_any(annotation.left) or _is_any(annotation.right)
     return annotation is None or (isinstance(annotation, ast.Name) and annotation.id == "Any")

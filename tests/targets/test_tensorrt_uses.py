@@ -79,7 +79,7 @@ FAULTS = {
     "arguments that are not written": ("config.set_flag(*flags)", "arguments that are not written here"),
 }
 HEAD = """
-def use(trt, builder, network, config, cache, layer: Any, tensor: Any, logger, thing: Any, layers: list[Any], flags):
+def use(trt, builder, network, config, cache, layer: Any, tensor: Any | None, thing: Any, layers: list[Any], flags):
     """
 DERIVED = {
     "a method that nothing calls": ("phase_begin(self, phase)", "IProgressMonitor has no phase_begin, but phase_"),
