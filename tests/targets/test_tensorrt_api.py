@@ -6,13 +6,14 @@ No GPU is needed: their bindings import over stub libraries.
 from __future__ import annotations
 
 import ast
-import signal
 import subprocess
 import sys
+import tomllib
 import typing
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from engines.targets.tensorrt import _DATATYPES
 from engines.targets.tensorrt_options import Compatibility
@@ -49,6 +50,14 @@ def test_what_one_library_has_is_used_for_that_library_alone(surfaces: dict[str,
     tensorrt, rtx = _named(surfaces, ENGINES / "targets/tensorrt_seam.py")
     assert {"IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"} <= rtx - tensorrt
     assert {"HardwareCompatibilityLevel", "ITimingCache.serialize"} <= tensorrt - rtx
+
+
+def test_the_versions_compared_are_those_installed(surfaces: dict[str, Surface]) -> None:
+    project = tomllib.loads((ENGINES.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    installed = {need.name: need.specifier for need in map(Requirement, [*extras["rtx"], *extras["gpu"]])}
+    assert str(installed["tensorrt-rtx"]) == f"=={surfaces['tensorrt-rtx'].version}"
+    assert surfaces["tensorrt"].version in installed["tensorrt-cu13"]
 
 
 class _Misspelt(ast.NodeTransformer):
@@ -95,22 +104,32 @@ def test_members_that_the_code_names_in_tables(surfaces: dict[str, Surface], lib
     assert set(NAMES.values()) <= classes.keys()
 
 
-def test_the_libraries_that_the_bindings_need_are_small(tmp_path: Path) -> None:
-    needed = {}
-    for library, (requirement, package) in LIBRARIES.items():
-        try:
-            needed[library] = lay_over_stubs(wheel_tree(requirement), package, tmp_path / library)
-        except DatasetMissing as missing:
-            pytest.skip(str(missing))
-    assert needed["tensorrt-rtx"] == [
+@pytest.fixture
+def laid(tmp_path: Path) -> dict[str, list[str]]:
+    """What the stubs define, by library; the bindings are in folders of these names."""
+    try:
+        return {
+            library: lay_over_stubs(wheel_tree(requirement), package, tmp_path / library)
+            for library, (requirement, package) in LIBRARIES.items()
+        }
+    except DatasetMissing as missing:
+        pytest.skip(str(missing))
+
+
+def test_the_bindings_need_nine_functions_of_their_libraries(laid: dict[str, list[str]]) -> None:
+    assert laid["tensorrt-rtx"] == [
         "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL",
         "createNvOnnxParserRefitter_INTERNAL", "createNvOnnxParser_INTERNAL", "getBuilderPluginRegistry",
         "getNvOnnxParserVersion", "getPluginRegistry",
     ]  # fmt: skip
-    assert needed["tensorrt"] == [*needed["tensorrt-rtx"], "initLibNvInferPlugins"]
-    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'tensorrt')!r}); import tensorrt_bindings as t; "
-    used = "t.Builder(t.Logger())"
-    ran = [
-        subprocess.run([sys.executable, "-I", "-S", "-c", code + more], check=False).returncode for more in ("", used)
-    ]
-    assert ran == [0, -signal.SIGILL]
+    assert laid["tensorrt"] == [*laid["tensorrt-rtx"], "initLibNvInferPlugins"]
+
+
+@pytest.mark.usefixtures("laid")
+def test_what_calls_a_stub_ends_its_process_and_an_import_does_not(tmp_path: Path) -> None:
+    for library, (_, package) in LIBRARIES.items():
+        imported = f"import sys; sys.path.insert(0, {str(tmp_path / library)!r}); import {package} as trt; "
+        for use, is_signalled in (("trt.Logger()", False), ("trt.Builder(trt.Logger())", True)):
+            ran = subprocess.run([sys.executable, "-I", "-S", "-c", imported + use], check=False)
+            assert (ran.returncode < 0) == is_signalled
+            assert is_signalled or ran.returncode == 0
