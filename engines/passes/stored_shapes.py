@@ -10,6 +10,7 @@ Rewrite   c' is stored under the name of the node's output; the node goes, and c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,9 +33,9 @@ def store_shapes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
         known = stored | made
         if node.op_type not in _MOVES or node.domain not in ("", "ai.onnx") or node.output[0] in outputs:
             continue
-        read = [known.get(name) for name in node.input if name]
-        if read and all(read) and read[0].data_type == TensorProto.FLOAT:
-            made[node.output[0]] = _moved(node, [known[name] for name in node.input if name], opset_of(model) or 21)
+        names = [name for name in node.input if name]
+        if all(name in known for name in names) and known[names[0]].data_type == TensorProto.FLOAT:
+            made[node.output[0]] = _moved(node, [known[name] for name in names], opset_of(model) or 21)
     if not made:
         return model, ""
     copy = copy_of(model)
@@ -51,5 +52,5 @@ def store_shapes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
 
 def _moved(node: onnx.NodeProto, read: Sequence[TensorProto], opset: int) -> TensorProto:
     arrays = {name: numpy_helper.to_array(tensor) for name, tensor in zip(node.input, read, strict=True)}
-    found = ReferenceEvaluator(node, opsets={"": opset}).run(None, arrays)[0]
-    return numpy_helper.from_array(np.ascontiguousarray(found), node.output[0])
+    found: Any = ReferenceEvaluator(node, opsets={"": opset}).run(None, arrays)
+    return numpy_helper.from_array(np.ascontiguousarray(found[0]), node.output[0])
