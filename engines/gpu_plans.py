@@ -7,9 +7,10 @@ given, with a rounding behind everything that runs in half; its speed is not kno
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
 import onnx
 
 from engines.choice import Choice, Subject
@@ -125,9 +126,7 @@ def _made(
     progress(f"build {target}")
     try:
         graph = with_batch_axes(form.graph, choice.axes) if choice.axes else form.graph
-        options = PlanOptions(
-            profiles=profiles_of(graph, choice, max_batch), sms=_SMS[target], is_sparse=spec.sparsity == "2:4"
-        )
+        options = _options(target, spec, profiles_of(graph, choice, max_batch, spec.buckets))
         data, built = build_apart(target, graph, options)
         _require_same_network(graph, built)
     except Exception as error:
@@ -140,23 +139,43 @@ def _made(
     return GpuPlan(report, data)
 
 
-def profiles_of(model: onnx.ModelProto, choice: Choice, max_batch: int) -> tuple[dict[str, ShapeRange], ...]:
-    """One profile for all sizes: rows from 1 to `max_batch`, fastest at that; variable dimensions from half the size
-    that they were proven with to four times that. None where no dimension is variable.
+def _options(target: str, spec: Spec, profiles: tuple[dict[str, ShapeRange], ...]) -> PlanOptions:
+    asked = PlanOptions(
+        profiles=profiles, sms=tuple(int(gpu.removeprefix("sm")) for gpu in spec.gpus) or _SMS[target],
+        is_sparse=spec.sparsity == "2:4",
+        # TensorRT-RTX has no levels, and names its GPUs instead
+        compatibility=spec.hardware_compatibility if target == "tensorrt" else "none",
+    )  # fmt: skip
+    bytes_ = spec.workspace_bytes
+    return asked if bytes_ is None else msgspec.structs.replace(asked, workspace_bytes=bytes_)
+
+
+def profiles_of(
+    model: onnx.ModelProto, choice: Choice, max_batch: int, buckets: Sequence[int] = ()
+) -> tuple[dict[str, ShapeRange], ...]:
+    """One profile for all sizes: rows from 1 to `max_batch`, fastest at that; with `buckets`, one for each number of
+    rows. Variable dimensions go from half the size that they were proven with to four times that. None where no
+    dimension is variable.
     """
+    rows = [(size, size, size) for size in buckets] if choice.axes else []
+    found = [_ranges(model, choice, one) for one in rows or [(1, max_batch, max_batch)]]
+    return tuple(found) if found[0] else ()
+
+
+def _ranges(model: onnx.ModelProto, choice: Choice, rows: tuple[int, int, int]) -> dict[str, ShapeRange]:
     ranges: dict[str, ShapeRange] = {}
     for tensor in tensor_specs(model)[0]:
         if DYNAMIC not in tensor.shape:
             continue
         axis, sample = choice.axes.get(tensor.name), choice.sampler.shape(tensor)
         sizes = [
-            (1, max_batch, max_batch) if i == axis else (max(1, proven // 2), proven, _LONGEST * proven)
+            rows if i == axis else (max(1, proven // 2), proven, _LONGEST * proven)
             if size == DYNAMIC else (size, size, size)
             for i, (size, proven) in enumerate(zip(tensor.shape, sample, strict=True))
         ]  # fmt: skip
         low, best, high = (tuple(one[k] for one in sizes) for k in range(3))
         ranges[tensor.name] = (low, best, high)
-    return (ranges,) if ranges else ()
+    return ranges
 
 
 def _require_same_network(graph: onnx.ModelProto, built: BuiltPlan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
@@ -26,11 +27,14 @@ Sparsity = Literal["2:4", "channels"]
 Calibrator = Literal["minmax", "mean_minmax", "percentile", "mse"]
 Target = Literal["openvino", "tensorrt-rtx", "tensorrt"]
 
+HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
+
 LABEL_METRICS: frozenset[Metric] = frozenset({"top1", "top5", "f1"})
 """These compare classes with labels; the others compare values with targets, or with the reference's answers."""
 
 _HIGHEST_BATCH = 65536
 _MOST_TRIALS = 10_000
+_GPU = re.compile(r"sm[1-9][0-9]{1,2}")
 _HIGHEST_SIZE = 2**31 - 1
 _STRICT = {"extra": "forbid", "strict": True}
 """For pydantic: a misspelt key or a number in quotes is an error, not a guess."""
@@ -79,6 +83,10 @@ class Spec:
     whole filters, where the budget allows it.
 
     `targets` are what engines are made for. That of the CPU (openvino) always is: it serves wherever another cannot.
+    Of GPU plans, `gpus` are those built for, such as "sm86" (TensorRT-RTX: sm80, sm86, sm89 and sm120 without it;
+    TensorRT: the one that is here), `buckets` are numbers of rows that each get a profile of their own (one profile
+    from 1 row to `max_batch` without them), `workspace_bytes` is the memory that a kernel may use beside its tensors,
+    and `hardware_compatibility` lets TensorRT build for more than the GPU that is here.
 
     `shapes` gives sizes to the variable dimensions of an input, the first one left out since it carries the rows; -1
     stays variable. `max_batch` counts rows; without it, the server's setting holds.
@@ -98,6 +106,10 @@ class Spec:
     calibrator: Calibrator | None = None
     sparsity: Sparsity | None = None
     targets: tuple[Target, ...] = ("openvino",)
+    gpus: tuple[str, ...] = ()
+    buckets: tuple[int, ...] = ()
+    workspace_bytes: int | None = None
+    hardware_compatibility: HardwareCompatibility = "none"
     max_batch: int | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     inputs: Mapping[str, ImageInput] = field(default_factory=dict)
@@ -116,10 +128,25 @@ class Spec:
             raise ValueError(f"max_batch must be from 1 to {_HIGHEST_BATCH}")
         if not self.targets or len(set(self.targets)) != len(self.targets):
             raise ValueError("targets must name at least one target, and each once")
+        self._check_gpus()
         for name, shape in self.shapes.items():
             if any(size != -1 and not 1 <= size <= _HIGHEST_SIZE for size in shape):
                 raise ValueError(f"shapes.{name}: sizes must be from 1 to {_HIGHEST_SIZE}, or -1")
         object.__setattr__(self, "shapes", {name: tuple(shape) for name, shape in self.shapes.items()})
+
+    def _check_gpus(self) -> None:
+        if not all(map(_GPU.fullmatch, self.gpus)) or len(set(self.gpus)) != len(self.gpus):
+            raise ValueError("gpus must be names such as sm86, each once: 10 * major + minor of a compute capability")
+        if list(self.buckets) != sorted(set(self.buckets)) or not all(1 <= b <= _HIGHEST_BATCH for b in self.buckets):
+            raise ValueError(f"buckets must be rising numbers of rows from 1 to {_HIGHEST_BATCH}")
+        if self.buckets and self.max_batch is None:
+            object.__setattr__(self, "max_batch", self.buckets[-1])
+        if self.buckets and self.buckets[-1] != self.max_batch:
+            raise ValueError("the last of buckets must be max_batch, or batches of that size would fit none")
+        if self.workspace_bytes is not None and self.workspace_bytes < 1:
+            raise ValueError("workspace_bytes must be at least 1")
+        if self.targets == ("openvino",) and (self.gpus or self.buckets or self.hardware_compatibility != "none"):
+            raise ValueError("gpus, buckets and hardware_compatibility are for targets tensorrt-rtx and tensorrt")
 
 
 def require_supported(spec: Spec) -> None:

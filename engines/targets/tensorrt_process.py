@@ -30,17 +30,18 @@ _MOST_SAID_CHARS = 300
 
 def build_apart(
     target: str, model: onnx.ModelProto, options: PlanOptions, progress: Callable[[float], None] = lambda share: None,
-    *, command: Sequence[str] = BUILDER, timeout_s: float = _LONGEST_S,
+    *, command: Sequence[str] = (), timeout_s: float = _LONGEST_S,
 ) -> tuple[bytes, BuiltPlan]:  # fmt: skip
-    """The plan of a graph, and what it is. Raises ModelRefused with the reason where there is none, however its builder
-    ended.
+    """The plan of a graph, and what it is, by `BUILDER` or another `command`.
+
+    Raises ModelRefused with the reason where there is none, however its builder ended.
     """
     with tempfile.TemporaryDirectory(prefix="bitserve-plan-") as name:
         folder = Path(name)
         graph, asked, plan = folder / "graph.onnx", folder / "options.json", folder / "plan"
         graph.write_bytes(model.SerializeToString())
         asked.write_bytes(msgspec.json.encode(options))
-        words = [*command, target, str(graph), "--options", str(asked), "--out", str(plan)]
+        words = [*(command or BUILDER), target, str(graph), "--options", str(asked), "--out", str(plan)]
         built = _run(target, words, {**os.environ, **linked_environment(folder)}, progress, timeout_s)
         return plan.read_bytes(), built
 
