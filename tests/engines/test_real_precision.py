@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from engines.manifest import Manifest
 from engines.reference import Reference
 from engines.report import Report
+from engines.runtime.openvino import load_session
 from engines.spec import Spec
+from tests.engines.conftest import run_slot
 from tests.packaged import DatasetMissing
 from tests.support.builds import built
 from tests.support.real_models import RealModel, image_classifier, text_direction, voice_activity
@@ -50,30 +53,81 @@ def assert_complete(report: Report, samples: int) -> None:
     }
 
 
+def assert_serves_eight_bits(manifest: Manifest, report: Report, precisions: tuple[str, ...] = ("int8",)) -> None:
+    chosen = next(one for one in report.candidates if one.name == report.chosen)
+    assert manifest.precision in precisions
+    assert chosen.precision == manifest.precision
+    assert chosen.int8_layers > 0
+
+
 def test_the_classifier_of_photographs_is_what_it_says() -> None:
-    """Its graph is written by hand: a cat and a cup of espresso are seen, so its weights are where they belong."""
-    real = model_or_skip(lambda: image_classifier(each=1))
-    rows = np.concatenate([real.calibration["image"][:1], real.validation["image"][:1]])
-    assert Reference(real.model)({"image": rows})["logits"].argmax(axis=1).tolist() == [285, 967]
+    """Its graph is written by hand: it sees what a person sees on most photographs, so its weights are where they
+    belong.
+    """
+    real = model_or_skip(lambda: image_classifier(each=1, calibration=1))
+    seen = Reference(real.model)({"image": real.validation["image"]})["logits"].argmax(axis=1)
+    assert np.mean(seen == real.validation["labels"]) >= 0.75
+    assert seen[:2].tolist() == [285, 967]
+
+
+def test_photographs_are_classified_in_eight_bits_within_a_point(tmp_path: Path) -> None:
+    """By labels that are a person's, on photographs other than those of the calibration."""
+    real = model_or_skip(image_classifier)
+    manifest, report = compiled(tmp_path, real)
+    assert_complete(report, len(real.validation["labels"]))
+    assert report.accuracy.reference_value > 0.8
+    assert_serves_eight_bits(manifest, report, ("int8", "mixed"))
 
 
 def test_text_direction_in_eight_bits_is_within_a_point(tmp_path: Path) -> None:
+    """INT8 is asked for: it is faster than FP32 by about a tenth, which a race on a busy machine may not see."""
     real = model_or_skip(lambda: text_direction(128, 512))
-    manifest, report = compiled(tmp_path, real)
+    manifest, report = compiled(tmp_path, in_eight_bits(real))
     assert_complete(report, 512)
     assert report.accuracy.reference_value > 0.97
-    assert any(one.precision == "int8" and one.passed for one in report.candidates), "none of INT8 is good enough"
-    assert manifest.precision in ("fp32", "int8")  # as the race of this machine ends
+    assert_serves_eight_bits(manifest, report)
     assert manifest.proof.batchable, "made-up images are all one to it in 8 bits: lines of text have to show its rows"
 
 
-def test_voice_activity_keeps_its_accuracy_with_layers_in_float(tmp_path: Path) -> None:
-    """INT8 alone loses more than a tenth, and is refused; with the one layer in float that 8 bits spoil it is right."""
+def in_eight_bits(real: RealModel) -> RealModel:
+    return real._replace(spec=replace(real.spec, precision="int8"))
+
+
+def test_speech_is_heard_in_eight_bits_within_a_point(tmp_path: Path) -> None:
+    """Its decisions are; also where it goes by the states that it made itself, window after window."""
+    real = model_or_skip(voice_activity)
+    manifest, report = compiled(tmp_path, in_eight_bits(real))
+    labels = real.validation["labels"]
+    assert_complete(report, len(labels))
+    assert report.accuracy.reference_value > 0.9
+    assert_serves_eight_bits(manifest, report)
+    heard = heard_in_a_row(tmp_path / "out", manifest, real.validation["input"]) > 0.5
+    assert np.mean(heard == labels) >= report.accuracy.reference_value - POINT
+
+
+def heard_in_a_row(plan: Path, manifest: Manifest, windows: np.ndarray) -> np.ndarray:
+    """The probability of speech in each, [windows], each window with the state that the one before it left."""
+    session = load_session(plan, manifest)
+    try:
+        state, heard = np.zeros((2, 1, 128), np.float32), []
+        for window in windows:
+            answer = run_slot(session.slots[0], {"input": window, "state": state})
+            state = answer["stateN"].copy()
+            heard.append(float(answer["output"].item()))
+    finally:
+        session.close()
+    return np.array(heard)
+
+
+def test_probabilities_of_speech_keep_their_accuracy_with_layers_in_float(tmp_path: Path) -> None:
+    """All INT8 is off by more than a tenth, and is refused; with the layers in float that 8 bits spoil it is right."""
     real = model_or_skip(voice_activity)
     spec = Spec(metric="mae", output="output", accuracy_budget=POINT, calibrator="mean_minmax", trials=12)
     few = {name: rows[:96] for name, rows in real.calibration.items()}
-    manifest, report = compiled(tmp_path, real._replace(spec=spec, calibration=few))
-    assert_complete(report, len(real.validation["targets"]))
+    spoken = real.validation["labels"].astype(np.float32).reshape(-1, 1, 1)
+    judging = {name: rows for name, rows in real.validation.items() if name != "labels"} | {"targets": spoken}
+    manifest, report = compiled(tmp_path, real._replace(spec=spec, calibration=few, validation=judging))
+    assert_complete(report, len(spoken))
     assert all(not one.passed for one in report.candidates if one.precision == "int8")
     mixed = [one for one in report.candidates if one.precision == "mixed" and one.passed]
     assert mixed
