@@ -133,16 +133,16 @@ def _here(folder: Path, name: str, request: BuildRequest, asked: Spec, show: Cal
 
     percent = 0
 
-    def stage(stage: str) -> None:
+    def advance(stage: str, share: float) -> None:
         nonlocal percent
-        percent = percent_of(stage, percent)
+        percent = percent_of(stage, share, percent)
         show(stage, percent)
 
     logging.getLogger("app").addHandler(logging.NullHandler())  # what it would say there, the error says
     settings = read_settings(repository=folder, cache=folder / ".cache")
     with _with_spec(request, asked) as whole:
-        done = compile_here(settings, name, whole, stage)
-    stage("done")
+        done = compile_here(settings, name, whole, advance)
+    advance("done", 0.0)
     status = {
         "model": name, "version": done.version, "state": "succeeded", "stage": "done", "percent": 100, "error": None,
         "sha256": done.manifest.source.sha256, "size_bytes": done.manifest.source.size_bytes, "report": None,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from app.config import ModelConfig, model_options
 from app.overrides import Override
@@ -19,6 +20,7 @@ from engines import repository
 from engines.errors import EngineError
 from engines.repository import Manifest, VersionFiles
 from engines.request import BuildRequest
+from engines.runtime.plans import Unfit
 from engines.runtime.session import Session
 
 __all__ = ["Loaded", "Loader"]
@@ -27,10 +29,13 @@ log = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
-    """Warm, not yet in service. `note` is what is worth knowing about it."""
+    """Warm, not yet in service. `note` is what is worth knowing about it. `renewal` makes the same anew, for the
+    libraries and GPUs that are here, where plans of this one are not read; or says why not.
+    """
 
     endpoint: Endpoint
     note: str
+    renewal: Callable[[], Coroutine[Any, Any, Loaded | str]] | None = None
 
 
 class Loader:
@@ -57,17 +62,37 @@ class Loader:
 
         `only_known` compiles nothing: where it would have to, the answer is an empty reason.
         """
+        return await self._or_why(files, self._prepared(files, override, say, only_known=only_known))
+
+    async def _renewed(self, files: VersionFiles, override: Override) -> Loaded | str:
+        async def renewed() -> Loaded | str:
+            await self.plans.renew(BuildRequest.of_folder(files.folder))
+            return await self._prepared(files, override, lambda reason: None, may_renew=False)
+
+        return await self._or_why(files, renewed())
+
+    async def _prepared(
+        self, files: VersionFiles, override: Override, say: Callable[[str], None], *, only_known: bool = False,
+        may_renew: bool = True,
+    ) -> Loaded | str:  # fmt: skip
+        config = override.over(self._settings.repository / files.model / repository.CONFIG_FILE)
+        request = BuildRequest.of_folder(files.folder)
+        manifest = await self.plans.find(request)
+        if manifest is None and only_known:
+            return ""
+        if manifest is None:
+            manifest = await self.plans.make(request, say)
+        options = self._options(files, manifest, config)
+        manifest, session = await self.plans.open(request, manifest, options, say)
+        unfit = await self.plans.unfit(manifest)
+        renews = may_renew and any(plan.rebuild for plan in unfit)
+        note = "; ".join(filter(None, (_note(manifest, options), *_plan_notes(unfit, renews=renews))))
+        renewal = functools.partial(self._renewed, files, override) if renews else None
+        return Loaded(self._endpoint(files, manifest, session, options), note, renewal)
+
+    async def _or_why(self, files: VersionFiles, work: Coroutine[Any, Any, Loaded | str]) -> Loaded | str:
         try:
-            config = override.over(self._settings.repository / files.model / repository.CONFIG_FILE)
-            request = BuildRequest.of_folder(files.folder)
-            manifest = await self.plans.find(request)
-            if manifest is None and only_known:
-                return ""
-            if manifest is None:
-                manifest = await self.plans.make(request, say)
-            options = self._options(files, manifest, config)
-            manifest, session = await self.plans.open(request, manifest, options, say)
-            return Loaded(self._endpoint(files, manifest, session, options), _note(manifest, options))
+            return await work
         except EngineError as error:
             return printable(str(error))
         except OSError as error:  # its own text would name a path of this machine
@@ -104,3 +129,9 @@ def _note(manifest: Manifest, options: ModelOptions) -> str:
         [f"batches of more than {proven} rows are not proven"] if manifest.proof.batchable and rows > proven else []
     )
     return printable("; ".join((*manifest.remarks, *beyond)))
+
+
+def _plan_notes(unfit: Sequence[Unfit], *, renews: bool) -> Iterator[str]:
+    for plan in unfit:
+        doing = "; it is being built again, and the CPU answers meanwhile" if renews and plan.rebuild else ""
+        yield printable(f"its plan for {plan.target} is not used: {plan.reason}{doing}")

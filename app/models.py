@@ -26,10 +26,9 @@ __all__ = ["ModelManager"]
 log = logging.getLogger(__name__)
 _SECOND_LOOK_S = 0.3
 _REPLACED = "another version is served"
+_SETTLING = "waiting for its files to settle"
 _GONE = "its files are gone"
 _UNLOADED = "it was unloaded meanwhile"
-
-
 Prepared = Coroutine[Any, Any, Loaded | str]
 
 
@@ -137,15 +136,13 @@ class ModelManager:
     def _take(self, files: VersionFiles, seen: Seen, *, settled: bool) -> None:
         """Load a version that is whole: seen alike twice, published with a manifest, or compiled before."""
         if self._registry.get(files.model, files.version) is None:
-            self._registry.set(
-                Version(files.model, files.version, ModelState.LOADING, "waiting for its files to settle")
-            )
+            self._registry.set(Version(files.model, files.version, ModelState.LOADING, _SETTLING))
         if settled:
             seen.handled = seen.last
-        self._start_load(files, self._load(files, seen.last, only_known=not settled))
+        self._start_load(files.model, files.version, self._load(files, seen.last, only_known=not settled))
 
-    def _start_load(self, files: VersionFiles, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        key = (files.model, files.version)
+    def _start_load(self, model: str, number: int, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        key = (model, number)
         task = self._loads[key] = self._spawn(work)
 
         def ended(_: object) -> None:
@@ -182,7 +179,7 @@ class ModelManager:
 
     def _swap_in(self, loaded: Loaded, sight: Signature) -> None:
         """From here on new requests meet the new engine; the old one answers what it accepted."""
-        endpoint, reason = loaded
+        endpoint, reason, renewal = loaded
         model, number = endpoint.model, endpoint.version
         if model in self._unloaded or number not in self._seen.get(model, {}):
             self._stop(endpoint, lambda: None)  # unloaded or removed while it was loading
@@ -194,6 +191,17 @@ class ModelManager:
         if old is not None and old.endpoint is not None and old.state is ModelState.READY:
             self._stop(old.endpoint, lambda: None)
         self._retire_replaced(model)
+        if renewal is not None:
+            self._start_load(model, number, self._renew(endpoint, renewal, sight))
+
+    async def _renew(self, endpoint: Endpoint, renewal: Callable[[], Prepared], sight: Signature) -> None:
+        """What serves goes on serving until its plans are as they should be, and also where they will not be."""
+        outcome = await renewal()
+        current = self._registry.get(endpoint.model, endpoint.version)
+        if isinstance(outcome, Loaded):
+            self._swap_in(outcome, sight)
+        elif current is not None and current.endpoint is endpoint:
+            current.reason = f"{current.reason}; building it again failed: {outcome}"
 
     def _fail(self, files: VersionFiles, reason: str) -> None:
         log.warning("%s/%d is unavailable: %s", files.model, files.version, reason)
@@ -336,7 +344,7 @@ class ModelManager:
         marks = [mark for mark in marks if (known := before[mark.number]) is None or known.endpoint is None]
         for mark in marks:
             self._registry.set(mark)
-        tasks = [self._start_load(files, self._prepare(files, override)) for files in wanted]
+        tasks = [self._start_load(files.model, files.version, self._prepare(files, override)) for files in wanted]
         try:
             await asyncio.wait(tasks)
         finally:

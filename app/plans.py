@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from app.builds.executor import BuildLimits, render_report, run_build
-from app.builds.state import served_instead
+from app.builds.executor import BuildLimits, GpuBuild, render_report, run_build
+from app.builds.state import Advance, served_instead
 from app.disk import naming_full_disk
 from app.serving.limits import ModelOptions
 from app.settings import Settings
@@ -22,13 +22,16 @@ from engines import repository
 from engines.errors import EngineError, PlanInvalid
 from engines.repository import Manifest
 from engines.request import BuildRequest
+from engines.runtime.plans import Unfit, look_here, unfit_plans
 from engines.runtime.session import Session
+from engines.signature import key_in
 
 __all__ = ["Plans", "Say"]
 
 log = logging.getLogger(__name__)
 _KEEP_STAGING_S = 3600.0
 """Another process may be at work on what is younger."""
+_TIMINGS = ".timings"
 Say = Callable[[str], None]
 
 
@@ -37,10 +40,15 @@ class Plans:
 
     def __init__(self, settings: Settings) -> None:
         folder, self._repository = _writable_cache(settings), settings.repository
-        self._cache = repository.PlanCache(folder, settings.threads)
+        self._cache = repository.PlanCache(folder, settings.threads, _plan_key(settings, folder, make=True))
         self._is_temporary = folder != settings.cache_folder
         # plans that came with a read-only repository; nothing is added to them or removed
-        self._given = repository.PlanCache(settings.cache_folder, settings.threads) if self._is_temporary else None
+        given = settings.cache_folder
+        self._given = (
+            repository.PlanCache(given, settings.threads, _plan_key(settings, given, make=False))
+            if self._is_temporary
+            else None
+        )
         self._distrusted: set[str] = set()
         self._limits = BuildLimits(settings.build_timeout_s, settings.build_memory_bytes, settings.threads)
         self._turn, self._pages = asyncio.Semaphore(1), asyncio.Semaphore(1)
@@ -65,9 +73,13 @@ class Plans:
         return await self._trusted(await self._key(request))
 
     async def make(
-        self, request: BuildRequest, say: Say, stage: Say = lambda name: None, warn: Say = lambda reason: None
+        self,
+        request: BuildRequest,
+        say: Say,
+        advance: Advance = lambda stage, share: None,
+        warn: Say = lambda reason: None,
     ) -> Manifest:
-        """The same, compiled now if need be; `stage` is told each that begins.
+        """The same, compiled now if need be; `advance` is told its stages as they begin and go on.
 
         `warn` is told why the compile came to no good end after its FP32 engine was proven: that one is the plan then.
         Raises EngineError with the reason.
@@ -78,20 +90,59 @@ class Plans:
             if manifest is not None:
                 return manifest
             say("compiling")
-            log.info("compiling %s", request.source.parent.parent.name, extra={"plan": key})
-            with (
-                naming_full_disk("the cache"),
-                self._cache.handover(key) as folder,
-                self._cache.handover(key) as fallback,  # not the same: a plan is never written over another
-            ):
-                ended = await run_build(request, folder, self._limits, stage=stage, fallback=fallback)
-                if ended:
-                    ended = served_instead(ended)
-                    log.warning("%s", ended, extra={"plan": key})
-                manifest = await asyncio.to_thread(self._cache.adopt, fallback if ended else folder, key)
+            return await self._compiled(request, key, advance, warn)
+
+    async def renew(self, request: BuildRequest) -> Manifest:
+        """Compile again, for the GPUs and libraries that are here, what has plans that are not read; the plan before
+        stays until there is another.
+
+        Raises EngineError with the reason where none came of it.
+        """
+        key, here = await self._key(request), await asyncio.to_thread(look_here)
+        async with self._turn:
+            manifest = await self._trusted(key)
+            if manifest is not None and not await self.unfit(manifest):
+                return manifest  # another version of the same files was first
+            return await self._compiled(request, key, gpus=tuple(f"sm{sm}" for sm in here.sms), replacing=True)
+
+    async def unfit(self, manifest: Manifest) -> list[Unfit]:
+        """Plans for GPUs that must not be read here, and why."""
+        if not manifest.plans:
+            return []
+        cache = self._cache_of(manifest.key)
+        return await asyncio.to_thread(
+            lambda: unfit_plans(cache.entry(manifest.key), manifest, cache.plan_key, look_here())
+        )
+
+    async def _compiled(
+        self, request: BuildRequest, key: str, advance: Advance = lambda stage, share: None,
+        warn: Say = lambda reason: None, *, gpus: tuple[str, ...] = (), replacing: bool = False,
+    ) -> Manifest:  # fmt: skip
+        log.info("compiling %s", request.source.parent.parent.name, extra={"plan": key})
+        with (
+            naming_full_disk("the cache"),
+            self._cache.handover(key) as folder,
+            self._cache.handover(key) as fallback,  # not the same: a plan is never written over another
+        ):
+            ended = await run_build(
+                request, folder, self._limits, progress=advance, fallback=fallback, gpus=await self._gpu_build(gpus)
+            )
             if ended:
-                warn(ended)
-            return manifest
+                ended = served_instead(ended)
+                log.warning("%s", ended, extra={"plan": key})
+            left = fallback if ended else folder
+            manifest = await asyncio.to_thread(lambda: self._cache.adopt(left, key, replacing=replacing))
+        if ended:
+            warn(ended)
+        return manifest
+
+    async def _gpu_build(self, names: tuple[str, ...]) -> GpuBuild | None:
+        here = await asyncio.to_thread(look_here)
+        if not here.sms:
+            return None
+        timings = self._cache.folder / _TIMINGS
+        timings.mkdir(exist_ok=True)
+        return GpuBuild(names, timings)
 
     async def open(
         self, request: BuildRequest, manifest: Manifest, options: ModelOptions, say: Say
@@ -180,6 +231,12 @@ class Plans:
 def _close_unwanted(work: asyncio.Future[Session]) -> None:
     if not work.cancelled() and work.exception() is None:
         threading.Thread(target=work.result().close, name="close-session", daemon=True).start()
+
+
+def _plan_key(settings: Settings, folder: Path, *, make: bool) -> bytes | None:
+    if settings.plan_key is not None:
+        return settings.plan_key.get_secret_value().encode()
+    return key_in(folder, make=make)
 
 
 def _writable_cache(settings: Settings) -> Path:

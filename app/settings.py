@@ -9,6 +9,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = ["Settings"]
 
+_SHORTEST_KEY = 16
+
 
 class Settings(BaseSettings):
     """Frozen, validated once, passed down."""
@@ -24,6 +26,10 @@ class Settings(BaseSettings):
     admin_token: SecretStr | None = Field(
         None,
         description="For load, unload, compile and builds: `Authorization: Bearer <token>`. Made at start if unset.",
+    )
+    plan_key: SecretStr | None = Field(
+        None,
+        description="Signs plans for GPUs: others are not read. Made at the first start if unset, and kept.",
     )
     max_batch_size: int = Field(32, ge=0, le=65536, description="Rows of a batch unless the model says otherwise.")
     max_queue_rows: int = Field(1024, ge=0, description="Rows that may wait per model; beyond it 503. 0 = unbounded.")
@@ -68,6 +74,15 @@ class Settings(BaseSettings):
         if token is not None and not token.get_secret_value().strip():
             raise ValueError("an empty token would lock everyone out; leave it unset, or set one")
         return token
+
+    @field_validator("plan_key")
+    @classmethod
+    def _key_is_long(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and len(key.get_secret_value()) < _SHORTEST_KEY:
+            raise ValueError(
+                f"a plan_key needs {_SHORTEST_KEY} characters at least; leave it unset, or set a longer one"
+            )
+        return key
 
     @model_validator(mode="after")
     def _drain_is_finite(self) -> Settings:

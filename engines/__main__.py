@@ -29,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     build.add_argument("--calibration", type=Path, help=".npz of input names to arrays, first axis = samples")
     build.add_argument("--validation", type=Path, help="the same, with labels or targets")
     build.add_argument("--threads", type=int, default=0, help="threads that the engine may use; 0 = all usable ones")
+    build.add_argument("--gpus", default="", help="GPUs to build plans for, instead of those of the spec: sm86,sm89")
+    build.add_argument("--timing-cache", help="a folder where TensorRT keeps the times of kernels")
     plan = commands.add_parser("plan", help="build a TensorRT plan of a graph, in this process")
     plan.add_argument("target", choices=("tensorrt-rtx", "tensorrt"))
     plan.add_argument("graph", type=Path, help="an ONNX file whose precision is settled")
@@ -57,7 +59,11 @@ def _build(options: argparse.Namespace) -> int:
             _say(fallback=plan.manifest.key)
 
     request = BuildRequest(options.source, options.spec, options.calibration, options.validation)
-    manifest = build(request, options.out, lambda stage: _say(stage=stage), options.threads, keep)
+    gpus = tuple(filter(None, options.gpus.split(",")))
+    manifest = build(
+        request, options.out, lambda stage, share: _say(stage=stage, share=f"{share:.3f}"), options.threads, keep,
+        gpus, options.timing_cache,
+    )  # fmt: skip
     _say(key=manifest.key)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import itertools
@@ -16,12 +17,12 @@ import onnx
 from engines import repository
 from engines.canonical import canonical
 from engines.choice import Choice, Run, Subject, with_axis
-from engines.clock import Clock
+from engines.clock import Clock, Progress
 from engines.engine import Engine, make_engine, run_sample
 from engines.evidence import Found, report_of
 from engines.frontend import onnx as frontend
 from engines.frontend.ranges import index_ranges, takes_sizes_from_values
-from engines.gpu_plans import GpuPlan, make_gpu_plans
+from engines.gpu_plans import GpuPlan, GpuWork, make_gpu_plans
 from engines.guarded import is_integer
 from engines.handover import ENGINE_FILE, PLAN_FILES, Plan, write_plan
 from engines.hardware import cpu_fingerprint
@@ -44,23 +45,25 @@ __all__ = ["build"]
 _OWN_ROWS = 8
 """Of the sender's samples, how many the engine is held against before anything is proven of it."""
 _UNFINISHED = "coarser engines were not tried to the end, for the build was ended before: this is the FP32 engine"
-Progress = Callable[[str], None]
 Keep = Callable[[Plan], None]
 
 
 def build(
-    request: BuildRequest, out: Path, progress: Progress = lambda stage: None, threads: int = 0,
-    keep: Keep = lambda plan: None,
+    request: BuildRequest, out: Path, progress: Progress = lambda stage, share: None, threads: int = 0,
+    keep: Keep = lambda plan: None, gpus: tuple[str, ...] = (), timing_cache: str | None = None,
 ) -> Manifest:  # fmt: skip
     """Compile a model for this machine, write the plan into the folder `out`, and return its manifest.
 
     `threads` is how many the engine may use, 0 = all usable ones. `keep` is given the plan of the FP32 engine before
-    coarser ones are tried, where it may be what serves: trying them can take this process with it. Raises ModelRefused
+    coarser ones are tried, where it may be what serves: trying them can take this process with it. `gpus` stand in for
+    those of the spec; `timing_cache` is a folder where TensorRT keeps the times of kernels. Raises ModelRefused
     where the model cannot be compiled, WrongEngine where it answers differently from the reference.
     """
     clock = Clock(progress)
     clock.begin("read")
     spec = request.read_spec()
+    if gpus:
+        spec = dataclasses.replace(spec, gpus=gpus)
     require_supported(spec)
     sent, digest, size_bytes = frontend.read(request.source)
     digests = {**request.digests(), repository.MODEL_FILE: digest}
@@ -91,8 +94,9 @@ def build(
     improved = improve(
         subject, base, samples, calibration, spec, threads, clock, lambda first: keep(plan_of(first, (), _UNFINISHED))
     )
+    engine = improved.engine
     gpu_plans = make_gpu_plans(
-        improved.tryouts, subject, improved.engine.choice, spec, improved.engine.max_batch, clock.begin
+        GpuWork(improved.tryouts, subject, engine.choice, spec, engine.max_batch, timing_cache), clock
     )
     clock.begin("publish")
     plan = plan_of(improved, gpu_plans)
@@ -105,7 +109,7 @@ def _plan_file(made: GpuPlan) -> PlanFile:
     return PlanFile(
         target=report.target, file=PLAN_FILES[report.target], sha256=hashlib.sha256(made.data).hexdigest(),
         size_bytes=len(made.data), precision=report.precision, version=report.version, profiles=report.profiles,
-        sms=tuple(int(name.removeprefix("SM")) for name in report.gpus),
+        sms=tuple(int(name.removeprefix("SM")) for name in report.gpus), compatibility=report.compatibility,
     )  # fmt: skip
 
 

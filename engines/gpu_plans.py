@@ -6,6 +6,7 @@ given, with a rounding behind everything that runs in half; its speed is not kno
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import msgspec
 import onnx
 
 from engines.choice import Choice, Subject
+from engines.clock import Clock
 from engines.errors import ModelRefused
 from engines.frontend.onnx import tensor_specs
 from engines.passes.dynamic_batch import with_batch_axes
@@ -21,16 +23,17 @@ from engines.passes.emulated_half import count_infinities, emulate_half
 from engines.passes.half import to_half
 from engines.passes.residual import free_residuals
 from engines.passes.signed import sign_activations
-from engines.report import TargetReport
+from engines.report import Candidate, TargetReport
 from engines.spec import Spec
 from engines.targets.tensorrt_options import BuiltPlan, PlanOptions
-from engines.targets.tensorrt_process import build_apart
+from engines.targets.tensorrt_process import BuilderLate, build_apart
 from engines.targets.tensorrt_rules import graph_counts, refuse_for_tensorrt
+from engines.targets.tensorrt_seam import require_builder
 from engines.tensor import DYNAMIC, ShapeRange
 from engines.tryouts import Tryouts, said
 from engines.variants import Emulated, Variant
 
-__all__ = ["GpuPlan", "make_gpu_plans", "profiles_of"]
+__all__ = ["GpuPlan", "GpuWork", "make_gpu_plans", "profiles_of"]
 
 _SMS = {"tensorrt-rtx": (80, 86, 89, 120), "tensorrt": ()}
 """TensorRT builds for the GPU that is here."""
@@ -48,64 +51,121 @@ class GpuPlan(NamedTuple):
 
 
 class _Form(NamedTuple):
-    """A graph for a GPU, and its meaning for ONNX Runtime."""
+    """A graph for a GPU, and its meaning for ONNX Runtime. `is_sparse`: two of every four weights are 0."""
 
     name: str
     precision: str
     graph: onnx.ModelProto
     meaning: onnx.ModelProto
     note: str
+    is_sparse: bool
 
 
-def make_gpu_plans(
-    tryouts: Tryouts, subject: Subject, choice: Choice, spec: Spec, max_batch: int, progress: Callable[[str], None]
-) -> tuple[GpuPlan, ...]:
-    """A plan for each target of the spec but the CPU, or why there is none. `progress` is told the stages."""
-    targets = [target for target in spec.targets if target != "openvino"]
-    if not targets:
-        return ()
-    progress("judge")
-    form, reason = _first_that_holds(tryouts, subject, spec, targets[0])
-    if form is None:
-        return tuple(GpuPlan(TargetReport(target=target, made=False, reason=reason)) for target in targets)
-    return tuple(_made(target, form, choice, spec, max_batch, progress) for target in targets)
+class _Judged(NamedTuple):
+    """A form and what was thought of its answers; no form where it could not be made, and then why."""
+
+    form: _Form | None
+    candidate: Candidate | None
+    reason: str
 
 
-def _first_that_holds(tryouts: Tryouts, subject: Subject, spec: Spec, target: str) -> tuple[_Form | None, str]:
-    reasons: list[str] = []
-    for make in _forms(tryouts, subject, spec):
+class GpuWork(NamedTuple):
+    """What plans are made of: all that was tried, the model, the proof of its rows, what is asked."""
+
+    tryouts: Tryouts
+    subject: Subject
+    choice: Choice
+    spec: Spec
+    max_batch: int
+    timing_cache: str | None
+    """Folder of measured kernel times, where one is kept."""
+
+
+def make_gpu_plans(work: GpuWork, clock: Clock) -> tuple[GpuPlan, ...]:
+    """A plan for each target of the spec but the CPU, or why there is none."""
+    judged = _Judgements(work, clock)
+    return tuple(_made(work, target, judged, clock) for target in work.spec.targets if target != "openvino")
+
+
+class _Judgements:
+    """Forms, the fewest bits first, each made and judged once, when the first target asks for it."""
+
+    def __init__(self, work: GpuWork, clock: Clock) -> None:
+        self._tryouts, self._clock = work.tryouts, clock
+        self._makers = _forms(work.tryouts, work.subject, work.spec)
+        self._done: list[_Judged] = []
+
+    def of(self, target: str) -> Iterator[_Judged]:
+        for number in itertools.count():
+            if number == len(self._done):
+                self._clock.begin("judge")
+                make = next(self._makers, None)
+                if make is None:
+                    return
+                self._done.append(self._judged(make))
+            judged = self._done[number]
+            if judged.candidate is not None:
+                self._tryouts.note_elsewhere(judged.candidate, target)
+            yield judged
+
+    def _judged(self, make: Callable[[], _Form]) -> _Judged:
         try:
             form = make()
             refuse_for_tensorrt(form.graph)
-            judged = tryouts.emulate(
-                Emulated(form.name, form.precision, form.meaning, form.graph.ByteSize(), form.note), target
+            candidate = self._tryouts.emulate(
+                Emulated(form.name, form.precision, form.meaning, form.graph.ByteSize(), form.note)
             )
         except Exception as error:
-            reasons.append(said(error))
-            continue
-        if judged.passed:
-            return form, ""
-        reasons.append(f"{form.name}: {judged.reason}")
-    return None, "; ".join(dict.fromkeys(reasons)) or f"no {spec.precision} graph of it was made"
+            return _Judged(None, None, said(error))
+        return _Judged(form, candidate, "" if candidate.passed else f"{form.name}: {candidate.reason}")
+
+
+def _made(work: GpuWork, target: str, judgements: _Judgements, clock: Clock) -> GpuPlan:
+    """The plan of the first form that holds the budget and that the target's builder takes."""
+    reasons: list[str] = []
+    try:
+        require_builder(target)
+        for judged in judgements.of(target):
+            if judged.reason or judged.form is None:
+                reasons.append(judged.reason)
+                continue
+            try:
+                return _built(work, target, judged.form, clock)
+            except BuilderLate:
+                raise
+            except Exception as error:
+                reasons.append(said(error))
+    except Exception as error:
+        reasons.append(said(error))
+    reason = "; ".join(dict.fromkeys(reasons)) or f"no {work.spec.precision} graph of it was made"
+    return GpuPlan(TargetReport(target=target, made=False, reason=reason))
 
 
 def _forms(tryouts: Tryouts, subject: Subject, spec: Spec) -> Iterator[Callable[[], _Form]]:
     """How each is made, the fewest bits first, as far as the spec wants them."""
     rows = [sample.inputs for sample in itertools.islice(tryouts.judges, _ROWS_FOR_INFINITIES)]
 
-    def halved(name: str, precision: str, model: onnx.ModelProto) -> _Form:
-        infinite = count_infinities(model, rows)
-        graph, note = to_half(model, infinite)
-        return _Form(f"{name}fp16", precision, graph, emulate_half(model, infinite), note)
+    def halved(name: str, precision: str, variant: Variant) -> _Form:
+        infinite = count_infinities(variant.model, rows)
+        graph, note = to_half(variant.model, infinite)
+        return _Form(name, precision, graph, emulate_half(variant.model, infinite), note, is_sparse(variant))
+
+    def whole(name: str, variant: Variant) -> _Form:
+        return _Form(name, variant.precision, variant.model, variant.model, "", is_sparse(variant))
+
+    def is_sparse(variant: Variant) -> bool:
+        return variant.pruned and spec.sparsity == "2:4"
 
     if spec.precision in ("auto", "int8"):
         for variant in _signed(tryouts):
-            yield lambda v=variant: halved(f"{v.name}, else ", v.precision, v.model)  # type: ignore[misc]
-            yield lambda v=variant: _Form(f"{v.name}, else fp32", v.precision, v.model, v.model, "")  # type: ignore[misc]
+            yield functools.partial(halved, f"{variant.name}, else fp16", variant.precision, variant)
+            yield functools.partial(whole, f"{variant.name}, else fp32", variant)
+    pruned = (one.variant for one in tryouts.tried if one.passed and one.variant.pruned)
+    source = next((one for one in pruned if one.precision == "fp32"), Variant("fp32", "fp32", subject.model))
     if spec.precision in ("auto", "fp16"):
-        yield lambda: halved("", "fp16", subject.model)
+        yield functools.partial(halved, source.name.replace("fp32", "fp16", 1), "fp16", source)
     if spec.precision in ("auto", "fp32"):
-        yield lambda: _Form("fp32", "fp32", subject.model, subject.model, "")
+        yield functools.partial(whole, source.name, source)
 
 
 def _signed(tryouts: Tryouts) -> list[Variant]:
@@ -120,29 +180,28 @@ def _signed(tryouts: Tryouts) -> list[Variant]:
     return sorted(found.values(), key=lambda one: (one.precision != "int8", "8-bit" not in one.name))
 
 
-def _made(
-    target: str, form: _Form, choice: Choice, spec: Spec, max_batch: int, progress: Callable[[str], None]
-) -> GpuPlan:
-    progress(f"build {target}")
-    try:
-        graph = with_batch_axes(form.graph, choice.axes) if choice.axes else form.graph
-        options = _options(target, spec, profiles_of(graph, choice, max_batch, spec.buckets))
-        data, built = build_apart(target, graph, options)
-        _require_same_network(graph, built)
-    except Exception as error:
-        return GpuPlan(TargetReport(target=target, made=False, reason=said(error)))
+def _built(work: GpuWork, target: str, form: _Form, clock: Clock) -> GpuPlan:
+    """Raises ModelRefused where the builder does not take it."""
+    clock.begin(f"build {target}")
+    choice = work.choice
+    graph = with_batch_axes(form.graph, choice.axes) if choice.axes else form.graph
+    options = _options(target, work, form, profiles_of(graph, choice, work.max_batch, work.spec.buckets))
+    data, built = build_apart(target, graph, options, clock.advance)
+    _require_same_network(graph, built)
     report = TargetReport(
         target=target, made=True, chosen=form.name, precision=form.precision, size_bytes=built.size_bytes,
         seconds=built.seconds, version=built.version, gpus=tuple(f"SM{sm}" for sm in built.sms),
         profiles=options.profiles, network=built.network, warnings=built.warnings,
+        compatibility=options.compatibility,
     )  # fmt: skip
     return GpuPlan(report, data)
 
 
-def _options(target: str, spec: Spec, profiles: tuple[dict[str, ShapeRange], ...]) -> PlanOptions:
+def _options(target: str, work: GpuWork, form: _Form, profiles: tuple[dict[str, ShapeRange], ...]) -> PlanOptions:
+    spec = work.spec
     asked = PlanOptions(
         profiles=profiles, sms=tuple(int(gpu.removeprefix("sm")) for gpu in spec.gpus) or _SMS[target],
-        is_sparse=spec.sparsity == "2:4",
+        is_sparse=form.is_sparse, timing_cache=work.timing_cache,
         # TensorRT-RTX has no levels, and names its GPUs instead
         compatibility=spec.hardware_compatibility if target == "tensorrt" else "none",
     )  # fmt: skip

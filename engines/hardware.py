@@ -1,14 +1,17 @@
-"""What this machine offers: usable threads, and a fingerprint that decides whether a compiled plan fits."""
+"""What this machine offers: usable threads, GPUs, and a fingerprint that decides whether a compiled plan fits."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import math
 import os
 import platform
 from pathlib import Path
+from typing import Any, NamedTuple
 
-__all__ = ["cpu_fingerprint", "cpu_model", "usable_threads"]
+__all__ = ["Gpu", "cpu_fingerprint", "cpu_model", "gpus", "usable_threads"]
 
 
 def usable_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -64,3 +67,34 @@ def cpu_fingerprint(threads: int = 0) -> str:
     flags = " ".join(sorted((info.get("flags") or info.get("Features") or "").split()))
     digest = hashlib.sha256(flags.encode()).hexdigest()[:12]
     return f"{platform.machine()}-{digest}-{threads or usable_threads()}t"
+
+
+class Gpu(NamedTuple):
+    """`sm` is 10 * major + minor of its compute capability, `driver` the version of the driver."""
+
+    name: str
+    driver: str
+    sm: int
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs that NVML shows, in its order; none where there is no driver, or no `nvidia-ml-py` to ask it."""
+    try:
+        nvml = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+    except Exception:  # an error of NVML's own, or of the import
+        return ()
+    try:
+        driver = nvml.nvmlSystemGetDriverVersion()
+        return tuple(_gpu(nvml, i, driver) for i in range(nvml.nvmlDeviceGetCount()))
+    except Exception:
+        return ()
+    finally:
+        with contextlib.suppress(Exception):
+            nvml.nvmlShutdown()
+
+
+def _gpu(nvml: Any, index: int, driver: str) -> Gpu:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return Gpu(nvml.nvmlDeviceGetName(handle), driver, 10 * major + minor)

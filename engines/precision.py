@@ -160,7 +160,7 @@ def _halves(tryouts: Tryouts, subject: Subject, limit: TimeLimit, *, elsewhere: 
         tryouts.notes.append(f"FP16 as other targets compute it was not judged: {limit.seconds:g} s were over")
         return
     try:
-        tryouts.emulate(half_emulated(subject.model, tryouts.judges))
+        tryouts.note_elsewhere(tryouts.emulate(half_emulated(subject.model, tryouts.judges)), "tensorrt")
     except Exception as error:
         tryouts.notes.append(f"FP16 as other targets compute it could not be judged: {said(error)}")
 

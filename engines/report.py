@@ -145,6 +145,7 @@ class TargetReport(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     version: str = ""
     gpus: tuple[str, ...] = ()
+    compatibility: str = "none"
     profiles: tuple[dict[str, ShapeRange], ...] = ()
     network: dict[str, int] = {}
     warnings: tuple[str, ...] = ()

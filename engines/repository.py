@@ -5,6 +5,7 @@
                                    spec.json, calibration.npz, validation.npz  optional: what its build is asked
     <cache>/<key>/engine.blob, manifest.json  one compiled plan, a version's manifest written last
                   report.json, report.html    optional
+                  *.plan, signature           plans for GPUs, if there are any
     <anything starting with a dot>            ours or the user's, never a model
 
 A folder appears whole or not at all: it is filled under a dotted name, synced, and renamed. A reader that is killed, or
@@ -32,6 +33,7 @@ from engines.handover import MANIFEST_FILE, REPORT_FILE, REPORT_PAGE, check_hand
 from engines.hardware import cpu_fingerprint
 from engines.manifest import Manifest, decode, encode
 from engines.manifest_check import check_manifest
+from engines.signature import SIGNATURE_FILE, sign
 
 __all__ = [
     "CALIBRATION_FILE", "CONFIG_FILE", "MANIFEST_FILE", "MODEL_FILE", "REPORT_FILE", "REPORT_PAGE", "SPEC_FILE",
@@ -274,11 +276,12 @@ def _sweep(folder: Path, older_than_s: float, now_s: float, is_ours: Callable[[s
 class PlanCache:
     """Compiled plans by key. Whatever is not whole, not ours or not this key's is reported, never trusted.
 
-    `threads` is how many an engine was allowed; 0 = all of this machine.
+    `threads` is how many an engine was allowed; 0 = all of this machine. `plan_key` signs what holds plans for GPUs;
+    without one they stay unsigned, and no server reads them.
     """
 
-    def __init__(self, folder: Path, threads: int = 0) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, threads: int = 0, plan_key: bytes | None = None) -> None:
+        self.folder, self.plan_key = folder, plan_key
         self._most_threads = threads or os.cpu_count() or 1
 
     def entry(self, key: str) -> Path:
@@ -318,12 +321,18 @@ class PlanCache:
         with _private_folder(self.entry(key)) as folder:
             yield folder
 
-    def adopt(self, folder: Path, key: str) -> Manifest:
-        """Take over what a child process has left, in one rename. One of the same key that came first is kept.
+    def adopt(self, folder: Path, key: str, *, replacing: bool = False) -> Manifest:
+        """Take over what a child process has left, in one rename. One of the same key that came first is kept, unless
+        this one is `replacing` it.
 
         Raises PlanInvalid for anything but a whole plan of this key, and then the cache is as it was.
         """
         manifest = check_handover(folder, key, self._most_threads)
+        if manifest.plans and self.plan_key:
+            signed = sign((folder / MANIFEST_FILE).read_bytes(), self.plan_key)
+            (folder / SIGNATURE_FILE).write_bytes(signed)
+        if replacing:
+            self.discard(key)
         for file in folder.iterdir():
             file.chmod(0o644)
         with contextlib.suppress(FileExistsError):

@@ -112,7 +112,7 @@ class Tryouts:
         self._glimpsed.append(msgspec.structs.replace(_candidate(tried, on_front=False), trial=True))
         return tried
 
-    def emulate(self, made: Emulated, where: str = "tensorrt") -> Candidate:
+    def emulate(self, made: Emulated) -> Candidate:
         """Judge what another target would answer, in ONNX Runtime with graph optimizations off; not timed here."""
         accuracy = assess(
             Reference(made.model), self._subject.reference, self.judges, self._spec.metric, tolerance=COARSE,
@@ -122,13 +122,16 @@ class Tryouts:
             accuracy, budget_of(self._spec, accuracy), by_decisions=counts_decisions(self._spec, accuracy)
         )
         judged = Candidate(
-            name=made.name, precision=made.precision, target=where, judged_by="ONNX Runtime",
+            name=made.name, precision=made.precision, target="", judged_by="ONNX Runtime",
             latency_us=None, rows_per_s=None, size_bytes=made.size_bytes, passed=not reason, reason=reason,
             int8_layers=len(quantized_layers(made.model)), **_figures(accuracy),
         )  # fmt: skip
-        self._elsewhere.append(judged)
         self.notes.extend([f"{made.name}: {made.note}"] if made.note else [])
         return judged
+
+    def note_elsewhere(self, judged: Candidate, target: str) -> None:
+        """That was judged for this target."""
+        self._elsewhere.append(msgspec.structs.replace(judged, target=target))
 
     def few(self) -> Samples:
         """The first samples, as many as the FP32 engine answers in about a second."""

@@ -10,11 +10,12 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import engines
+from app.builds.state import Advance
 from app.builds.watch import BuildLimits, kill_group, watch
 from app.disk import naming_full_disk
 from app.temporary import own_folder
@@ -24,7 +25,7 @@ from engines.handover import read_page
 from engines.request import BuildRequest
 from engines.runtime import usable_threads
 
-__all__ = ["COMPILER", "BuildLimits", "Wanted", "render_report", "run_build", "run_child"]
+__all__ = ["COMPILER", "BuildLimits", "GpuBuild", "Wanted", "render_report", "run_build", "run_child"]
 
 log = logging.getLogger(__name__)
 _PACKAGE = Path(engines.__file__).parent
@@ -48,11 +49,22 @@ class Wanted(NamedTuple):
     fallback: str | None = None
 
 
+class GpuBuild(NamedTuple):
+    """Where there are GPUs: those to build for instead of those that the spec names, if any (such as "sm86"), and the
+    folder where TensorRT keeps what it measures.
+    """
+
+    names: tuple[str, ...]
+    timing_cache: Path
+
+
 async def run_build(
     request: BuildRequest, out: Path, limits: BuildLimits, command: Sequence[str] = COMPILER,
-    stage: Callable[[str], None] = lambda name: None, fallback: Path | None = None,
+    progress: Advance = lambda stage, share: None, fallback: Path | None = None,
+    gpus: GpuBuild | None = None,
 ) -> str:  # fmt: skip
-    """Compile into the folder `out`, of which nothing may be believed; `stage` is called with each that begins.
+    """Compile into the folder `out`, of which nothing may be believed; `progress` is told the stages as they
+    begin and go on.
 
     Into another folder, `fallback`, the child may first put the plan of an FP32 engine. Where it had done so and then
     came to no good end, the answer is the reason, and the plan is to be taken from there; else it is empty. Raises
@@ -60,11 +72,15 @@ async def run_build(
     this call.
     """
     words = [*_arguments(request), "--out", str(out.absolute()), "--threads", str(limits.threads)]
+    writable = [out]
     if fallback is not None:
         words += ["--fallback", str(fallback.absolute())]
-    writable = [out] if fallback is None else [out, fallback]
+        writable.append(fallback)
+    if gpus is not None:
+        words += ["--gpus", ",".join(gpus.names), "--timing-cache", str(gpus.timing_cache.absolute())]
+        writable.append(gpus.timing_cache)
     wanted = Wanted("key", None if fallback is None else "fallback")
-    return await run_child([*command, *words], list(request.files().values()), writable, limits, wanted, stage)
+    return await run_child([*command, *words], list(request.files().values()), writable, limits, wanted, progress)
 
 
 async def render_report(report: Path, limits: BuildLimits) -> bytes:
@@ -80,7 +96,7 @@ async def render_report(report: Path, limits: BuildLimits) -> bytes:
 
 async def run_child(
     command: Sequence[str], readable: Sequence[Path], writable: Sequence[Path], limits: BuildLimits, wanted: Wanted,
-    stage: Callable[[str], None] = lambda name: None,
+    progress: Advance = lambda stage, share: None,
 ) -> str:  # fmt: skip
     """Run a command that is not trusted, which may read these files and write these folders, as `run_build` does.
 
@@ -103,7 +119,7 @@ async def run_child(
         )  # fmt: skip
         said: dict[str, str] = {}
         complaint = bytearray()
-        readers = asyncio.gather(_read_said(child, said, stage), _read_tail(child, complaint))
+        readers = asyncio.gather(_read_said(child, said, progress), _read_tail(child, complaint))
         try:
             stopped = await watch(child, limits, [*writable, empty])
         finally:
@@ -141,6 +157,7 @@ def _sandboxed(
         f"--file-bytes={_FILE_BYTES}",
         *(f"--read={path.absolute()}" for path in readable),
         *(f"--write={folder.absolute()}" for folder in writable),
+        *(f"--write={device}" for device in sorted(Path("/dev").glob("nvidia*"))),  # TensorRT builds on a GPU
     ]
     return [*_SANDBOX, *options, "--", *command]
 
@@ -152,7 +169,7 @@ def _environment(home: Path, packages: Path) -> dict[str, str]:
     return {**kept, **own, "NNCF_CI": "1", "PYTHONUNBUFFERED": "1"}
 
 
-async def _read_said(child: asyncio.subprocess.Process, said: dict[str, str], stage: Callable[[str], None]) -> None:
+async def _read_said(child: asyncio.subprocess.Process, said: dict[str, str], progress: Advance) -> None:
     """Merge the child's JSON lines into `said`: the last stage, the error if it gave one. All else is ignored."""
     assert child.stdout is not None
     line = b""
@@ -164,14 +181,22 @@ async def _read_said(child: asyncio.subprocess.Process, said: dict[str, str], st
             if "log" in found:  # what of the sandbox this kernel does not have
                 log.warning("a compile says: %s", found["log"])
             if "stage" in found:
-                _call(stage, found["stage"])
+                _call(progress, found["stage"], _share_of(found))
         line = line[:_KEPT_LINE_BYTES]
 
 
-def _call(stage: Callable[[str], None], name: str) -> None:
+def _share_of(said: dict[str, str]) -> float:
+    """From 0 to 1, whatever the child says."""
+    try:
+        return min(1.0, max(0.0, float(said["share"]))) if "share" in said else 0.0
+    except ValueError:
+        return 0.0
+
+
+def _call(progress: Advance, stage: str, share: float) -> None:
     """Whatever the caller makes of it, the child's later lines are read: its reason is among them."""
     try:
-        stage(name)
+        progress(stage, share)
     except Exception:
         log.exception("the stage of a compile could not be noted")
 

@@ -25,8 +25,8 @@ _ATTEMPTS = 2
 _TURN_S = 1.0
 """Between two looks whether the server that builds here has ended."""
 
-Tell = Callable[[str, str], None]
-"""Called with a stage that begins (or nothing) and a line for the log (or nothing), on the event loop."""
+Tell = Callable[[str, str, float], None]
+"""Called on the event loop: a stage (or nothing), a line for the log (or nothing), how much of the stage is done."""
 
 
 class Work(Protocol):
@@ -261,8 +261,8 @@ class Builds:
         )
         self.store.write_progress(build, running)
 
-        def tell(stage: str, message: str) -> None:
-            self._tell(build, stage, message)
+        def tell(stage: str, message: str, share: float) -> None:
+            self._tell(build, stage, message, share)
 
         version = before.version
         if version is None:
@@ -278,12 +278,14 @@ class Builds:
 
     # -- notes ---------------------------------------------------------------------------------------------------
 
-    def _tell(self, build: str, stage: str, message: str) -> None:
+    def _tell(self, build: str, stage: str, message: str, share: float) -> None:
         progress = self.store.progress(build)
         if progress.state.is_final:
             return
         if stage:
-            further = {"stage": stage, "percent": percent_of(stage, progress.percent)}
+            further = {"stage": stage, "percent": percent_of(stage, share, progress.percent)}
+            if share and not message and progress == progress.model_copy(update=further):
+                return  # a builder tells thousands of its steps, and none of these would be seen
             try:
                 progress = self._update(build, **further)
             except OSError as error:  # a build does not fail for what it says of itself

@@ -6,8 +6,9 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.builds.state import Advance
 from app.disk import naming_full_disk
-from app.plans import Plans, Say
+from app.plans import Plans
 from app.settings import Settings
 from engines import repository
 from engines.repository import Manifest
@@ -29,24 +30,26 @@ class Published:
     warnings: tuple[str, ...]
 
 
-def compile_here(settings: Settings, model: str, request: BuildRequest, stage: Say = lambda name: None) -> Published:
+def compile_here(
+    settings: Settings, model: str, request: BuildRequest, advance: Advance = lambda stage, share: None
+) -> Published:
     """Compile, and add the next version of `model` to the repository of `settings`, which is made where it is not.
 
-    `stage` is called with each that begins. Raises EngineError with the reason, or OSError.
+    `advance` is told the stages as they begin and go on. Raises EngineError with the reason, or OSError.
     """
     repository.check_model_name(model)
     settings.repository.mkdir(parents=True, exist_ok=True)
     plans = Plans(settings)
     try:
-        return asyncio.run(_compile(settings, plans, model, request, stage))
+        return asyncio.run(_compile(settings, plans, model, request, advance))
     finally:
         plans.close()
 
 
-async def _compile(settings: Settings, plans: Plans, model: str, request: BuildRequest, stage: Say) -> Published:
+async def _compile(settings: Settings, plans: Plans, model: str, request: BuildRequest, advance: Advance) -> Published:
     warnings: list[str] = []
-    manifest = await plans.make(request, lambda reason: None, stage, warnings.append)
-    stage("publish")
+    manifest = await plans.make(request, lambda reason: None, advance, warnings.append)
+    advance("publish", 0.0)
     version = repository.next_version(settings.repository, model)
     with naming_full_disk("the repository"):
         folder = repository.publish_version(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
-    "STAGES", "Asked", "BuildState", "Event", "Progress", "is_served_instead", "percent_of", "served_instead",
-    "upload_key",
+    "STAGES", "Advance", "Asked", "BuildState", "Event", "Progress", "is_served_instead", "percent_of",
+    "served_instead", "upload_key",
 ]  # fmt: skip
 
 STAGES = {
@@ -19,6 +20,9 @@ STAGES = {
     "build tensorrt-rtx": 86, "build tensorrt": 88, "publish": 90, "load": 95, "done": 100,
 }  # fmt: skip
 """In the order in which a build passes them, with the share of it that is done when one begins."""
+_NEXT = {stage: then for (stage, _), (_, then) in itertools.pairwise(STAGES.items())}
+Advance = Callable[[str, float], None]
+"""Told a stage, and how much of it is done: 0 when it begins, at most 1."""
 
 _INSTEAD = "; the FP32 engine, proven before, serves instead"
 
@@ -84,9 +88,10 @@ def upload_key(model: str, digests: Mapping[str, str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def percent_of(stage: str, before: int) -> int:
-    """The percent shown when a stage begins; it never falls, whatever order the stages come in."""
-    return max(before, STAGES.get(stage, before))
+def percent_of(stage: str, share: float, before: int) -> int:
+    """The percent shown when so much of a stage is done; it never falls, whatever order the stages come in."""
+    begun = STAGES.get(stage, before)
+    return max(before, begun + int(share * (_NEXT.get(stage, begun) - begun)))
 
 
 def served_instead(reason: str) -> str:

@@ -6,11 +6,11 @@ import asyncio
 from pathlib import Path
 
 from app.builds.jobs import Tell
-from app.builds.state import Asked, upload_key
+from app.builds.state import Advance, Asked, upload_key
 from app.builds.store import INPUT
 from app.disk import naming_full_disk
 from app.models import ModelManager
-from app.plans import Plans, Say
+from app.plans import Plans
 from app.serving.registry import ModelState, Registry
 from engines import repository
 from engines.errors import EngineError
@@ -27,16 +27,16 @@ class ServerWork:
         self._repository, self._plans, self._manager, self._registry = folder, plans, manager, registry
 
     async def compile(self, asked: Asked, folder: Path, tell: Tell) -> None:
-        def stage(name: str) -> None:
-            tell(name, "")
+        def advance(stage: str, share: float) -> None:
+            tell(stage, "", share)
 
-        await self._make(BuildRequest.of_folder(folder / INPUT), tell, stage)
+        await self._make(BuildRequest.of_folder(folder / INPUT), tell, advance)
 
-    async def _make(self, request: BuildRequest, tell: Tell, stage: Say = lambda name: None) -> Manifest:
+    async def _make(self, request: BuildRequest, tell: Tell, advance: Advance = lambda stage, share: None) -> Manifest:
         def note(line: str) -> None:
-            tell("", line)
+            tell("", line, 0.0)
 
-        return await self._plans.make(request, note, stage, note)
+        return await self._plans.make(request, note, advance, note)
 
     async def next_version(self, asked: Asked) -> int:
         """One more than the highest on disk."""
@@ -58,7 +58,7 @@ class ServerWork:
             return False
 
     async def publish(self, asked: Asked, folder: Path, version: int, tell: Tell) -> None:
-        tell("publish", f"version {version}")
+        tell("publish", f"version {version}", 0.0)
         final, request = self._repository / asked.model / str(version), BuildRequest.of_folder(folder / INPUT)
         if not final.exists():
             manifest = await self._make(request, tell)
@@ -69,7 +69,7 @@ class ServerWork:
                 )  # fmt: skip
         elif not await asyncio.to_thread(_is_same, BuildRequest.of_folder(final), request):
             raise EngineError(f"version {version} of {asked.model!r} has appeared meanwhile, with another model")
-        tell("load", "")
+        tell("load", "", 0.0)
         try:
             await self._manager.take_in(asked.model, version)
         except EngineError:  # what cannot serve must not be there at the next start either

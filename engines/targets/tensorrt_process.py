@@ -20,7 +20,7 @@ from engines.errors import ModelRefused
 from engines.targets.tensorrt_options import BuiltPlan, PlanOptions
 from engines.targets.tensorrt_seam import linked_environment
 
-__all__ = ["BUILDER", "build_apart"]
+__all__ = ["BUILDER", "BuilderLate", "build_apart"]
 
 BUILDER = (sys.executable, "-m", "engines", "plan")
 """What is run, with the target, the graph, `--options FILE` and `--out FILE` appended."""
@@ -28,13 +28,18 @@ _LONGEST_S = 300.0
 _MOST_SAID_CHARS = 300
 
 
+class BuilderLate(ModelRefused):
+    """A builder did not end within its time; another graph of the same model would cost as much."""
+
+
 def build_apart(
     target: str, model: onnx.ModelProto, options: PlanOptions, progress: Callable[[float], None] = lambda share: None,
-    *, command: Sequence[str] = (), timeout_s: float = _LONGEST_S,
+    *, command: Sequence[str] = (), timeout_s: float | None = None,
 ) -> tuple[bytes, BuiltPlan]:  # fmt: skip
     """The plan of a graph, and what it is, by `BUILDER` or another `command`.
 
-    Raises ModelRefused with the reason where there is none, however its builder ended.
+    Raises ModelRefused with the reason where there is none, however its builder ended; BuilderLate where it did not
+    within `timeout_s` (five minutes without it).
     """
     with tempfile.TemporaryDirectory(prefix="bitserve-plan-") as name:
         folder = Path(name)
@@ -42,7 +47,7 @@ def build_apart(
         graph.write_bytes(model.SerializeToString())
         asked.write_bytes(msgspec.json.encode(options))
         words = [*(command or BUILDER), target, str(graph), "--options", str(asked), "--out", str(plan)]
-        built = _run(target, words, {**os.environ, **linked_environment(folder)}, progress, timeout_s)
+        built = _run(target, words, {**os.environ, **linked_environment(folder)}, progress, timeout_s or _LONGEST_S)
         return plan.read_bytes(), built
 
 
@@ -55,7 +60,7 @@ def _run(
             said = _heard(child, progress)
             code = child.wait()
         if is_late.is_set():
-            raise ModelRefused(f"the builder of {target} did not end within {timeout_s:g} s")
+            raise BuilderLate(f"the builder of {target} did not end within {timeout_s:g} s")
         if "error" in said:
             raise ModelRefused(said["error"])
         if code or "built" not in said:

@@ -11,21 +11,20 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from engines.errors import ModelRefused
+from engines.hardware import Gpu, gpus
 from engines.targets.tensorrt_options import PlanOptions
 
-__all__ = ["Library", "Rtx", "TensorRT", "installed_version", "library_of", "linked_environment"]
+__all__ = ["Library", "Rtx", "TensorRT", "library_of", "linked_environment", "require_builder"]
 
 
 class Library(Protocol):
     """One of the two. `trt` is its module."""
 
     name: ClassVar[str]
-    distribution: ClassVar[str]
     trt: Any
 
     def aim(self, config: Any, options: PlanOptions) -> tuple[int, ...]:
@@ -40,10 +39,11 @@ class Rtx:
     """TensorRT-RTX: plans fit all GPUs that they were built for, of one exact version of the library."""
 
     name: ClassVar[str] = "tensorrt-rtx"
-    distribution: ClassVar[str] = "tensorrt-rtx"
+    module: ClassVar[str] = "tensorrt_rtx"
+    extra: ClassVar[str] = "rtx"
 
     def __init__(self) -> None:
-        self.trt = _module("tensorrt_rtx", self.name, "rtx")
+        self.trt = _module(self.module, self.name, self.extra)
 
     def aim(self, config: Any, options: PlanOptions) -> tuple[int, ...]:
         """All those asked for, at once."""
@@ -71,11 +71,12 @@ class TensorRT:
     """TensorRT: plans fit the GPU that they were built on, unless a compatibility level says more. Never run here."""
 
     name: ClassVar[str] = "tensorrt"
-    distribution: ClassVar[str] = "tensorrt-cu13"
+    module: ClassVar[str] = "tensorrt"
+    extra: ClassVar[str] = "gpu"
 
     def __init__(self) -> None:
-        self.trt = _module("tensorrt", self.name, "gpu")
-        self._gpu = _gpu(self.name)
+        self.trt = _module(self.module, self.name, self.extra)
+        self._gpu = _first_gpu(self.name)
 
     def aim(self, config: Any, options: PlanOptions) -> tuple[int, ...]:
         """The GPU that is here, and no other."""
@@ -100,7 +101,9 @@ class TensorRT:
         gpu, driver, _ = self._gpu
         file = Path(options.timing_cache) / _file_name(gpu, driver, trt.__version__)
         with _locked(file):
-            cache = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
+            kept = file.read_bytes() if file.exists() else b""
+            # of another version or damaged, it is refused, and measured anew
+            cache = config.create_timing_cache(kept) or config.create_timing_cache(b"")
             config.set_timing_cache(cache, False)
             yield
             _replace(file, bytes(config.get_timing_cache().serialize()))
@@ -114,12 +117,17 @@ def library_of(name: str) -> Library:
     return _LIBRARIES[name]()
 
 
-def installed_version(name: str) -> str | None:
-    """Of the library of a target, without importing it; None where there is none."""
-    try:
-        return metadata.version(_LIBRARIES[name].distribution)
-    except metadata.PackageNotFoundError:
-        return None
+def require_builder(name: str) -> None:
+    """Raise ModelRefused where the library of a target is not installed, or has no GPU that it needs. Imports nothing
+    of it.
+    """
+    library = _LIBRARIES[name]
+    if importlib.util.find_spec(library.module) is None:
+        raise ModelRefused(
+            f"target {name!r} needs a library that is not installed; pip install 'bitserve[{library.extra}]'"
+        )
+    if library is TensorRT:
+        _first_gpu(name)
 
 
 def linked_environment(folder: Path) -> dict[str, str]:
@@ -148,19 +156,15 @@ def _module(name: str, target: str, extra: str) -> Any:
         ) from error
 
 
-def _gpu(target: str) -> tuple[str, str, int]:
-    """Name, driver and SM of the first GPU. Raises ModelRefused where there is none."""
-    try:
-        nvml = importlib.import_module("pynvml")
-        nvml.nvmlInit()
-        handle = nvml.nvmlDeviceGetHandleByIndex(0)
-        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-        return nvml.nvmlDeviceGetName(handle), nvml.nvmlSystemGetDriverVersion(), 10 * major + minor
-    except Exception as error:
+def _first_gpu(target: str) -> Gpu:
+    """Raises ModelRefused where there is none."""
+    found = gpus()
+    if not found:
         raise ModelRefused(
-            f"target {target!r} builds on the GPU that will run it, and none is to be seen here ({error}); "
+            f"target {target!r} builds on the GPU that will run it, and none is to be seen here; "
             "'tensorrt-rtx' builds without one"
-        ) from error
+        )
+    return found[0]
 
 
 def _file_name(*parts: str) -> str:

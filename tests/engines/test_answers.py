@@ -221,7 +221,7 @@ def test_the_plan_is_keyed_by_the_bytes_that_were_compiled(tmp_path: Path) -> No
     source, cache = tmp_path / "model.onnx", PlanCache(tmp_path / "cache")
     source.write_bytes(linear().SerializeToString())
 
-    def replace(stage: str) -> None:
+    def replace(stage: str, share: float) -> None:
         if stage == "prove":
             source.write_bytes(linear(scale=2).SerializeToString())
 
@@ -235,7 +235,7 @@ def test_a_build_reports_its_stages(tmp_path: Path) -> None:
     source.write_bytes(linear().SerializeToString())
     stages: list[str] = []
     started = time.monotonic()
-    manifest = compile_into(PlanCache(tmp_path / "cache"), source, stages.append)
+    manifest = compile_into(PlanCache(tmp_path / "cache"), source, lambda stage, share: stages.append(stage))
     assert stages == ["read", "rewrite", "prove", "measure", "compile", "check", "publish"]
     assert 0 < manifest.build_s <= time.monotonic() - started + 0.01
     assert {timing.streams for timing in manifest.stream_timings} >= {manifest.streams}

@@ -23,8 +23,8 @@ def die_at(stage: str) -> None:
         return
     tell = Builds._tell
 
-    def told(self: Builds, build: str, begun: str, message: str) -> None:
-        tell(self, build, begun, message)
+    def told(self: Builds, build: str, begun: str, message: str, share: float) -> None:
+        tell(self, build, begun, message, share)
         if begun == stage:
             os.kill(os.getpid(), signal.SIGKILL)
 

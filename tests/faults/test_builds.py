@@ -99,12 +99,12 @@ def test_the_reason_is_read_though_a_stage_could_not_be_noted(tmp_path: Path) ->
     source.write_bytes(b"x")
     script = HEAD + 'print(json.dumps({"error": "too odd"})); sys.exit(3)'
 
-    def note(stage: str) -> None:
+    def note(stage: str, share: float) -> None:
         Path("/dev/full").write_text(stage)
 
     with pytest.raises(ModelRefused, match=r"^too odd$"):
         asyncio.run(
-            run_build(BuildRequest(source), tmp_path, BuildLimits(30, GIB), [sys.executable, "-c", script], stage=note)
+            run_build(BuildRequest(source), tmp_path, BuildLimits(30, GIB), [sys.executable, "-c", script], note)
         )
 
 

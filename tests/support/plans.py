@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from engines.build import build
+from engines.clock import Progress
 from engines.manifest import Manifest
 from engines.repository import PlanCache
 from engines.request import BuildRequest
@@ -14,7 +14,7 @@ __all__ = ["compile_into"]
 
 
 def compile_into(
-    cache: PlanCache, source: Path, progress: Callable[[str], None] = lambda stage: None, threads: int = 0
+    cache: PlanCache, source: Path, progress: Progress = lambda stage, share: None, threads: int = 0
 ) -> Manifest:
     """Compile a model file alone, and take the plan into `cache`, as the server would."""
     with cache.handover("test") as folder:

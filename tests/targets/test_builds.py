@@ -1,0 +1,163 @@
+"""A build for the CPU and for GPUs at once: both are made of one graph, or it is said why not, and the CPU serves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from engines.manifest import Manifest, decode
+from engines.report import Report, TargetReport
+from engines.spec import Spec
+from engines.targets import tensorrt_process
+from tests.support.builds import built
+from tests.support.onnx_models import FLOAT, build
+from tests.support.servers import ADMIN, ROOT, Server, running
+from tests.support.uploads import arrays, ended, send
+
+SAMPLES = ROOT / "model_repo" / "fashion_cnn"
+MODEL = SAMPLES / "1" / "model.onnx"
+BOTH = ("openvino", "tensorrt-rtx")
+
+
+def images() -> tuple[np.ndarray, np.ndarray]:
+    held = np.load(SAMPLES / "heldout.npz")
+    return held["image"].astype(np.float32) / 255, held["labels"]
+
+
+def of(report: Report, target: str) -> TargetReport:
+    return next(one for one in report.targets if one.target == target)
+
+
+def cnn(folder: Path, **keys: Any) -> tuple[Manifest, Report]:
+    pictures, labels = images()
+    spec = Spec(**{"targets": BOTH, "metric": "top1", "accuracy_budget": 0.02, **keys})
+    given = {"calibration": {"image": pictures[:100]}, "validation": {"image": pictures[100:], "labels": labels[100:]}}
+    return built(folder, onnx.load(MODEL), spec, **given)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("repository")) as live:
+        yield live
+
+
+def test_the_cnn_sample_is_compiled_for_both_by_the_command(tmp_path: Path) -> None:
+    pictures, labels = images()
+    (tmp_path / "c.npz").write_bytes(arrays(image=pictures[:100]))
+    (tmp_path / "v.npz").write_bytes(arrays(image=pictures[100:], labels=labels[100:]))
+    command = [
+        sys.executable, "-m", "app", "compile", str(MODEL), "--name", "cnn", "--repository", str(tmp_path / "models"),
+        "--calibration", str(tmp_path / "c.npz"), "--validation", str(tmp_path / "v.npz"), "--json",
+        "--targets", "openvino,tensorrt-rtx", "--precision", "int8", "--accuracy-budget", "0.02", "--metric", "top1",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    targets = {one["target"]: one for one in json.loads(done.stdout)["targets"]}
+    assert {name: (one["made"], one["precision"]) for name, one in targets.items()} == dict.fromkeys(
+        BOTH, (True, "int8")
+    )
+    manifest = decode((tmp_path / "models" / "cnn" / "1" / "manifest.json").read_bytes())
+    (plan,) = manifest.plans
+    data = (tmp_path / "models" / ".cache" / manifest.key / plan.file).read_bytes()
+    assert (len(data), data[:4]) == (plan.size_bytes, b"vtrt")
+    assert (plan.version, plan.sms) == ("1.7.1.116", (80, 86, 89, 120))
+
+
+def test_the_same_over_http_and_the_cpu_serves(server: Server) -> None:
+    pictures, labels = images()
+    answer = send(
+        server, "cnn", MODEL.read_bytes(),
+        {"targets": BOTH, "metric": "top1", "accuracy_budget": 0.02, "gpus": ["sm86"]},
+        calibration=arrays(image=pictures[:100]), validation=arrays(image=pictures, labels=labels),
+    )  # fmt: skip
+    done = ended(server, answer)
+    assert done["state"] == "succeeded", done["error"]
+    assert any("build tensorrt-rtx" in json.dumps(line) for line in _events(server, answer))
+    report = httpx.get(f"{server.url}{done['report']}").json()
+    cpu, gpu = report["targets"]
+    assert (cpu["target"], cpu["made"], gpu["target"], gpu["made"], gpu["gpus"]) == (
+        "openvino", True, "tensorrt-rtx", True, ["SM86"],
+    )  # fmt: skip
+    assert gpu["network"]["QUANTIZE INT8"] >= 1
+    judged = next(one for one in report["candidates"] if one["name"] == gpu["chosen"])
+    assert (judged["judged_by"], judged["latency_us"], judged["passed"]) == ("ONNX Runtime", None, True)
+    answer = server.infer("cnn", {"image": ("FP32", pictures[:32].tolist())})
+    scores = np.array(answer.json()["outputs"][0]["data"]).reshape(32, 10)
+    assert (scores.argmax(axis=1) == labels[:32]).mean() > 0.85
+
+
+def _events(server: Server, answer: httpx.Response) -> list[Any]:
+    text = httpx.get(f"{server.url}{answer.headers['location']}/events", headers=ADMIN).text
+    return [json.loads(line.removeprefix("data:")) for line in text.splitlines() if line.startswith("data:")]
+
+
+@pytest.mark.parametrize(("precision", "kinds"), [("fp32", {"FP32"}), ("fp16", {"FP32", "FP16"})])
+def test_each_precision_is_what_the_network_has(precision: str, kinds: set[str], tmp_path: Path) -> None:
+    _, report = cnn(tmp_path, precision=precision)
+    gpu = of(report, "tensorrt-rtx")
+    assert (gpu.made, gpu.precision) == (True, precision), gpu.reason
+    assert {key.split()[1] for key in gpu.network if key.startswith(("CONV", "ACT", "REDUCE", "MATRIX"))} == kinds
+
+
+def test_the_fewest_bits_that_hold_the_budget_are_taken(tmp_path: Path) -> None:
+    manifest, report = cnn(tmp_path)
+    gpu = of(report, "tensorrt-rtx")
+    assert gpu.chosen.endswith("else fp16")
+    assert "CONVOLUTION FP16" in gpu.network
+    assert of(report, "openvino").precision == manifest.precision
+    judged = [one for one in report.candidates if one.target == "tensorrt-rtx"]
+    assert [one.passed for one in judged][-1]
+    assert all(one.judged_by == "ONNX Runtime" for one in judged)
+
+
+def test_a_profile_for_each_bucket(tmp_path: Path) -> None:
+    manifest, report = cnn(tmp_path, precision="fp32", buckets=(1, 8, 16))
+    profiles = of(report, "tensorrt-rtx").profiles
+    assert [profile["image"][0][0] for profile in profiles] == [1, 8, 16]
+    assert manifest.plans[0].profiles == profiles
+
+
+def test_what_cannot_be_made_is_said_and_the_others_are(tmp_path: Path) -> None:
+    manifest, report = cnn(tmp_path, targets=("openvino", "tensorrt", "tensorrt-rtx"), precision="fp32")
+    missing = of(report, "tensorrt")
+    assert (missing.made, "target 'tensorrt' needs a library" in missing.reason) == (False, True)
+    assert of(report, "tensorrt-rtx").made
+    assert [plan.target for plan in manifest.plans] == ["tensorrt-rtx"]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [("import os; os.abort()", "SIGABRT"), ("import ctypes; ctypes.string_at(0)", "SIGSEGV")]
+)
+def test_a_builder_that_ends_badly_costs_its_plan_alone(
+    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_process, "BUILDER", (sys.executable, "-c", code))
+    manifest, report = cnn(tmp_path, precision="fp32")
+    gpu = of(report, "tensorrt-rtx")
+    assert (gpu.made, f"ended by {said}" in gpu.reason) == (False, True)
+    assert (manifest.precision, manifest.plans) == ("fp32", ())
+
+
+def test_an_operator_that_tensorrt_has_not_is_named_and_openvino_serves_it(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("BitwiseAnd", ["x", "mask"], ["low"], name="keep_low_bits"),
+        helper.make_node("Cast", ["low"], ["f"], name="float", to=FLOAT),
+        helper.make_node("MatMul", ["f", "w"], ["y"], name="product"),
+    ]
+    stored = {"mask": np.array(7, np.int32), "w": np.eye(4, dtype=np.float32)}
+    model = build(nodes, {"x": (onnx.TensorProto.INT32, ["N", 4])}, {"y": (FLOAT, ["N", 4])}, stored, 21)
+    manifest, report = built(tmp_path, model, Spec(targets=BOTH, precision="fp32"))
+    gpu = of(report, "tensorrt-rtx")
+    assert not gpu.made
+    assert "keep_low_bits" in gpu.reason
+    assert (manifest.target, manifest.plans) == ("openvino", ())
