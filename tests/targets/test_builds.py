@@ -15,10 +15,14 @@ import onnx
 import pytest
 from onnx import helper
 
+from engines import gpu_plans
+from engines.build import build as run_build
 from engines.manifest import Manifest, decode
 from engines.report import Report, TargetReport
-from engines.spec import Spec
+from engines.request import BuildRequest
+from engines.spec import Spec, encode_spec
 from engines.targets import tensorrt_process
+from engines.targets.tensorrt_options import BuiltPlan, PlanOptions
 from tests.support.builds import built
 from tests.support.onnx_models import FLOAT, build
 from tests.support.servers import ADMIN, ROOT, Server, running
@@ -135,17 +139,79 @@ def test_what_cannot_be_made_is_said_and_the_others_are(tmp_path: Path) -> None:
     assert [plan.target for plan in manifest.plans] == ["tensorrt-rtx"]
 
 
-@pytest.mark.parametrize(
-    ("code", "said"), [("import os; os.abort()", "SIGABRT"), ("import ctypes; ctypes.string_at(0)", "SIGSEGV")]
-)
+BAD_ENDS = {
+    "abort": ("import os; os.abort()", "ended by SIGABRT"),
+    "segmentation fault": ("import ctypes; ctypes.string_at(0)", "ended by SIGSEGV"),
+    "hang": ("import threading; threading.Event().wait()", "did not end within 1 s"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ENDS)
 def test_a_builder_that_ends_badly_costs_its_plan_alone(
-    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    code, said = BAD_ENDS[name]
     monkeypatch.setattr(tensorrt_process, "BUILDER", (sys.executable, "-c", code))
+    monkeypatch.setattr(tensorrt_process, "_LONGEST_S", 1.0 if name == "hang" else 60.0)
     manifest, report = cnn(tmp_path, precision="fp32")
     gpu = of(report, "tensorrt-rtx")
-    assert (gpu.made, f"ended by {said}" in gpu.reason) == (False, True)
+    assert (gpu.made, said in gpu.reason) == (False, True), gpu.reason
     assert (manifest.precision, manifest.plans) == ("fp32", ())
+
+
+REFUSES_HALVES = """
+import sys
+import onnx
+from engines.__main__ import main
+graph = onnx.load(sys.argv[2])
+if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.graph.initializer):
+    sys.exit("it takes no halves")
+sys.exit(main(["plan", *sys.argv[1:]]))
+"""
+
+
+def test_what_its_builder_refuses_is_followed_by_the_next_form_that_holds_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_process, "BUILDER", (sys.executable, "-c", REFUSES_HALVES))
+    manifest, report = cnn(tmp_path)
+    gpu = of(report, "tensorrt-rtx")
+    assert gpu.made, gpu.reason
+    assert gpu.chosen.endswith("else fp32")
+    assert not any("FP16" in key for key in gpu.network)
+    assert [plan.precision for plan in manifest.plans] == ["int8"]
+    judged = [one.name for one in report.candidates if one.target == "tensorrt-rtx"]
+    assert len(judged) == len(set(judged)) >= 2
+
+
+def test_pruned_weights_are_sparse_to_the_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    build_apart = tensorrt_process.build_apart
+
+    def noted(target: str, model: onnx.ModelProto, options: PlanOptions, *rest: Any) -> tuple[bytes, BuiltPlan]:
+        asked.append(options.is_sparse)
+        weights = onnx.numpy_helper.to_array(max(model.graph.initializer, key=lambda one: len(one.raw_data)))
+        asked.append(bool((weights == 0).mean() >= 0.5))
+        return build_apart(target, model, options, *rest)
+
+    monkeypatch.setattr(gpu_plans, "build_apart", noted)
+    _, report = cnn(tmp_path, sparsity="2:4", precision="fp32", accuracy_budget=0.1)
+    assert of(report, "tensorrt-rtx").chosen == "fp32, 2:4"
+    assert asked == [True, True]
+
+
+def test_a_build_tells_how_far_its_plan_is(tmp_path: Path) -> None:
+    """The shares of the builder's own monitor, within the stage; they never fall."""
+    (tmp_path / "model.onnx").write_bytes(MODEL.read_bytes())
+    (tmp_path / "spec.json").write_bytes(encode_spec(Spec(targets=BOTH, precision="fp32", gpus=("sm86",))))
+    told: list[tuple[str, float]] = []
+    (tmp_path / "out").mkdir()
+    run_build(BuildRequest.of_folder(tmp_path), tmp_path / "out", lambda stage, share: told.append((stage, share)))
+    shares = [share for stage, share in told if stage == "build tensorrt-rtx"]
+    assert shares == sorted(shares)
+    assert len(shares) > 3
+    assert shares[0] == 0.0
+    assert shares[-1] == 1.0
 
 
 def test_an_operator_that_tensorrt_has_not_is_named_and_openvino_serves_it(tmp_path: Path) -> None:
