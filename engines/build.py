@@ -32,6 +32,7 @@ from engines.npz import Samples, read_samples
 from engines.operators import operators_of
 from engines.passes.fixed_shapes import with_shapes
 from engines.passes.image_input import with_image_input
+from engines.passes.time_first import time_first
 from engines.passes.widen import widen_halves
 from engines.precision import Improved, improve
 from engines.reference import Reference, in_halves
@@ -146,9 +147,11 @@ def _given_samples(request: BuildRequest, spec: Spec, sent: onnx.ModelProto) -> 
 
 def _rewritten(sent: onnx.ModelProto, spec: Spec, samples: Sequence[Samples]) -> tuple[Subject, list[PassChange]]:
     """The graph that every target reads, and the reference of what clients will send to it."""
-    reference = Reference(sent)
-    model, done = canonical(with_shapes(sent, spec.shapes) if spec.shapes else sent, reference)
-    changes, kinds = list(done), {tensor.name: tensor.datatype for tensor in frontend.tensor_specs(model)[0]}
+    turned, note = time_first(sent)
+    reference = Reference(turned)
+    model, done = canonical(with_shapes(turned, spec.shapes) if spec.shapes else turned, reference)
+    first = [change_of("time first", operators_of(sent), operators_of(turned), note)] if note else []
+    changes, kinds = [*first, *done], {tensor.name: tensor.datatype for tensor in frontend.tensor_specs(model)[0]}
     for name, image in spec.inputs.items():
         before = operators_of(model)
         model = with_image_input(model, name, image.layout, image.mean, image.scale)

@@ -1,6 +1,6 @@
 """Bring a model into the one form that later passes and all targets read, checked after every step.
 
-inline functions -> store constants -> opset 21 -> store shapes -> name nodes -> fold batch norm
+inline functions -> store constants -> couple gates -> opset 21 -> store shapes -> name nodes -> fold batch norm
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from engines.errors import ModelRefused
 from engines.graphs import all_nodes
 from engines.legality import PassFailed, Rewrite, Verifier
 from engines.operators import operators_of
+from engines.passes.couple_gates import couple_gates
 from engines.passes.inline import inline_functions
 from engines.passes.names import name_nodes
 from engines.passes.opset import to_opset_21
@@ -45,6 +46,7 @@ def _fold_batchnorm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
 PASSES = (
     Pass("inline functions", inline_functions),
     Pass("store constants", store_constants),
+    Pass("couple gates", couple_gates),
     Pass("opset 21", to_opset_21, may_fail=True),  # the converter and the rewriter are not ours
     Pass("store shapes", store_shapes),
     Pass("name nodes", name_nodes),

@@ -23,6 +23,8 @@ from engines.request import BuildRequest
 from engines.spec import Spec, encode_spec
 from engines.targets import tensorrt_process
 from engines.targets.tensorrt_options import BuiltPlan, PlanOptions
+from tests.passes.networks import recurrent
+from tests.passes.test_tensorrt_rules import lstm
 from tests.support.builds import built
 from tests.support.onnx_models import FLOAT, build
 from tests.support.servers import ADMIN, ROOT, Server, running
@@ -227,3 +229,41 @@ def test_an_operator_that_tensorrt_has_not_is_named_and_openvino_serves_it(tmp_p
     assert not gpu.made
     assert "keep_low_bits" in gpu.reason
     assert (manifest.target, manifest.plans) == ("openvino", ())
+
+
+def pair(zero: np.ndarray) -> onnx.ModelProto:
+    """A model that came with roundings of its own."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="round"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="back"),
+        helper.make_node("MatMul", ["d", "w"], ["y"], name="product"),
+    ]
+    weights = np.random.default_rng(0).standard_normal((4, 4), dtype=np.float32)
+    stored = {"s": np.array(0.1, np.float32), "z": zero, "w": weights}
+    return build(nodes, {"x": (FLOAT, ["N", 4])}, {"y": (FLOAT, ["N", 4])}, stored, 21)
+
+
+@pytest.mark.parametrize("zero", [np.array(0, np.uint8), np.array(3, np.int8)], ids=["unsigned", "a zero point"])
+def test_roundings_that_tensorrt_would_take_for_others_are_named_and_openvino_serves_them(
+    zero: np.ndarray, tmp_path: Path
+) -> None:
+    manifest, report = built(tmp_path, pair(zero), Spec(targets=BOTH, precision="fp32"))
+    gpu = of(report, "tensorrt-rtx")
+    assert not gpu.made
+    assert gpu.reason.endswith("with a zero point of 0 alone; these are others: round, back")
+    assert (manifest.target, manifest.plans) == ("openvino", ())
+
+
+@pytest.mark.parametrize("form", ["layout", "input_forget"])
+def test_forms_of_recurrent_layers_that_tensorrt_has_not_are_rewritten_for_both(form: str, tmp_path: Path) -> None:
+    _, report = built(tmp_path, lstm(**{form: 1}), Spec(targets=BOTH, precision="fp32"))
+    assert [one.made for one in report.targets] == [True, True], report.targets[1].reason
+    assert report.accuracy.over_bound == 0
+
+
+def test_lengths_of_sequences_stay_in_fp32_layers(tmp_path: Path) -> None:
+    model = recurrent("GRU", "forward", layers=1, opset=21, with_lengths=True)
+    _, report = built(tmp_path, model, Spec(targets=BOTH, precision="fp16"))
+    gpu = of(report, "tensorrt-rtx")
+    assert gpu.made, gpu.reason
+    assert {key for key in gpu.network if key.startswith("MATRIX_MULTIPLY")} == {"MATRIX_MULTIPLY FP32"}
