@@ -173,10 +173,10 @@ def test_large_batches_that_cost_much_are_not_run_and_that_is_said(
 
 
 def test_the_reference_runs_the_same_inputs_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = Reference(linear())
     runs: list[int] = []
-    original = reference._run
-    monkeypatch.setattr(reference, "_run", lambda inputs: runs.append(1) or original(inputs))
+    original = Reference._run
+    monkeypatch.setattr(Reference, "_run", lambda self, inputs: runs.append(1) or original(self, inputs))
+    reference = Reference(linear())
     x = np.ones((1, 16), np.float32)
     first = reference({"x": x})
     again = reference({"x": x.copy()})
