@@ -193,7 +193,7 @@ def test_the_reference_runs_the_same_inputs_once(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(Exception, match="INVALID_ARGUMENT"):
             reference({"x": np.ones((1, 15), np.float32)})
     assert len(runs) == 4, "refusals are not kept"
-    monkeypatch.setattr(reference, "_room", 0)
+    monkeypatch.setattr(reference._remembered, "_room", 0)
     for _ in range(2):
         reference({"x": x * 3})
     assert len(runs) == 6, "no room, nothing kept"

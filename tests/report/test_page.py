@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from engines.errors import PlanInvalid
-from engines.report import Layer, PassChange, Report, WorstSample, decode_report, encode_report
+from engines.report import Layer, PassChange, Report, TargetReport, WorstSample, decode_report, encode_report
 from engines.report_figures import figures
 from engines.report_page import page
 
@@ -70,7 +70,13 @@ def hostile(report: Report) -> Report:
         layers=tuple(Layer(EVIL, EVIL, EVIL, EVIL, f"{EVIL}{i}", i) for i in range(9)), spec={EVIL: {EVIL: [EVIL]}},
         candidates=(replace(report.candidates[0], reason=EVIL, passed=False, precision=EVIL, metric=EVIL),),
         stages_s={EVIL: 1.0, "read": 2.0}, tools={EVIL: EVIL}, hashes={EVIL: EVIL}, hardware=EVIL, batching=EVIL,
-        batched=False, chosen=EVIL, created=EVIL,
+        batched=False, chosen=EVIL, created=EVIL, targets=(
+            TargetReport(
+                target=EVIL, made=True, chosen=EVIL, precision=EVIL, version=EVIL, gpus=(EVIL,), compatibility=EVIL,
+                profiles=({EVIL: ((1,), (8,), (32,))},), network={EVIL: 2}, warnings=(EVIL,),
+            ),
+            TargetReport(target=EVIL, made=False, reason=EVIL),
+        ),
     )  # fmt: skip
 
 
@@ -199,3 +205,22 @@ def test_it_is_the_same_page_in_the_sandbox_with_an_empty_home(report: Report, t
 def test_what_is_no_report_is_refused(data: bytes) -> None:
     with pytest.raises(PlanInvalid, match="the report is not readable"):
         decode_report(data)
+
+
+def test_every_target_is_shown_with_what_came_of_it(report: Report) -> None:
+    """And a page of one target alone says nothing of targets."""
+    assert "Targets" not in Parsed(page(report)).text
+    plan = TargetReport(
+        target="tensorrt-rtx", made=True, chosen="int8, else fp16", precision="int8", size_bytes=1_258_291, seconds=0.2,
+        version="1.7.1.116", gpus=("SM80", "SM86"), profiles=({"image": ((1, 3), (8, 3), (32, 3))},),
+        network={"CONVOLUTION FP16": 6, "QUANTIZE INT8": 7},
+    )  # fmt: skip
+    missing = TargetReport(target="tensorrt", made=False, reason="it needs a library that is not installed")
+    text = Parsed(page(msgspec.structs.replace(report, targets=(*report.targets, plan, missing)))).text
+    words = " ".join(text.split())
+    assert (
+        "tensorrt-rtx 1.7.1.116 int8, else fp16 int8 1.2 MiB 0.2 s SM80, SM86 with this version; not run here" in words
+    )
+    assert "tensorrt not made : it needs a library that is not installed" in words
+    assert "CONVOLUTION FP16 \u00d7 6, QUANTIZE INT8 \u00d7 7" in words
+    assert "image from [1, 3] to [32, 3] , fastest at [8, 3]" in words
