@@ -30,6 +30,7 @@ from engines.inputs import as_model_inputs, declared_inputs
 from engines.manifest import EngineFile, Manifest, PlanFile, Source
 from engines.npz import Samples, read_samples
 from engines.operators import operators_of
+from engines.passes.binary_layers import find_binary_layers
 from engines.passes.fixed_shapes import with_shapes
 from engines.passes.image_input import with_image_input
 from engines.passes.time_first import time_first
@@ -38,11 +39,13 @@ from engines.precision import Improved, improve
 from engines.reference import Reference, in_halves
 from engines.report import PassChange, change_of, encode_report
 from engines.request import BuildRequest
+from engines.runtime.openvino import has_binary_operators
 from engines.spec import Spec, require_calibration, require_supported, require_truth
 from engines.tensor import DYNAMIC, TensorSpec, datatype
 
 __all__ = ["build"]
 
+_MOST_NOTES = 20
 _OWN_ROWS = 8
 """Of the sender's samples, how many the engine is held against before anything is proven of it."""
 _UNFINISHED = "coarser engines were not tried to the end, for the build was ended before: this is the FP32 engine"
@@ -128,7 +131,13 @@ def _described(engine: Engine, subject: Subject, further_notes: Sequence[str]) -
         "sample_shapes": {tensor.name: choice.sampler.shape(tensor) for tensor in subject.inputs},
         "fails_on_values": any(choice.guards.judged) or takes_sizes_from_values(subject.model),
         "guards": choice.guards.judged,
-        "notes": (*further_notes, *choice.notes, *choice.guards.notes, *_narrowing(subject, choice.integer_bits)),
+        "notes": (
+            *further_notes,
+            *_binary_notes(subject.model),
+            *choice.notes,
+            *choice.guards.notes,
+            *_narrowing(subject, choice.integer_bits),
+        ),
     }
 
 
@@ -167,6 +176,15 @@ def _rewritten(sent: onnx.ModelProto, spec: Spec, samples: Sequence[Samples]) ->
     for number, row in enumerate(own):
         run_sample(answers, row, number % _OWN_ROWS)
     return Subject(wide, *frontend.tensor_specs(wide), answers, own), changes
+
+
+def _binary_notes(model: onnx.ModelProto) -> list[str]:
+    """What became of binary layers, where it is not what one would expect."""
+    found, refused = find_binary_layers(model)
+    said = [f"{name} does not run on bits: {reason}" for name, reason in refused.items()]
+    if found and not has_binary_operators():
+        said.append(f"{len(found)} binary layers run as convolutions of floats: their native kernels are not compiled")
+    return said[:_MOST_NOTES]
 
 
 def _narrowing(subject: Subject, bits: int) -> list[str]:

@@ -79,7 +79,8 @@ def make_engine(
     accuracy = _checked(subject, choice, served, samples, spec, precision)
     max_batch = (spec.max_batch or _USUAL_BATCH) if choice.axes else 1
     return Engine(
-        precision, choice, timings, blob, accuracy, layers_of(served), _speeds(choice, served, max_batch), max_batch
+        precision, choice, timings, blob, accuracy, layers_of(served, choice.graph),
+        _speeds(choice, served, max_batch), max_batch,
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from engines.handover import MANIFEST_FILE, REPORT_FILE, REPORT_PAGE, check_hand
 from engines.hardware import cpu_fingerprint
 from engines.manifest import Manifest, decode, encode
 from engines.manifest_check import check_manifest
+from engines.plugins.extension import extension_digest
 from engines.signature import SIGNATURE_FILE, sign
 
 __all__ = [
@@ -148,7 +149,7 @@ def file_sha256(path: Path) -> str:
 
 def tool_versions() -> dict[str, str]:
     """Versions of everything that shapes a compiled plan."""
-    return {name: metadata.version(name) for name in _TOOLS}
+    return {**{name: metadata.version(name) for name in _TOOLS}, "binary kernels": extension_digest()}
 
 
 def plan_key(

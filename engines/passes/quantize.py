@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import onnx
 
 from engines.errors import ModelRefused
+from engines.passes.binary_layers import find_binary_layers
 from engines.passes.stored_casts import store_casts
 from engines.reference import Arrays
 
@@ -40,7 +41,8 @@ def quantize(
 class Quantizer:
     """Ranges and means of one model, measured once on `count` samples, for copies with weights of 7 and of 8 bits.
 
-    `model` has opset 21 and no operators of others' domains (NNCF runs none). Raises ModelRefused where NNCF cannot.
+    Binary layers are left as they are: they have fewer bits. `model` has opset 21 and no operators of others' domains
+    (NNCF runs none). Raises ModelRefused where NNCF cannot.
     """
 
     def __init__(
@@ -66,8 +68,9 @@ class Quantizer:
             disable_channel_alignment=True,  # there is none for ONNX
         )
         self._pipeline = create_ptq_pipeline(
-            preset=nncf.QuantizationPreset.PERFORMANCE, subset_size=count, advanced_parameters=parameters
-        )
+            preset=nncf.QuantizationPreset.PERFORMANCE, subset_size=count, advanced_parameters=parameters,
+            ignored_scope=nncf.IgnoredScope(names=[layer.node.name for layer in find_binary_layers(model)[0]]),
+        )  # fmt: skip
         self._model = apply_preprocess_passes(model)
         self._graph = build_graph(self._model)
         points = self._pipeline.get_statistic_points_for_step(0, self._model, self._graph)

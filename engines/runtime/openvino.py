@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import queue
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,19 +16,38 @@ import openvino as ov
 
 from engines.errors import EngineFailed, PlanInvalid, ValuesRefused
 from engines.manifest import GUARD_OUTPUT, Manifest
+from engines.plugins.extension import extension_path
 from engines.runtime.session import Done, divided
 
-__all__ = ["OpenVinoSession", "OpenVinoSlot", "core", "first_line", "load_session", "stream_config"]
+__all__ = [
+    "OpenVinoSession", "OpenVinoSlot", "core", "first_line", "has_binary_operators", "load_session", "stream_config",
+]  # fmt: skip
 
 _core: ov.Core | None = None
+_has_binary_operators = False
+log = logging.getLogger(__name__)
 
 
 def core() -> ov.Core:
-    """The process's one Core (it owns the plugin and its thread pools)."""
-    global _core
+    """The process's one Core (it owns the plugin and its thread pools), with the operators of binary layers where they
+    were compiled.
+    """
+    global _core, _has_binary_operators
     if _core is None:
-        _core = ov.Core()
+        _core, extension = ov.Core(), extension_path()
+        if extension is not None:
+            try:
+                _core.add_extension(str(extension))
+                _has_binary_operators = True
+            except Exception as error:  # it was compiled for another OpenVINO
+                log.warning("binary layers run as convolutions, the native kernels do not load: %s", first_line(error))
     return _core
+
+
+def has_binary_operators() -> bool:
+    """Whether binary layers have native kernels here: they were compiled, and fit this OpenVINO."""
+    core()
+    return _has_binary_operators
 
 
 def stream_config(streams: int, threads: int) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import openvino as ov
 from engines.errors import ModelRefused
 from engines.manifest import GUARD_OUTPUT, StreamTiming
 from engines.operators import Found, find_nodes, listed, operator_of
+from engines.passes.binary_layers import with_binary_layers
 from engines.passes.byte_integers import with_wrapping_bytes
 from engines.passes.guards import with_guards
 from engines.passes.pool_ends import with_pool_ends
 from engines.passes.sequence_lens import with_lengths_written_out
 from engines.reference import Arrays
-from engines.runtime.openvino import core, first_line, stream_config
+from engines.runtime.openvino import core, first_line, has_binary_operators, stream_config
 from engines.targets.openvino_forms import refuse_wrong_forms
 from engines.targets.openvino_half import keep_halves
 from engines.targets.openvino_inputs import with_all_inputs
@@ -55,6 +56,8 @@ def read_model(model: onnx.ModelProto) -> ov.Model:
     try:
         for rewrite in (with_lengths_written_out, with_pool_ends, with_wrapping_bytes):
             guarded = rewrite(guarded)
+        if has_binary_operators():
+            guarded, _ = with_binary_layers(guarded)
         graph = with_all_inputs(guarded, _converted)
         keep_batch_order(graph)
         keep_order_of_equals(graph)

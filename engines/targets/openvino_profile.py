@@ -6,8 +6,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+import msgspec
 import openvino as ov
 
+from engines.plugins.native import Native
 from engines.reference import Arrays
 from engines.report import Layer, Speed
 from engines.runtime.openvino import core, stream_config
@@ -22,16 +24,17 @@ _PROFILED_RUNS = 5
 _NO_LAYER = frozenset({"Const", "Input", "Output", "Parameter", "Result"})
 _PRECISIONS = {"f64": "fp64", "f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "uint8"}
 _NOT_RUN = "not_executed"
+_BINARY = frozenset({"BinaryPack", "BinaryConv2d"})
 
 
-def layers_of(compiled: ov.CompiledModel) -> tuple[Layer, ...]:
-    """The operations in the order in which they run; constants, inputs and outputs left out.
+def layers_of(compiled: ov.CompiledModel, graph: ov.Model) -> tuple[Layer, ...]:
+    """The operations of `graph` in the order in which they run; constants, inputs and outputs left out.
 
     An operation holds what was fused into it: `source` names all nodes that it computes. Times are there where the
     model was compiled with PERF_COUNT and has run.
     """
     ordered = sorted(compiled.get_runtime_model().get_ops(), key=lambda op: int(_fact(op, "execOrder") or 0))
-    return tuple(_layer(op) for op in ordered if _fact(op, "layerType") not in _NO_LAYER)
+    return _as_binary(tuple(_layer(op) for op in ordered if _fact(op, "layerType") not in _NO_LAYER), graph)
 
 
 def timed_layers(graph: ov.Model, batch: Arrays, threads: int) -> tuple[Layer, ...]:
@@ -43,7 +46,23 @@ def timed_layers(graph: ov.Model, batch: Arrays, threads: int) -> tuple[Layer, .
     request = filled_requests(compiled, batch, 1)[0]
     for _ in range(_PROFILED_RUNS):
         request.infer()
-    return layers_of(compiled)
+    return layers_of(compiled, graph)
+
+
+def _as_binary(layers: tuple[Layer, ...], graph: ov.Model) -> tuple[Layer, ...]:
+    """The runtime calls layers of an extension just that: what they are is in the graph, which kernels have run since
+    this process began in the counters of the extension itself.
+    """
+    kinds = {op.get_friendly_name(): op.get_type_name() for op in graph.get_ops() if op.get_type_name() in _BINARY}
+    if not kinds:
+        return layers
+    ran = " and ".join(name for name, count in Native().runs().items() if count)
+    kernels = {"BinaryConv2d": f"bnn {ran or 'not run'}", "BinaryPack": "bnn native"}
+    return tuple(
+        msgspec.structs.replace(layer, op_type=kind, precision="binary", kernel=kernels[kind])
+        if (kind := kinds.get(layer.source or layer.name)) else layer
+        for layer in layers
+    )  # fmt: skip
 
 
 def speeds_of(

@@ -11,8 +11,8 @@ from engines.targets.openvino_profile import layers_of, speeds_of, timed_layers
 from tests.report.conftest import STREAMS, images
 
 
-def test_layers_run_in_order_with_their_kernels_and_sources(compiled: ov.CompiledModel) -> None:
-    layers = layers_of(compiled)
+def test_layers_run_in_order_with_their_kernels_and_sources(graph: ov.Model, compiled: ov.CompiledModel) -> None:
+    layers = layers_of(compiled, graph)
     convolutions = [layer for layer in layers if layer.op_type == "Convolution"]
     assert len(convolutions) == 6
     assert all(layer.kernel and layer.precision == "fp32" and layer.time_us is None for layer in convolutions)
@@ -24,7 +24,7 @@ def test_layers_run_in_order_with_their_kernels_and_sources(compiled: ov.Compile
 def test_timed_layers_are_the_same_layers_with_times(graph: ov.Model, compiled: ov.CompiledModel) -> None:
     filled_requests(compiled, images(4), STREAMS)  # each stream chooses kernels for reorders in its first run
     timed = timed_layers(graph, images(4), STREAMS)
-    assert [layer.kernel for layer in timed] == [layer.kernel for layer in layers_of(compiled)]
+    assert [layer.kernel for layer in timed] == [layer.kernel for layer in layers_of(compiled, graph)]
     assert sum(layer.time_us or 0 for layer in timed if layer.op_type == "Convolution") > 0
 
 

@@ -1,0 +1,247 @@
+"""Replace convolutions and products of signs with signs by `bnn` operators, which work on bits.
+
+Algebra   s = f * (x >= t ? 1 : -1), w = a[o] * b with b of -1 and +1: conv(s, w) + c = f * a[o] * dot + c, dot a whole
+          number. The model's own sum rounds at every step, this one twice; both lie within the rounding of the sum
+Pattern   Conv, Gemm or MatMul whose data `binary_signs` knows, and whose stored weights have one magnitude a filter
+Check     two dimensions, no auto_pad, groups of whole words; values before it are padded with 0, or with f by a Pad of
+          its own, which then is the layer's. What is refused is told with its reason
+Rewrite   BinaryPack of x by t, BinaryConv2d of bits, multiplier f * a, bias c; a product is a convolution of one place
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+from engines.graphs import copy_of, read_anywhere
+from engines.passes.binary_signs import NotBinary, Signs, Wiring, signs_of
+from engines.passes.half_slots import attribute_of
+from engines.passes.names import FreeNames
+from engines.plugins.ops import DOMAIN, VERSION, WORD, ConvAttributes, pack_bits
+
+__all__ = ["BinaryLayer", "find_binary_layers", "with_binary_layers"]
+
+_LARGEST_SUM = 2**24
+"""Whole numbers up to it are exact in FP32."""
+
+
+class BinaryLayer(NamedTuple):
+    """A layer that can be computed on bits. `weights` are those of a convolution, BOOL [filters, channels of a group,
+    kernel height, kernel width], True where negative; `scale` has their magnitudes.
+    """
+
+    node: NodeProto
+    signs: Signs
+    weights: np.ndarray
+    scale: np.ndarray
+    bias: np.ndarray
+    attributes: ConvAttributes
+
+
+def find_binary_layers(model: ModelProto) -> tuple[list[BinaryLayer], dict[str, str]]:
+    """All in the top graph, and those that nearly are, by name, with the reason why not."""
+    graph = model.graph
+    wiring = Wiring(
+        {name: node for node in graph.node for name in node.output}, {one.name: one for one in graph.initializer}
+    )
+    found, refused = [], {}
+    for node in graph.node:
+        rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if rule is None:
+            continue
+        try:
+            found.append(rule(node, wiring))
+        except NotBinary as reason:
+            if str(reason):
+                refused[node.name or node.output[0]] = str(reason)
+    return found, refused
+
+
+def with_binary_layers(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
+    """The model with all of them as `bnn` operators, and their names. It is the same object where there are none."""
+    found, _ = find_binary_layers(model)
+    if not found:
+        return model, ()
+    copy = copy_of(model)
+    graph, by_output = copy.graph, {layer.node.output[0]: layer for layer in found}
+    names, packed = FreeNames(graph), dict[tuple[object, ...], str]()
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        layer = by_output.get(node.output[0]) if node.output else None
+        graph.node.extend([node] if layer is None else _on_bits(layer, graph, names, packed))
+    _drop_unread(copy)
+    copy.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    return copy, tuple(layer.node.name for layer in found)
+
+
+def _conv(node: NodeProto, wiring: Wiring) -> BinaryLayer:
+    weights = wiring.constant(node.input[1])
+    if weights is None or weights.ndim != 4:
+        raise NotBinary("")
+    scale = _magnitudes(weights)
+    source, pads, pad_value = node.input[0], attribute_of(node, "pads") or [0, 0, 0, 0], 0.0
+    padding = wiring.maker.get(source)
+    if padding is not None and padding.op_type == "Pad" and not any(pads):
+        source, pads, pad_value = _padded(padding, wiring)
+    signs = signs_of(source, wiring)
+    if pad_value not in (0, signs.factor):
+        raise NotBinary(f"it is padded with {pad_value:g}, and its values are {signs.factor:g} and {-signs.factor:g}")
+    if attribute_of(node, "auto_pad") not in (None, b"NOTSET", b"VALID"):
+        raise NotBinary("its padding follows from its input's size")
+    group = attribute_of(node, "group") or 1
+    if group > 1 and weights.shape[1] % WORD:
+        raise NotBinary(f"it has groups of {weights.shape[1]} channels; expected a multiple of {WORD}")
+    bias = wiring.constant(node.input[2]) if len(node.input) > 2 else np.zeros(len(weights), np.float32)
+    if bias is None:
+        raise NotBinary("its bias is computed")
+    (sy, sx), (dy, dx) = attribute_of(node, "strides") or (1, 1), attribute_of(node, "dilations") or (1, 1)
+    attributes = ConvAttributes(
+        channels=weights.shape[1] * group, group=group, strides=(sy, sx), dilations=(dy, dx),
+        pads=tuple(pads), pad_value=1 if pad_value else 0,
+    )  # fmt: skip
+    return _checked(BinaryLayer(node, signs, weights < 0, scale, bias, attributes))
+
+
+def _padded(node: NodeProto, wiring: Wiring) -> tuple[str, list[int], float]:
+    """What a Pad reads, its four numbers and its value."""
+    amounts = wiring.constant(node.input[1])
+    value = wiring.scalar(node.input[2]) if len(node.input) > 2 and node.input[2] else 0.0
+    is_plain = attribute_of(node, "mode") in (None, b"constant") and len(node.input) <= 3
+    if amounts is None or value is None or not is_plain or amounts.size != 8 or (amounts < 0).any():
+        raise NotBinary("")
+    n0, c0, top, left, n1, c1, bottom, right = amounts.tolist()
+    if n0 or c0 or n1 or c1:
+        raise NotBinary("")
+    return node.input[0], [top, left, bottom, right], value
+
+
+def _gemm(node: NodeProto, wiring: Wiring) -> BinaryLayer:
+    stored = wiring.constant(node.input[1])
+    if stored is None or stored.ndim != 2 or attribute_of(node, "transA"):
+        raise NotBinary("")
+    rows = stored if attribute_of(node, "transB") else stored.T
+    scale = _magnitudes(rows)
+    bias = wiring.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1, np.float32)
+    if bias is None or bias.ndim > 1 or attribute_of(node, "alpha") not in (None, 1.0):
+        raise NotBinary("its bias is computed, or it has a factor of its own")
+    if attribute_of(node, "beta") not in (None, 1.0):
+        raise NotBinary("it has a factor of its own")
+    return _product(node, rows, scale, np.broadcast_to(bias, len(rows)).copy(), wiring)
+
+
+def _matmul(node: NodeProto, wiring: Wiring) -> BinaryLayer:
+    stored = wiring.constant(node.input[1])
+    if stored is None or stored.ndim != 2:
+        raise NotBinary("")
+    scale = _magnitudes(stored.T)
+    return _product(node, stored.T, scale, np.zeros(stored.shape[1], np.float32), wiring)
+
+
+def _product(node: NodeProto, rows: np.ndarray, scale: np.ndarray, bias: np.ndarray, wiring: Wiring) -> BinaryLayer:
+    signs = signs_of(node.input[0], wiring)
+    attributes = ConvAttributes(channels=rows.shape[1])
+    return _checked(BinaryLayer(node, signs, (rows < 0)[:, :, None, None], scale, bias, attributes))
+
+
+def _checked(layer: BinaryLayer) -> BinaryLayer:
+    if layer.weights[0].size > _LARGEST_SUM:
+        raise NotBinary(f"sums of {layer.weights[0].size} signs are not exact in FP32")
+    threshold, channels = layer.signs.threshold, layer.attributes.channels
+    if threshold.size > 1:
+        per_channel = threshold.reshape(-1) if threshold.size == channels else None
+        is_first = threshold.ndim in (3, 4) and threshold.shape[threshold.ndim - 3] == channels
+        if per_channel is None or not is_first or layer.signs.moves:
+            raise NotBinary("its threshold is not one number a channel")
+    return layer
+
+
+def _magnitudes(weights: np.ndarray) -> np.ndarray:
+    """One a filter. Raises NotBinary where a filter has several, or 0."""
+    magnitudes = np.abs(weights.reshape(len(weights), -1))
+    scale: np.ndarray = magnitudes[:, :1]
+    if weights.dtype != np.float32 or not magnitudes.size or (magnitudes != scale).any() or not (scale > 0).all():
+        raise NotBinary("")
+    return scale[:, 0]
+
+
+def _on_bits(
+    layer: BinaryLayer, graph: GraphProto, names: FreeNames, packed: dict[tuple[object, ...], str]
+) -> list[NodeProto]:
+    """The nodes of a layer; bits that another layer has packed are read again."""
+    node, signs, own = layer.node, layer.signs, layer.attributes
+    made: list[NodeProto] = []
+
+    def store(name: str, array: np.ndarray) -> str:
+        free = names(f"{node.name or node.output[0]}.{name}")
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), free))
+        return free
+
+    threshold = np.broadcast_to(signs.threshold.reshape(-1).astype(np.float32), own.channels)
+    moves = tuple(move.output[0] for move in signs.moves)
+    is_product = node.op_type != "Conv"
+    key = (signs.source, moves, signs.strict, threshold.tobytes(), is_product)
+    if key not in packed:
+        source = signs.source
+        for move in signs.moves:
+            copy = NodeProto()
+            copy.CopyFrom(move)
+            copy.name, copy.input[0] = names(f"{move.name}.bits"), source
+            source = copy.output[0] = names(f"{move.output[0]}.bits")
+            made.append(copy)
+        if is_product:
+            wide = names(f"{source}.wide")
+            made.append(
+                helper.make_node(
+                    "Unsqueeze", [source, store("axes", np.array([2, 3]))], [wide], name=names(f"{wide}.node")
+                )
+            )
+            source = wide
+        packed[key] = names(f"{source}.packed")
+        pack = [source, store("threshold", threshold)]
+        made.append(
+            helper.make_node(
+                "BinaryPack",
+                pack,
+                [packed[key]],
+                name=names(f"{packed[key]}.node"),
+                domain=DOMAIN,
+                strict=int(signs.strict),
+            )
+        )
+    weights = pack_bits(np.moveaxis(layer.weights, 1, -1))
+    multiplier = layer.scale * np.float32(signs.factor)
+    reads = [
+        packed[key], store("weights", weights), store("multiplier", multiplier.astype(np.float32)),
+        store("bias", layer.bias.astype(np.float32)),
+    ]  # fmt: skip
+
+    def conv(output: str) -> NodeProto:
+        return helper.make_node("BinaryConv2d", reads, [output], name=node.name, domain=DOMAIN, **own.values())
+
+    if not is_product:
+        return [*made, conv(node.output[0])]
+    wide = names(f"{node.output[0]}.wide")
+    axes = store("axes", np.array([2, 3]))
+    squeeze = helper.make_node("Squeeze", [wide, axes], [node.output[0]], name=names(f"{node.name}.flat"))
+    return [*made, conv(wide), squeeze]
+
+
+def _drop_unread(model: ModelProto) -> None:
+    """What only the layers on floats read: their weights, and the signs themselves."""
+    graph = model.graph
+    while True:
+        read = read_anywhere(graph)
+        kept = [node for node in graph.node if any(name in read for name in node.output)]
+        if len(kept) == len(graph.node):
+            break
+        del graph.node[:]
+        graph.node.extend(kept)
+    stored = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(stored)
+
+
+_RULES = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul}

@@ -1,0 +1,157 @@
+"""Find values that are -1 and +1 alone, however an exporter has written the sign.
+
+Algebra   s = Where(x >= t, a, -a), or with > for >=. Comparisons the other way round, Not, and exchanged branches give
+          -s; Cast(x >= t) * 2 - 1 is the same with a = 1; Sign(Sign(x) + c) with 0 < |c| < 1 is x >= 0, or x > 0 for c
+          below 0. Reshape, Flatten and Identity move signs without changing them; a product with a constant scales
+          them; Clip to [-1, 1] or wider changes none
+Pattern   the value of one of those nodes, constants stored, t the same at all places of a channel
+Check     ONNX's Sign gives 0 for 0. So a lone Sign is taken only where its input cannot be 0, and refused by name else
+Rewrite   none here: `binary_layers` packs x by its threshold
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from onnx import NodeProto, TensorProto, numpy_helper
+
+__all__ = ["NotBinary", "Signs", "Wiring", "signs_of"]
+
+_COMPARISONS = {"GreaterOrEqual": (False, 1), "Less": (False, -1), "Greater": (True, 1), "LessOrEqual": (True, -1)}
+"""Whether equality is on the lower side, and the sign of "true" as told of x >= t or x > t."""
+_MIRRORED = {"GreaterOrEqual": "LessOrEqual", "LessOrEqual": "GreaterOrEqual", "Greater": "Less", "Less": "Greater"}
+_MOVES = frozenset({"Reshape", "Flatten", "Identity", "Dropout"})
+_DEEPEST = 16
+
+
+class NotBinary(Exception):
+    """A value is not known to be -1 and +1 alone; the message says why, where there was reason to think so."""
+
+
+class Signs(NamedTuple):
+    """`factor` where x >= `threshold` (with `strict`: x > it), else -`factor`. `source` names x.
+
+    `threshold` has the shape that broadcasts against x. `moves` are nodes that then only move values, the first first.
+    """
+
+    source: str
+    threshold: np.ndarray
+    strict: bool
+    factor: float
+    moves: tuple[NodeProto, ...] = ()
+
+
+class Wiring(NamedTuple):
+    """Who makes a value, and the tensors that are stored."""
+
+    maker: Mapping[str, NodeProto]
+    stored: Mapping[str, TensorProto]
+
+    def constant(self, name: str) -> np.ndarray | None:
+        return numpy_helper.to_array(self.stored[name]) if name in self.stored else None
+
+    def scalar(self, name: str) -> float | None:
+        """The one number that a stored tensor has at all its places."""
+        array = self.constant(name)
+        if array is None or not array.size or not (array == array.flat[0]).all():
+            return None
+        return float(array.flat[0])
+
+
+def signs_of(name: str, wiring: Wiring, depth: int = 0) -> Signs:
+    """What signs a value is made of. Raises NotBinary."""
+    node = wiring.maker.get(name)
+    if node is None or depth > _DEEPEST or node.domain not in ("", "ai.onnx"):
+        raise NotBinary("")
+    if node.op_type in _MOVES:
+        return _moved(node, signs_of(node.input[0], wiring, depth + 1))
+    rule = _RULES.get(node.op_type)
+    if rule is None:
+        raise NotBinary("")
+    return rule(node, wiring, depth)
+
+
+def _moved(node: NodeProto, signs: Signs) -> Signs:
+    return signs._replace(moves=(*signs.moves, node))
+
+
+def _condition(name: str, wiring: Wiring) -> Signs:
+    """Signs whose +1 stands for a condition that holds."""
+    node = wiring.maker.get(name)
+    if node is not None and node.op_type == "Not":
+        found = _condition(node.input[0], wiring)
+        return found._replace(factor=-found.factor)
+    if node is None or node.op_type not in _COMPARISONS:
+        raise NotBinary("")
+    left, right = node.input[0], node.input[1]
+    operator = node.op_type
+    if left in wiring.stored:
+        left, right, operator = right, left, _MIRRORED[operator]
+    threshold = wiring.constant(right)
+    if threshold is None or left in wiring.stored or not np.isfinite(threshold).all():
+        raise NotBinary("")
+    strict, factor = _COMPARISONS[operator]
+    return Signs(left, threshold, strict, float(factor))
+
+
+def _where(node: NodeProto, wiring: Wiring, _: int) -> Signs:
+    yes, no = wiring.scalar(node.input[1]), wiring.scalar(node.input[2])
+    if yes is None or no is None or yes != -no or yes == 0:
+        raise NotBinary("")
+    found = _condition(node.input[0], wiring)
+    return found._replace(factor=found.factor * yes)
+
+
+def _sum(node: NodeProto, wiring: Wiring, _: int) -> Signs:
+    """Cast(condition) * 2a - a."""
+    left, right = node.input[0], node.input[1]
+    if node.op_type == "Add" and left in wiring.stored:
+        left, right = right, left
+    taken = wiring.scalar(right)
+    product = wiring.maker.get(left)
+    if taken is None or product is None or product.op_type != "Mul":
+        raise NotBinary("")
+    half = taken if node.op_type == "Sub" else -taken
+    factors = {name: wiring.scalar(name) for name in product.input}
+    cast = next((wiring.maker[name] for name, value in factors.items() if value is None and name in wiring.maker), None)
+    if cast is None or cast.op_type != "Cast" or half == 0 or 2 * half not in factors.values():
+        raise NotBinary("")
+    found = _condition(cast.input[0], wiring)
+    return found._replace(factor=found.factor * half)
+
+
+def _product(node: NodeProto, wiring: Wiring, depth: int) -> Signs:
+    for value, other in ((node.input[0], node.input[1]), (node.input[1], node.input[0])):
+        scale = wiring.scalar(other)
+        if scale is not None and value not in wiring.stored and np.isfinite(scale) and scale != 0:
+            found = signs_of(value, wiring, depth + 1)
+            return found._replace(factor=float(np.float32(found.factor) * np.float32(scale)))
+    raise NotBinary("")
+
+
+def _clip(node: NodeProto, wiring: Wiring, depth: int) -> Signs:
+    """What is left of a straight-through estimator."""
+    limits = [wiring.scalar(name) if name else None for name in node.input[1:3]]
+    if any(name and limit is None for name, limit in zip(node.input[1:3], limits, strict=True)):
+        raise NotBinary("")
+    found = signs_of(node.input[0], wiring, depth + 1)
+    low, high = (*limits, None, None)[:2]
+    if (low is not None and low > -abs(found.factor)) or (high is not None and high < abs(found.factor)):
+        raise NotBinary("")
+    return found
+
+
+def _sign(node: NodeProto, wiring: Wiring, _: int) -> Signs:
+    """Sign(Sign(x) + c): Larq's way to have no 0."""
+    inner = wiring.maker.get(node.input[0])
+    if inner is not None and inner.op_type == "Add":
+        for value, other in ((inner.input[0], inner.input[1]), (inner.input[1], inner.input[0])):
+            shift, first = wiring.scalar(other), wiring.maker.get(value)
+            if shift is not None and 0 < abs(shift) < 1 and first is not None and first.op_type == "Sign":
+                return Signs(first.input[0], np.zeros((), np.float32), shift < 0, 1.0)
+    raise NotBinary(f"Sign {node.name!r} answers 0 for 0, and nothing shows that its input is never 0")
+
+
+_RULES = {"Where": _where, "Sub": _sum, "Add": _sum, "Mul": _product, "Clip": _clip, "Sign": _sign}

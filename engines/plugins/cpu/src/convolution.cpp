@@ -1,0 +1,133 @@
+#include "convolution.hpp"
+
+#include <algorithm>
+
+namespace bnn {
+namespace {
+
+constexpr std::size_t kPixels = 32;  // at a time: their counts stay in the nearest cache
+
+int reach(int size, int dilation) { return (size - 1) * dilation + 1; }
+
+}  // namespace
+
+int Geometry::out_height() const {
+    return (height + pad_top + pad_bottom - reach(kernel_height, dilation_height)) / stride_height + 1;
+}
+
+int Geometry::out_width() const {
+    return (width + pad_left + pad_right - reach(kernel_width, dilation_width)) / stride_width + 1;
+}
+
+int Geometry::group_words() const { return (channels / groups + 31) / 32; }
+
+int Geometry::row_words() const { return kernel_height * kernel_width * group_words(); }
+
+void Buffer::resize(std::size_t bytes) {
+    bytes_.resize(bytes + 64);
+    start_ = bytes_.data() + (64 - reinterpret_cast<std::uintptr_t>(bytes_.data()) % 64) % 64;
+}
+
+struct Convolution::Scratch {
+    std::vector<std::uint32_t> row;
+    Buffer rows;
+    std::vector<std::int32_t> counts;
+};
+
+Convolution::Convolution(const Geometry& geometry, const std::uint32_t* weights, const Kernel& kernel)
+    : geometry_(geometry), kernel_(kernel) {
+    const int filters = geometry.filters / geometry.groups, words = geometry.row_words();
+    const int taps = geometry.kernel_height * geometry.kernel_width, depth = geometry.group_words();
+    stride_ = rounded_up(filters, kernel.lanes);
+    weights_.resize(geometry.groups);
+    for (int group = 0; group < geometry.groups; ++group) {
+        const std::uint32_t* own = weights + static_cast<std::size_t>(group) * filters * words;
+        weights_[group].resize(kernel.prepared_bytes(filters, words));
+        kernel.prepare(own, filters, words, weights_[group].data());
+        if (geometry.pads_with_one) continue;
+        for (int tap = 0; tap < taps; ++tap)
+            for (int filter = 0; filter < filters; ++filter) {
+                int negative = 0;
+                for (int word = 0; word < depth; ++word)
+                    negative += __builtin_popcount(own[(static_cast<std::size_t>(filter) * taps + tap) * depth + word]);
+                tap_sums_.push_back(geometry.channels / geometry.groups - 2 * negative);
+            }
+    }
+}
+
+void Convolution::run(
+    const std::uint32_t* bits, std::size_t batch, const float* multiplier, const float* bias, float* out,
+    const Parallel& parallel) const {
+    const std::size_t places = static_cast<std::size_t>(geometry_.out_height()) * geometry_.out_width();
+    const std::size_t parts = (places + kPixels - 1) / kPixels;
+    const std::size_t in_words = static_cast<std::size_t>(geometry_.height) * geometry_.width * geometry_.group_words() * geometry_.groups;
+    parallel(batch * parts, [&](std::size_t begin, std::size_t end) {
+        Scratch scratch;
+        scratch.row.resize(geometry_.row_words());
+        scratch.rows.resize(kPixels * kernel_.row_bytes(geometry_.row_words()));
+        scratch.counts.resize(kPixels * stride_);
+        for (std::size_t part = begin; part < end; ++part) {
+            const std::size_t image = part / parts, first = part % parts * kPixels;
+            pixels(
+                bits + image * in_words, first, std::min(kPixels, places - first), multiplier, bias,
+                out + image * places * geometry_.filters, scratch);
+        }
+    });
+}
+
+void Convolution::pixels(
+    const std::uint32_t* image, std::size_t begin, std::size_t count, const float* multiplier, const float* bias,
+    float* out, Scratch& scratch) const {
+    const Geometry& g = geometry_;
+    const int filters = g.filters / g.groups, depth = g.group_words(), words = g.row_words();
+    const std::int32_t total = g.channels / g.groups * g.kernel_height * g.kernel_width;
+    const std::size_t width = g.out_width(), places = width * g.out_height();
+    const std::size_t row_bytes = kernel_.row_bytes(words);
+    for (int group = 0; group < g.groups; ++group) {
+        for (std::size_t i = 0; i < count; ++i) {
+            const std::size_t place = begin + i;
+            const int top = static_cast<int>(place / width) * g.stride_height - g.pad_top;
+            const int left = static_cast<int>(place % width) * g.stride_width - g.pad_left;
+            std::uint32_t* to = scratch.row.data();
+            for (int ky = 0; ky < g.kernel_height; ++ky) {
+                const int y = top + ky * g.dilation_height;
+                for (int kx = 0; kx < g.kernel_width; ++kx, to += depth) {
+                    const int x = left + kx * g.dilation_width;
+                    if (y < 0 || y >= g.height || x < 0 || x >= g.width)
+                        std::fill(to, to + depth, 0u);
+                    else
+                        std::copy_n(
+                            image + (static_cast<std::size_t>(y) * g.width + x) * depth * g.groups + group * depth, depth, to);
+                }
+            }
+            kernel_.prepare_row(scratch.row.data(), words, scratch.rows.data() + i * row_bytes);
+        }
+        std::int32_t* dots = scratch.counts.data();
+        kernel_.count(scratch.rows.data(), static_cast<int>(count), words, weights_[group].data(), filters, dots, stride_);
+        for (std::size_t i = 0; i < count * stride_; ++i) dots[i] = total - 2 * dots[i];
+        if (!g.pads_with_one)
+            for (std::size_t i = 0; i < count; ++i) correct(begin + i, group, dots + i * stride_);
+        for (int filter = 0; filter < filters; ++filter) {
+            const int channel = group * filters + filter;
+            float* to = out + channel * places + begin;
+            for (std::size_t i = 0; i < count; ++i)
+                to[i] = static_cast<float>(dots[i * stride_ + filter]) * multiplier[channel] + bias[channel];
+        }
+    }
+}
+
+// Bits of 0 stand where the input ends, and were counted as +1: what they added is taken back.
+void Convolution::correct(std::size_t pixel, int group, std::int32_t* dots) const {
+    const Geometry& g = geometry_;
+    const int filters = g.filters / g.groups, taps = g.kernel_height * g.kernel_width;
+    const int top = static_cast<int>(pixel / g.out_width()) * g.stride_height - g.pad_top;
+    const int left = static_cast<int>(pixel % g.out_width()) * g.stride_width - g.pad_left;
+    for (int tap = 0; tap < taps; ++tap) {
+        const int y = top + tap / g.kernel_width * g.dilation_height, x = left + tap % g.kernel_width * g.dilation_width;
+        if (y >= 0 && y < g.height && x >= 0 && x < g.width) continue;
+        const std::int32_t* sums = tap_sums_.data() + (static_cast<std::size_t>(group) * taps + tap) * filters;
+        for (int filter = 0; filter < filters; ++filter) dots[filter] -= sums[filter];
+    }
+}
+
+}  // namespace bnn

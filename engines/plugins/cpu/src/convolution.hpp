@@ -1,0 +1,67 @@
+// A binary convolution: rows of bits out of the input, counts by a kernel, floats by multiplier and bias.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "kernel.hpp"
+
+namespace bnn {
+
+// All of one image; a matrix product is the case of height = width = 1. Channels are true counts; those of a group fill
+// whole words where there are several groups.
+struct Geometry {
+    int channels, height, width, filters, groups;
+    int kernel_height, kernel_width, stride_height, stride_width, dilation_height, dilation_width;
+    int pad_top, pad_left, pad_bottom, pad_right;
+    bool pads_with_one;  // else with 0, which counts for nothing
+
+    int out_height() const;
+    int out_width() const;
+    int group_words() const;  // of one place
+    int row_words() const;    // of one output pixel and group
+};
+
+// Memory aligned to 64 bytes.
+class Buffer {
+  public:
+    void resize(std::size_t bytes);
+    std::uint8_t* data() const { return start_; }
+
+  private:
+    std::vector<std::uint8_t> bytes_;
+    std::uint8_t* start_ = nullptr;
+};
+
+// Calls `work(begin, end)` for parts of [0, count) that fill it, perhaps side by side.
+using Parallel = std::function<void(std::size_t count, const std::function<void(std::size_t, std::size_t)>& work)>;
+
+class Convolution {
+  public:
+    // weights: [filters][kernel height][kernel width][words of a group's channels]
+    Convolution(const Geometry& geometry, const std::uint32_t* weights, const Kernel& kernel);
+
+    // bits: [batch][height][width][words]; out: [batch][filters][out height][out width] = dot * multiplier + bias
+    void run(
+        const std::uint32_t* bits, std::size_t batch, const float* multiplier, const float* bias, float* out,
+        const Parallel& parallel) const;
+
+    const Kernel& kernel() const { return kernel_; }
+
+  private:
+    struct Scratch;
+    void pixels(
+        const std::uint32_t* image, std::size_t begin, std::size_t count, const float* multiplier, const float* bias,
+        float* out, Scratch& scratch) const;
+    void correct(std::size_t pixel, int group, std::int32_t* dots) const;
+
+    Geometry geometry_;
+    const Kernel& kernel_;
+    int stride_;                            // of counts, in channels
+    std::vector<Buffer> weights_;           // of each group
+    std::vector<std::int32_t> tap_sums_;    // [groups][taps][filters of a group]: what a tap of +1 alone adds
+};
+
+}  // namespace bnn

@@ -1,0 +1,35 @@
+// One way to count differing bits: what every instruction set offers to the layers. No OpenVINO here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace bnn {
+
+// Rows and weights are words of 32 bits; a set bit is -1, bits beyond the true channels are 0 in both.
+struct Kernel {
+    const char* name;
+    bool (*usable)();
+    // Channels that are counted side by side: counts of a pixel have a multiple of it.
+    int lanes;
+    // Bytes of the weights as `count` reads them, of `channels` rows of `words`.
+    std::size_t (*prepared_bytes)(int channels, int words);
+    void (*prepare)(const std::uint32_t* weights, int channels, int words, void* prepared);
+    // Bytes of one pixel's row as `count` reads it.
+    std::size_t (*row_bytes)(int words);
+    void (*prepare_row)(const std::uint32_t* row, int words, void* prepared);
+    // counts[pixel * stride + channel] = bits that differ between the pixel's row and the channel's weights.
+    // `stride` is `channels` rounded up to `lanes`; prepared memory is aligned to 64 bytes.
+    void (*count)(
+        const void* rows, int pixels, int words, const void* weights, int channels, std::int32_t* counts, int stride);
+};
+
+extern const Kernel portable_kernel;
+#if defined(__x86_64__)
+extern const Kernel avx2_kernel;
+extern const Kernel avx512_kernel;
+#endif
+
+inline int rounded_up(int number, int multiple) { return (number + multiple - 1) / multiple * multiple; }
+
+}  // namespace bnn

@@ -1,0 +1,156 @@
+// AVX2, by look-up of four bits at a time.
+//
+// For four bits of a pixel there is a table of 16 bytes: how many bits differ from each of the 16 values that four bits
+// of a weight may have. It is broadcast into both halves of a register, and one vpshufb looks up 32 channels at once.
+// Two instructions, vpshufb and vpaddb, do 128 multiply-accumulates; vpshufb has two ports (one before Ice Lake), so 256
+// a cycle are the most. Bytes hold 63 steps of at most 4 before they are widened.
+#include <immintrin.h>
+
+#include <array>
+#include <cstring>
+
+#include "kernel.hpp"
+
+namespace bnn {
+namespace {
+
+constexpr int kLanes = 32;
+constexpr int kNibbles = 8;  // of a word
+constexpr int kSteps = 56;   // 7 words of 8 nibbles: at most 224 in a byte
+
+struct alignas(64) Tables {
+    std::array<std::uint8_t, 256> bytes;
+    Tables() {
+        for (int pixel = 0; pixel < 16; ++pixel)
+            for (int weight = 0; weight < 16; ++weight)
+                bytes[pixel * 16 + weight] = static_cast<std::uint8_t>(__builtin_popcount(pixel ^ weight));
+    }
+};
+
+const Tables kTables;
+
+bool usable() { return __builtin_cpu_supports("avx2"); }
+
+std::size_t prepared_bytes(int channels, int words) {
+    return static_cast<std::size_t>(rounded_up(channels, kLanes)) * words * kNibbles;
+}
+
+// [channels / 32][nibbles][32]: one byte holds one nibble of one channel.
+void prepare(const std::uint32_t* weights, int channels, int words, void* prepared) {
+    auto* to = static_cast<std::uint8_t*>(prepared);
+    std::memset(to, 0, prepared_bytes(channels, words));
+    const int nibbles = words * kNibbles;
+    for (int channel = 0; channel < channels; ++channel)
+        for (int nibble = 0; nibble < nibbles; ++nibble) {
+            const std::uint32_t word = weights[static_cast<std::size_t>(channel) * words + nibble / kNibbles];
+            to[(static_cast<std::size_t>(channel / kLanes) * nibbles + nibble) * kLanes + channel % kLanes] =
+                static_cast<std::uint8_t>(word >> (nibble % kNibbles * 4) & 15);
+        }
+}
+
+std::size_t row_bytes(int words) { return static_cast<std::size_t>(words) * kNibbles; }
+
+// Offsets of tables, so that the inner loop only adds them to an address.
+void prepare_row(const std::uint32_t* row, int words, void* prepared) {
+    auto* to = static_cast<std::uint8_t*>(prepared);
+    const __m256i low = _mm256_set1_epi8(static_cast<char>(0xf0));
+    const __m256i spread = _mm256_setr_epi8(
+        0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    int i = 0;
+    for (; i + 4 <= words; i += 4) {
+        const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i));
+        const __m256i wide = _mm256_permute4x64_epi64(_mm256_castsi128_si256(four), 0x44);
+        const __m256i both = _mm256_permute4x64_epi64(wide, 0x50);  // words 0, 1 in one half; 2, 3 in the other
+        const __m256i bytes = _mm256_shuffle_epi8(both, spread);
+        const __m256i high = _mm256_and_si256(bytes, low);
+        const __m256i lower = _mm256_and_si256(_mm256_slli_epi16(bytes, 4), low);
+        const __m256i odd = _mm256_set1_epi16(static_cast<short>(0xff00));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * kNibbles), _mm256_blendv_epi8(lower, high, odd));
+    }
+    for (; i < words; ++i)
+        for (int nibble = 0; nibble < kNibbles; ++nibble)
+            to[i * kNibbles + nibble] = static_cast<std::uint8_t>((row[i] >> (nibble * 4) & 15) << 4);
+}
+
+inline void widen(__m256i bytes, __m256i sums[2]) {
+    const __m256i zero = _mm256_setzero_si256();
+    sums[0] = _mm256_add_epi16(sums[0], _mm256_unpacklo_epi8(bytes, zero));
+    sums[1] = _mm256_add_epi16(sums[1], _mm256_unpackhi_epi8(bytes, zero));
+}
+
+// unpacklo and unpackhi work in halves of 16 bytes: channels 0-7, 16-23 and 8-15, 24-31.
+inline void store(const __m256i sums[2], std::int32_t* counts, bool first) {
+    const __m128i parts[4] = {
+        _mm256_castsi256_si128(sums[0]), _mm256_castsi256_si128(sums[1]), _mm256_extracti128_si256(sums[0], 1),
+        _mm256_extracti128_si256(sums[1], 1)};
+    for (int i = 0; i < 4; ++i) {
+        auto* to = reinterpret_cast<__m256i*>(counts + i * 8);
+        const __m256i wide = _mm256_cvtepu16_epi32(parts[i]);
+        _mm256_storeu_si256(to, first ? wide : _mm256_add_epi32(_mm256_loadu_si256(to), wide));
+    }
+}
+
+constexpr int kWidest = 65528 / 4 / kSteps * kSteps;  // nibbles of which 16 bits hold the sum
+
+template <int Pixels, int Blocks>
+void tile(
+    const std::uint8_t* rows, std::size_t row, const std::uint8_t* weights, int nibbles, std::int32_t* counts, int stride) {
+    for (int begin = 0; begin < nibbles; begin += kWidest) {
+        const int end = nibbles < begin + kWidest ? nibbles : begin + kWidest;
+        __m256i sums[Pixels][Blocks][2];
+        for (auto& pixel : sums)
+            for (auto& block : pixel) block[0] = block[1] = _mm256_setzero_si256();
+        for (int start = begin; start < end; start += kSteps) {
+            const int stop = end < start + kSteps ? end : start + kSteps;
+            __m256i bytes[Pixels][Blocks];
+            for (auto& pixel : bytes)
+                for (auto& block : pixel) block = _mm256_setzero_si256();
+            for (int k = start; k < stop; ++k) {
+                __m256i weight[Blocks];
+                for (int b = 0; b < Blocks; ++b)
+                    weight[b] = _mm256_load_si256(
+                        reinterpret_cast<const __m256i*>(weights + (static_cast<std::size_t>(b) * nibbles + k) * kLanes));
+                for (int p = 0; p < Pixels; ++p) {
+                    const __m256i table = _mm256_broadcastsi128_si256(
+                        _mm_load_si128(reinterpret_cast<const __m128i*>(kTables.bytes.data() + rows[p * row + k])));
+                    for (int b = 0; b < Blocks; ++b)
+                        bytes[p][b] = _mm256_add_epi8(bytes[p][b], _mm256_shuffle_epi8(table, weight[b]));
+                }
+            }
+            for (int p = 0; p < Pixels; ++p)
+                for (int b = 0; b < Blocks; ++b) widen(bytes[p][b], sums[p][b]);
+        }
+        for (int p = 0; p < Pixels; ++p)
+            for (int b = 0; b < Blocks; ++b)
+                store(sums[p][b], counts + static_cast<std::size_t>(p) * stride + b * kLanes, begin == 0);
+    }
+}
+
+template <int Blocks>
+void column(
+    const std::uint8_t* rows, std::size_t row, int pixels, const std::uint8_t* weights, int nibbles, std::int32_t* counts,
+    int stride) {
+    int p = 0;
+    for (; p + 4 <= pixels; p += 4)
+        tile<4, Blocks>(rows + p * row, row, weights, nibbles, counts + static_cast<std::size_t>(p) * stride, stride);
+    for (; p < pixels; ++p)
+        tile<1, Blocks>(rows + p * row, row, weights, nibbles, counts + static_cast<std::size_t>(p) * stride, stride);
+}
+
+void count(
+    const void* rows, int pixels, int words, const void* weights, int channels, std::int32_t* counts, int stride) {
+    const auto* from = static_cast<const std::uint8_t*>(rows);
+    const auto* table = static_cast<const std::uint8_t*>(weights);
+    const int nibbles = words * kNibbles, blocks = rounded_up(channels, kLanes) / kLanes;
+    const std::size_t row = row_bytes(words), block_bytes = static_cast<std::size_t>(nibbles) * kLanes;
+    int b = 0;
+    for (; b + 2 <= blocks; b += 2)
+        column<2>(from, row, pixels, table + b * block_bytes, nibbles, counts + b * kLanes, stride);
+    if (b < blocks) column<1>(from, row, pixels, table + b * block_bytes, nibbles, counts + b * kLanes, stride);
+}
+
+}  // namespace
+
+const Kernel avx2_kernel{"avx2", usable, kLanes, prepared_bytes, prepare, row_bytes, prepare_row, count};
+
+}  // namespace bnn

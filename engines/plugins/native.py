@@ -1,0 +1,105 @@
+"""The kernels of the compiled extension: which there are, which ran, and each alone (for tests and benchmarks)."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from typing import Any
+
+import numpy as np
+
+from engines.errors import EngineError
+from engines.plugins.extension import extension_path
+from engines.plugins.ops import ConvAttributes, words_of
+
+__all__ = ["Native"]
+
+
+class Native:
+    """The library, by ctypes. Raises EngineError where nothing was compiled, or it cannot be loaded."""
+
+    def __init__(self) -> None:
+        import openvino  # noqa: F401 - brings the libraries that the extension needs into the process
+
+        path = extension_path()
+        if path is None:
+            raise EngineError("no native kernels: nothing was compiled when bitserve was installed")
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise EngineError(f"the native kernels cannot be loaded: {str(error).rpartition('/')[2]}") from error
+        self._library.bnn_kernel_name.restype = ctypes.c_char_p
+        self._library.bnn_chosen.restype = ctypes.c_char_p
+        self._library.bnn_kernel_runs.restype = ctypes.c_uint64
+
+    def kernels(self) -> tuple[str, ...]:
+        """All that were compiled, the fastest first."""
+        found = map(self._library.bnn_kernel_name, itertools.count())
+        return tuple(name.decode() for name in itertools.takewhile(lambda name: name is not None, found))
+
+    def usable(self) -> tuple[str, ...]:
+        """Those that this processor has."""
+        return tuple(name for i, name in enumerate(self.kernels()) if self._library.bnn_kernel_usable(i))
+
+    @property
+    def chosen(self) -> str:
+        """The one that layers run."""
+        name: bytes = self._library.bnn_chosen()
+        return name.decode()
+
+    def runs(self) -> dict[str, int]:
+        """How many layers each has run since the library was loaded."""
+        return {name: int(self._library.bnn_kernel_runs(i)) for i, name in enumerate(self.kernels())}
+
+    def pin(self, name: str) -> None:
+        """Let layers run this one; "" = the fastest. Raises EngineError where this processor has it not."""
+        if not self._library.bnn_pin(name.encode()):
+            raise EngineError(f"no kernel {name!r} here; expected one of {', '.join(self.usable())}")
+
+    def pack(self, x: np.ndarray, thresholds: np.ndarray, *, strict: bool = False) -> np.ndarray:
+        """FP32 [channels, places...] -> INT32 [places..., words], as `reference.binary_pack` of one row."""
+        channels, places = x.shape[0], x.shape[1:]
+        bits = np.empty((*places, words_of(channels)), np.int32)
+        count = int(np.prod(places, dtype=np.int64))
+        self._library.bnn_pack(
+            _floats(x), _floats(thresholds), int(strict), channels, ctypes.c_size_t(count), _address(bits)
+        )
+        return bits
+
+    def conv2d(
+        self, kernel: str, bits: np.ndarray, weights: np.ndarray, multiplier: np.ndarray, bias: np.ndarray,
+        attributes: ConvAttributes,
+    ) -> np.ndarray:  # fmt: skip
+        """As `reference.binary_conv2d`, by this kernel, on one thread."""
+        own = attributes
+        rows, height, width, _ = bits.shape
+        filters, high, wide, _ = weights.shape
+        (a, b), (c, d), (top, left, bottom, right) = own.strides, own.dilations, own.pads
+        sizes = [
+            (size - (kernel_size - 1) * dilation - 1) // stride + 1
+            for size, kernel_size, dilation, stride in (
+                (height + top + bottom, high, c, a), (width + left + right, wide, d, b),
+            )
+        ]  # fmt: skip
+        out = np.empty((rows, filters, *sizes), np.float32)
+        shape = [
+            own.channels, height, width, filters, own.group, high, wide, a, b, c, d, top, left, bottom, right,
+            own.pad_value,
+        ]  # fmt: skip
+        bits, weights = (np.ascontiguousarray(one, np.int32) for one in (bits, weights))
+        done = self._library.bnn_convolve(
+            self.kernels().index(kernel), (ctypes.c_int * len(shape))(*shape), _address(bits), ctypes.c_size_t(rows),
+            _address(weights), _floats(multiplier), _floats(bias), _address(out),
+        )  # fmt: skip
+        if not done:
+            raise EngineError(f"kernel {kernel!r} does not run on this processor")
+        return out
+
+
+def _address(array: np.ndarray) -> Any:
+    return array.ctypes.data_as(ctypes.c_void_p)
+
+
+def _floats(array: np.ndarray) -> Any:
+    """The pointer keeps its array alive."""
+    return _address(np.ascontiguousarray(array, np.float32))

@@ -1,0 +1,263 @@
+"""Binary layers are found in models as they are exported, run on bits, and answer what ONNX Runtime answers."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from engines.passes import quantize
+from engines.passes.binary_layers import find_binary_layers, with_binary_layers
+from engines.plugins.extension import extension_path
+from engines.plugins.ops import words_of
+from engines.reference import Reference
+from engines.runtime import openvino as runtime
+from engines.spec import Spec
+from engines.targets import openvino as target
+from tests.plugins.binary_networks import FORMS, Network, one_layer
+from tests.support.builds import built
+from tests.support.onnx_models import FLOAT, build
+
+compiled = pytest.mark.skipif(extension_path() is None, reason="needs a C++ compiler when bitserve is installed")
+
+
+def wholes(rows: int, channels: int, size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
+    """Small whole numbers, zeros of both signs among them: a fifth of all are at the threshold."""
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-2, 3, (rows, channels, size, size)).astype(np.float32)
+    return {"x": np.where(values == 0, rng.choice([-0.0, 0.0], values.shape), values).astype(np.float32)}
+
+
+def on_bits(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    names = [value.name for value in model.graph.output]
+    engine = target.compile_model(target.read_model(model), 1, 1)
+    kinds = [str(op.get_rt_info()["layerType"].astype(str)) for op in engine.get_runtime_model().get_ops()]
+    assert "Reference" in kinds, "it runs operators of the extension"
+    found: np.ndarray = target.runner(engine, names)(inputs)[names[0]]
+    return found
+
+
+def names_of(model: onnx.ModelProto) -> list[str]:
+    return [layer.node.name for layer in find_binary_layers(model)[0]]
+
+
+@compiled
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_signs_is_found_and_means_the_same(form: str) -> None:
+    """1,000 inputs, ties among them, bit for bit: all sums are whole numbers, or halves."""
+    model = one_layer(form, size=4)
+    assert len(names_of(model)) == 1
+    inputs = wholes(1000, 40, 4)
+    np.testing.assert_array_equal(on_bits(model, inputs), Reference(model)(inputs)["y"])
+
+
+@compiled
+@pytest.mark.parametrize("channels", [1, 31, 33, 96, 130])
+def test_channels_off_the_word(channels: int) -> None:
+    model = one_layer(channels=channels, filters=channels + 1)
+    inputs = wholes(3, channels)
+    np.testing.assert_array_equal(on_bits(model, inputs), Reference(model)(inputs)["y"])
+
+
+@compiled
+def test_strides_dilations_pads_and_groups() -> None:
+    for strides, dilations, pads in itertools.product(([1, 1], [2, 3]), ([1, 1], [2, 1]), ([0, 0, 0, 0], [2, 0, 1, 3])):
+        model = one_layer(strides=strides, dilations=dilations, pads=pads)
+        inputs = wholes(2, 40)
+        np.testing.assert_array_equal(on_bits(model, inputs), Reference(model)(inputs)["y"])
+    model = one_layer(channels=64, filters=20, group=2)
+    inputs = wholes(2, 64)
+    np.testing.assert_array_equal(on_bits(model, inputs), Reference(model)(inputs)["y"])
+
+
+def padded_with(value: float) -> onnx.ModelProto:
+    made = Network()
+    sign = made.sign("x")
+    made.stored["amounts"] = np.array([0, 0, 1, 2, 0, 0, 2, 1])
+    made.stored["value"] = np.array(value, np.float32)
+    made.nodes.append(helper.make_node("Pad", [sign, "amounts", "value"], ["padded"], name="pad"))
+    return made.model(made.conv("padded", 40, 24), 40)
+
+
+@compiled
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_pad_before_a_layer_becomes_its_own(value: float) -> None:
+    model = padded_with(value)
+    rewritten, names = with_binary_layers(model)
+    assert len(names) == 1
+    assert "Pad" not in {node.op_type for node in rewritten.graph.node}
+    inputs = wholes(3, 40)
+    np.testing.assert_array_equal(on_bits(model, inputs), Reference(model)(inputs)["y"])
+
+
+@compiled
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+def test_products_are_layers_too(kind: str) -> None:
+    made = Network()
+    sign = made.sign("x", "x > 0")
+    made.nodes.append(helper.make_node("Flatten", [sign], ["flat"], name="flatten"))
+    rows = (made.rng.choice([-1, 1], (70, 45)) * made.rng.integers(1, 3, (70, 1))).astype(np.float32)
+    made.stored["w"] = rows if kind == "Gemm" else np.ascontiguousarray(rows.T)
+    keys: dict[str, Any] = {"transB": 1} if kind == "Gemm" else {}
+    made.nodes.append(helper.make_node(kind, ["flat", "w"], ["y"], name="product", **keys))
+    model = build(made.nodes, {"x": (FLOAT, ["N", 5, 3, 3])}, {"y": (FLOAT, ["N", 70])}, made.stored, 21)
+    assert names_of(model) == ["product"]
+    inputs = wholes(50, 5, 3)
+    np.testing.assert_array_equal(on_bits(model, inputs), Reference(model)(inputs)["y"])
+
+
+@compiled
+@pytest.mark.parametrize("seed", range(12))
+def test_random_networks(seed: int) -> None:
+    """Odd channel counts, strides, pads, residual sums, signs that several layers read."""
+    made = Network(seed)
+    rng, value, channels, layers = made.rng, "x", int(made.rng.integers(1, 70)), 0
+    first = channels
+    for _ in range(int(rng.integers(2, 5))):
+        sign = made.sign(value, str(rng.choice(list(FORMS))))
+        filters, stride = int(rng.integers(1, 70)), int(rng.integers(1, 3))
+        one = made.conv(sign, channels, filters, 3, pads=[1, 1, 1, 1], strides=[stride, stride])
+        other = made.conv(sign, channels, filters, 1, strides=[stride, stride], bias=False)
+        value = made.name("sum")
+        made.nodes.append(helper.make_node("Add", [one, other], [value], name=value))
+        channels, layers = filters, layers + 2
+    model = made.model(value, first)
+    rewritten, names = with_binary_layers(model)
+    assert len(names) == layers
+    packs = [node for node in rewritten.graph.node if node.op_type == "BinaryPack"]
+    assert len(packs) == layers // 2, "two layers read the same bits"
+    inputs = wholes(20, first, seed=seed)
+    np.testing.assert_array_equal(on_bits(model, inputs), Reference(model)(inputs)["y"])
+
+
+def threshold(array: Any) -> onnx.ModelProto:
+    model = one_layer()
+    tensor = next(one for one in model.graph.initializer if one.name == "zero")
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(array, np.float32), "zero"))
+    return model
+
+
+@compiled
+def test_a_threshold_may_be_one_number_a_channel() -> None:
+    model = threshold(np.random.default_rng(3).integers(-2, 3, (1, 40, 1, 1)))
+    inputs = wholes(10, 40)
+    np.testing.assert_array_equal(on_bits(model, inputs), Reference(model)(inputs)["y"])
+
+
+def weights(place: tuple[Any, ...], value: float) -> onnx.ModelProto:
+    model = one_layer()
+    tensor = next(one for one in model.graph.initializer if one.name == "conv2.w")
+    array = numpy_helper.to_array(tensor).copy()
+    array[place] = value
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return model
+
+
+def lone_sign() -> onnx.ModelProto:
+    made = Network()
+    made.nodes.append(helper.make_node("Sign", ["x"], ["s"], name="alone"))
+    return made.model(made.conv("s", 40, 8), 40)
+
+
+LEFT = {
+    "a weight of another magnitude": (lambda: weights((0, 0, 0, 0), 9), ""),
+    "weights of 0": (lambda: weights((slice(None), 0), 0), ""),
+    "a threshold for each place": (
+        lambda: threshold(np.arange(64).reshape(8, 8)),
+        "its threshold is not one number a channel",
+    ),
+    "a lone Sign": (lone_sign, "Sign 'alone' answers 0 for 0, and nothing shows that its input is never 0"),
+    "padding with another value": (lambda: padded_with(-1.0), "it is padded with -1, and its values are 1 and -1"),
+    "groups off the word": (
+        lambda: one_layer(filters=24, group=2),
+        "it has groups of 20 channels; expected a multiple of 32",
+    ),
+    "padding by size": (
+        lambda: one_layer(pads=None, auto_pad="SAME_UPPER"),
+        "its padding follows from its input's size",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_is_not_binary_is_left_with_a_reason(name: str) -> None:
+    make, reason = LEFT[name]
+    model = make()
+    found, refused = find_binary_layers(model)
+    assert found == []
+    assert list(refused.values()) == ([reason] if reason else [])
+    assert with_binary_layers(model)[0] is model
+
+
+def classifier(seed: int = 0) -> onnx.ModelProto:
+    """A float stem, two binary layers, a float head, as a framework exports it."""
+    rng = np.random.default_rng(seed)
+    made = Network(seed)
+    made.stored["stem"] = (rng.standard_normal((64, 3, 3, 3)) / 5).astype(np.float32)
+    made.nodes.append(helper.make_node("Conv", ["x", "stem"], ["s"], name="stem", pads=[1, 1, 1, 1]))
+    value = made.conv(made.sign("s"), 64, 96, pads=[1, 1, 1, 1], strides=[2, 2])
+    value = made.conv(made.sign(value), 96, 128, pads=[1, 1, 1, 1])
+    made.nodes.append(helper.make_node("GlobalAveragePool", [value], ["p"], name="pool"))
+    made.stored["head"] = (rng.standard_normal((10, 128, 1, 1)) / 50).astype(np.float32)
+    made.nodes.append(helper.make_node("Conv", ["p", "head"], ["h"], name="head"))
+    return made.model("h", 3)
+
+
+@compiled
+def test_a_build_runs_them_natively_and_its_report_says_by_what(tmp_path: Path) -> None:
+    model = classifier()
+    manifest, report = built(tmp_path, model)
+    binary = [layer for layer in report.layers if layer.op_type == "BinaryConv2d"]
+    assert [layer.source for layer in binary] == ["conv2", "conv4"]
+    assert {(layer.precision, layer.kernel.split()[0]) for layer in binary} == {("binary", "bnn")}
+    assert not {"portable", "not"} & {layer.kernel.split()[1] for layer in binary}
+    floats = sum(tensor.ByteSize() for tensor in model.graph.initializer)
+    bits = 4 * (96 * 9 * words_of(64) + 128 * 9 * words_of(96))
+    assert manifest.engine.size_bytes < floats - 25 * bits, "a weight takes one bit of the engine, and took 32"
+    assert manifest.proof.batchable
+
+
+@compiled
+def test_int8_leaves_them_as_they_are(tmp_path: Path) -> None:
+    calibration = {"x": np.random.default_rng(5).standard_normal((32, 3, 8, 8)).astype(np.float32)}
+    model = classifier()
+    samples = [{"x": row[None]} for row in calibration["x"]]
+    made = quantize.Quantizer(model, samples, len(samples)).quantized()
+    assert names_of(made) == ["conv2", "conv4"]
+    assert any(node.op_type == "QuantizeLinear" for node in made.graph.node), "the others are INT8"
+    _, report = built(tmp_path, model, Spec(accuracy_budget=0.5), calibration=calibration)
+    assert [layer.source for layer in report.layers if layer.op_type == "BinaryConv2d"] == ["conv2", "conv4"]
+
+
+def test_without_native_kernels_they_run_as_convolutions_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime.core()
+    monkeypatch.setattr(runtime, "_has_binary_operators", False)
+    manifest, report = built(tmp_path, classifier())
+    assert not [layer for layer in report.layers if layer.op_type == "BinaryConv2d"]
+    assert "2 binary layers run as convolutions of floats: their native kernels are not compiled" in manifest.notes
+
+
+def test_a_sum_that_fp32_cannot_hold_is_left() -> None:
+    made = Network()
+    made.stored["w"] = np.ones((1, 2**24 + 1), np.float32)
+    made.nodes.append(helper.make_node("Gemm", [made.sign("x"), "w"], ["y"], name="product", transB=1))
+    model = build(made.nodes, {"x": (FLOAT, ["N", 2**24 + 1])}, {"y": (FLOAT, ["N", 1])}, made.stored, 21)
+    assert find_binary_layers(model) == ([], {"product": "sums of 16777217 signs are not exact in FP32"})
+
+
+@compiled
+def test_an_input_smaller_than_a_kernel_is_refused_and_the_next_is_answered() -> None:
+    made = Network()
+    model = made.model(made.conv(made.sign("x"), 40, 8, 5), 40, "H")
+    run = target.runner(target.compile_model(target.read_model(model), 1, 1), ["y"])
+    with pytest.raises(RuntimeError, match="smaller than its kernel"):
+        run(wholes(1, 40, 3))
+    inputs = wholes(2, 40, 9)
+    np.testing.assert_array_equal(run(inputs)["y"], Reference(model)(inputs)["y"])
