@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 from importlib import metadata
@@ -17,8 +16,9 @@ _NAME = "libbitserve_bnn.so"
 def extension_path() -> Path | None:
     """The compiled extension: beside this package, or where it was installed to; None where nothing was compiled."""
     places = [Path(__file__).parent / "cpu" / _NAME]
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        places.append(Path(str(metadata.distribution("bitserve").locate_file(f"engines/plugins/cpu/{_NAME}"))))
+    places += [
+        Path(str(one.locate_file(f"engines/plugins/cpu/{_NAME}"))) for one in metadata.distributions(name="bitserve")
+    ]
     return next((place for place in places if place.is_file()), None)
 
 
