@@ -1,6 +1,7 @@
 #include "convolution.hpp"
 
 #include <algorithm>
+#include <cstring>
 
 namespace bnn {
 namespace {
@@ -29,9 +30,8 @@ void Buffer::resize(std::size_t bytes) {
 }
 
 struct Convolution::Scratch {
-    std::vector<std::uint32_t> row;
     Buffer rows;
-    std::vector<std::int32_t> counts;
+    std::vector<std::int32_t> dots;
 };
 
 Convolution::Convolution(const Geometry& geometry, const std::uint32_t* weights, const Kernel& kernel)
@@ -58,61 +58,84 @@ Convolution::Convolution(const Geometry& geometry, const std::uint32_t* weights,
 void Convolution::run(
     const std::uint32_t* bits, std::size_t batch, const float* multiplier, const float* bias, float* out,
     const Parallel& parallel) const {
-    const std::size_t places = static_cast<std::size_t>(geometry_.out_height()) * geometry_.out_width();
+    const Geometry& g = geometry_;
+    const std::size_t places = static_cast<std::size_t>(g.out_height()) * g.out_width();
     const std::size_t parts = (places + kPixels - 1) / kPixels;
-    const std::size_t in_words = static_cast<std::size_t>(geometry_.height) * geometry_.width * geometry_.group_words() * geometry_.groups;
+    const std::size_t words = static_cast<std::size_t>(g.height) * g.width * g.group_words() * g.groups;
+    const auto* images = reinterpret_cast<const std::uint8_t*>(bits);
+    Buffer expanded;
+    if (kernel_.word_bytes != 4) {
+        expanded.resize(batch * words * kernel_.word_bytes);
+        images = expanded.data();
+        parallel(batch * words, [&](std::size_t begin, std::size_t end) {
+            kernel_.expand(bits + begin, end - begin, expanded.data() + begin * kernel_.word_bytes);
+        });
+    }
     parallel(batch * parts, [&](std::size_t begin, std::size_t end) {
         Scratch scratch;
-        scratch.row.resize(geometry_.row_words());
-        scratch.rows.resize(kPixels * kernel_.row_bytes(geometry_.row_words()));
-        scratch.counts.resize(kPixels * stride_);
+        scratch.rows.resize(kPixels * g.row_words() * kernel_.word_bytes);
+        scratch.dots.resize(kPixels * stride_);
         for (std::size_t part = begin; part < end; ++part) {
             const std::size_t image = part / parts, first = part % parts * kPixels;
             pixels(
-                bits + image * in_words, first, std::min(kPixels, places - first), multiplier, bias,
-                out + image * places * geometry_.filters, scratch);
+                images + image * words * kernel_.word_bytes, first, std::min(kPixels, places - first), multiplier, bias,
+                out + image * places * g.filters, scratch);
         }
     });
 }
 
-void Convolution::pixels(
-    const std::uint32_t* image, std::size_t begin, std::size_t count, const float* multiplier, const float* bias,
-    float* out, Scratch& scratch) const {
+void Convolution::gather(const std::uint8_t* image, std::size_t place, int group, std::uint8_t* to) const {
     const Geometry& g = geometry_;
-    const int filters = g.filters / g.groups, depth = g.group_words(), words = g.row_words();
+    const std::size_t own = g.group_words() * kernel_.word_bytes, whole = own * g.groups;
+    const int top = static_cast<int>(place / g.out_width()) * g.stride_height - g.pad_top;
+    const int left = static_cast<int>(place % g.out_width()) * g.stride_width - g.pad_left;
+    if (g.groups == 1 && g.dilation_width == 1 && is_inside(place)) {  // the taps of a row lie side by side
+        const std::size_t row = own * g.kernel_width;
+        for (int ky = 0; ky < g.kernel_height; ++ky, to += row)
+            std::memcpy(to, image + (static_cast<std::size_t>(top + ky * g.dilation_height) * g.width + left) * own, row);
+        return;
+    }
+    for (int ky = 0; ky < g.kernel_height; ++ky) {
+        const int y = top + ky * g.dilation_height;
+        for (int kx = 0; kx < g.kernel_width; ++kx, to += own) {
+            const int x = left + kx * g.dilation_width;
+            if (y < 0 || y >= g.height || x < 0 || x >= g.width)
+                std::memset(to, 0, own);
+            else
+                std::memcpy(to, image + (static_cast<std::size_t>(y) * g.width + x) * whole + group * own, own);
+        }
+    }
+}
+
+bool Convolution::is_inside(std::size_t place) const {
+    const Geometry& g = geometry_;
+    const int top = static_cast<int>(place / g.out_width()) * g.stride_height - g.pad_top;
+    const int left = static_cast<int>(place % g.out_width()) * g.stride_width - g.pad_left;
+    return top >= 0 && left >= 0 && top + reach(g.kernel_height, g.dilation_height) <= g.height &&
+           left + reach(g.kernel_width, g.dilation_width) <= g.width;
+}
+
+void Convolution::pixels(
+    const std::uint8_t* image, std::size_t begin, std::size_t count, const float* multiplier, const float* bias, float* out,
+    Scratch& scratch) const {
+    const Geometry& g = geometry_;
+    const int filters = g.filters / g.groups, words = g.row_words();
     const std::int32_t total = g.channels / g.groups * g.kernel_height * g.kernel_width;
-    const std::size_t width = g.out_width(), places = width * g.out_height();
-    const std::size_t row_bytes = kernel_.row_bytes(words);
+    const std::size_t places = static_cast<std::size_t>(g.out_width()) * g.out_height();
     for (int group = 0; group < g.groups; ++group) {
-        for (std::size_t i = 0; i < count; ++i) {
-            const std::size_t place = begin + i;
-            const int top = static_cast<int>(place / width) * g.stride_height - g.pad_top;
-            const int left = static_cast<int>(place % width) * g.stride_width - g.pad_left;
-            std::uint32_t* to = scratch.row.data();
-            for (int ky = 0; ky < g.kernel_height; ++ky) {
-                const int y = top + ky * g.dilation_height;
-                for (int kx = 0; kx < g.kernel_width; ++kx, to += depth) {
-                    const int x = left + kx * g.dilation_width;
-                    if (y < 0 || y >= g.height || x < 0 || x >= g.width)
-                        std::fill(to, to + depth, 0u);
-                    else
-                        std::copy_n(
-                            image + (static_cast<std::size_t>(y) * g.width + x) * depth * g.groups + group * depth, depth, to);
-                }
-            }
-            kernel_.prepare_row(scratch.row.data(), words, scratch.rows.data() + i * row_bytes);
-        }
-        std::int32_t* dots = scratch.counts.data();
+        for (std::size_t i = 0; i < count; ++i)
+            gather(image, begin + i, group, scratch.rows.data() + i * words * kernel_.word_bytes);
+        std::int32_t* dots = scratch.dots.data();
         kernel_.count(scratch.rows.data(), static_cast<int>(count), words, weights_[group].data(), filters, dots, stride_);
-        for (std::size_t i = 0; i < count * stride_; ++i) dots[i] = total - 2 * dots[i];
+        const std::size_t all = count * stride_;
+        for (std::size_t i = 0; i < all; ++i) dots[i] = total - 2 * dots[i];
         if (!g.pads_with_one)
-            for (std::size_t i = 0; i < count; ++i) correct(begin + i, group, dots + i * stride_);
-        for (int filter = 0; filter < filters; ++filter) {
-            const int channel = group * filters + filter;
-            float* to = out + channel * places + begin;
             for (std::size_t i = 0; i < count; ++i)
-                to[i] = static_cast<float>(dots[i * stride_ + filter]) * multiplier[channel] + bias[channel];
-        }
+                if (!is_inside(begin + i)) correct(begin + i, group, dots + i * stride_);
+        const std::size_t channel = static_cast<std::size_t>(group) * filters;
+        kernel_.finish(
+            dots, static_cast<int>(count), stride_, filters, multiplier + channel, bias + channel,
+            out + channel * places + begin, places);
     }
 }
 

@@ -53,8 +53,11 @@ class Convolution {
   private:
     struct Scratch;
     void pixels(
-        const std::uint32_t* image, std::size_t begin, std::size_t count, const float* multiplier, const float* bias,
+        const std::uint8_t* image, std::size_t begin, std::size_t count, const float* multiplier, const float* bias,
         float* out, Scratch& scratch) const;
+    // What an output pixel reads, tap after tap, as the kernel reads it; 0 where the input ends.
+    void gather(const std::uint8_t* image, std::size_t place, int group, std::uint8_t* to) const;
+    bool is_inside(std::size_t place) const;
     void correct(std::size_t pixel, int group, std::int32_t* dots) const;
 
     Geometry geometry_;

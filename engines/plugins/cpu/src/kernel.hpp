@@ -15,19 +15,30 @@ struct Kernel {
     // Bytes of the weights as `count` reads them, of `channels` rows of `words`.
     std::size_t (*prepared_bytes)(int channels, int words);
     void (*prepare)(const std::uint32_t* weights, int channels, int words, void* prepared);
-    // Bytes of one pixel's row as `count` reads it.
-    std::size_t (*row_bytes)(int words);
-    void (*prepare_row)(const std::uint32_t* row, int words, void* prepared);
+    // Bytes of a word of the input as `count` reads it; words of 0 are bytes of 0.
+    std::size_t word_bytes;
+    void (*expand)(const std::uint32_t* words, std::size_t count, void* prepared);
     // counts[pixel * stride + channel] = bits that differ between the pixel's row and the channel's weights.
     // `stride` is `channels` rounded up to `lanes`; prepared memory is aligned to 64 bytes.
     void (*count)(
         const void* rows, int pixels, int words, const void* weights, int channels, std::int32_t* counts, int stride);
+    // out[channel * places + pixel] = dots[pixel * stride + channel] * multiplier[channel] + bias[channel], each rounded
+    void (*finish)(
+        const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias,
+        float* out, std::size_t places);
 };
+
+void finish_plainly(
+    const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias, float* out,
+    std::size_t places);
 
 extern const Kernel portable_kernel;
 #if defined(__x86_64__)
 extern const Kernel avx2_kernel;
 extern const Kernel avx512_kernel;
+void finish_by_avx2(
+    const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias, float* out,
+    std::size_t places);
 #endif
 
 inline int rounded_up(int number, int multiple) { return (number + multiple - 1) / multiple * multiple; }

@@ -48,28 +48,25 @@ void prepare(const std::uint32_t* weights, int channels, int words, void* prepar
         }
 }
 
-std::size_t row_bytes(int words) { return static_cast<std::size_t>(words) * kNibbles; }
-
-// Offsets of tables, so that the inner loop only adds them to an address.
-void prepare_row(const std::uint32_t* row, int words, void* prepared) {
+// Offsets of tables, so that the inner loop only adds them to an address: a byte for every four bits, 16 times their value.
+void expand(const std::uint32_t* words, std::size_t count, void* prepared) {
     auto* to = static_cast<std::uint8_t*>(prepared);
-    const __m256i low = _mm256_set1_epi8(static_cast<char>(0xf0));
-    const __m256i spread = _mm256_setr_epi8(
+    const __m256i high = _mm256_set1_epi8(static_cast<char>(0xf0));
+    const __m256i odd = _mm256_set1_epi16(static_cast<short>(0xff00));
+    const __m256i twice = _mm256_setr_epi8(
         0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-    int i = 0;
-    for (; i + 4 <= words; i += 4) {
-        const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i));
-        const __m256i wide = _mm256_permute4x64_epi64(_mm256_castsi128_si256(four), 0x44);
-        const __m256i both = _mm256_permute4x64_epi64(wide, 0x50);  // words 0, 1 in one half; 2, 3 in the other
-        const __m256i bytes = _mm256_shuffle_epi8(both, spread);
-        const __m256i high = _mm256_and_si256(bytes, low);
-        const __m256i lower = _mm256_and_si256(_mm256_slli_epi16(bytes, 4), low);
-        const __m256i odd = _mm256_set1_epi16(static_cast<short>(0xff00));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * kNibbles), _mm256_blendv_epi8(lower, high, odd));
+    std::size_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+        const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(words + i));
+        const __m256i halves = _mm256_permute4x64_epi64(_mm256_castsi128_si256(four), 0x50);  // words 0, 1 and 2, 3
+        const __m256i bytes = _mm256_shuffle_epi8(halves, twice);
+        const __m256i lower = _mm256_and_si256(_mm256_slli_epi16(bytes, 4), high);
+        const __m256i found = _mm256_blendv_epi8(lower, _mm256_and_si256(bytes, high), odd);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * kNibbles), found);
     }
-    for (; i < words; ++i)
+    for (; i < count; ++i)
         for (int nibble = 0; nibble < kNibbles; ++nibble)
-            to[i * kNibbles + nibble] = static_cast<std::uint8_t>((row[i] >> (nibble * 4) & 15) << 4);
+            to[i * kNibbles + nibble] = static_cast<std::uint8_t>((words[i] >> (nibble * 4) & 15) << 4);
 }
 
 inline void widen(__m256i bytes, __m256i sums[2]) {
@@ -142,15 +139,57 @@ void count(
     const auto* from = static_cast<const std::uint8_t*>(rows);
     const auto* table = static_cast<const std::uint8_t*>(weights);
     const int nibbles = words * kNibbles, blocks = rounded_up(channels, kLanes) / kLanes;
-    const std::size_t row = row_bytes(words), block_bytes = static_cast<std::size_t>(nibbles) * kLanes;
+    const std::size_t row = static_cast<std::size_t>(nibbles), block_bytes = static_cast<std::size_t>(nibbles) * kLanes;
     int b = 0;
     for (; b + 2 <= blocks; b += 2)
         column<2>(from, row, pixels, table + b * block_bytes, nibbles, counts + b * kLanes, stride);
     if (b < blocks) column<1>(from, row, pixels, table + b * block_bytes, nibbles, counts + b * kLanes, stride);
 }
 
+// Eight pixels of eight channels, turned.
+void turn(
+    const std::int32_t* dots, int stride, const float* multiplier, const float* bias, float* out, std::size_t places) {
+    const __m256 scale = _mm256_loadu_ps(multiplier), add = _mm256_loadu_ps(bias);
+    __m256 row[8], pair[8], quad[8];
+    for (int i = 0; i < 8; ++i) {
+        const __m256i whole = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(dots + static_cast<std::size_t>(i) * stride));
+        row[i] = _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(whole), scale), add);
+    }
+    for (int i = 0; i < 8; i += 2) {
+        pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+        pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        quad[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
+        quad[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xee);
+        quad[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
+        quad[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+        _mm256_storeu_ps(out + i * places, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x20));
+        _mm256_storeu_ps(out + (i + 4) * places, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31));
+    }
+}
+
 }  // namespace
 
-const Kernel avx2_kernel{"avx2", usable, kLanes, prepared_bytes, prepare, row_bytes, prepare_row, count};
+void finish_by_avx2(
+    const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias, float* out,
+    std::size_t places) {
+    const int whole_pixels = pixels / 8 * 8, whole_channels = channels / 8 * 8;
+    for (int channel = 0; channel < whole_channels; channel += 8)
+        for (int pixel = 0; pixel < whole_pixels; pixel += 8)
+            turn(
+                dots + static_cast<std::size_t>(pixel) * stride + channel, stride, multiplier + channel, bias + channel,
+                out + channel * places + pixel, places);
+    finish_plainly(
+        dots + static_cast<std::size_t>(whole_pixels) * stride, pixels - whole_pixels, stride, whole_channels, multiplier, bias,
+        out + whole_pixels, places);
+    finish_plainly(
+        dots + whole_channels, pixels, stride, channels - whole_channels, multiplier + whole_channels, bias + whole_channels,
+        out + whole_channels * places, places);
+}
+
+const Kernel avx2_kernel{"avx2", usable, kLanes, prepared_bytes, prepare, kNibbles, expand, count, finish_by_avx2};
 
 }  // namespace bnn

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kLanes = 16;
 
-bool usable() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vpopcntdq"); }
+bool usable() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx2"); }
 
 std::size_t prepared_bytes(int channels, int words) {
     return static_cast<std::size_t>(rounded_up(channels, kLanes)) * words * 4;
@@ -26,9 +26,7 @@ void prepare(const std::uint32_t* weights, int channels, int words, void* prepar
                 weights[static_cast<std::size_t>(channel) * words + word];
 }
 
-std::size_t row_bytes(int words) { return static_cast<std::size_t>(words) * 4; }
-
-void prepare_row(const std::uint32_t* row, int words, void* prepared) { std::memcpy(prepared, row, row_bytes(words)); }
+void expand(const std::uint32_t* words, std::size_t count, void* prepared) { std::memcpy(prepared, words, count * 4); }
 
 template <int Pixels, int Blocks>
 void tile(
@@ -76,6 +74,6 @@ void count(
 
 }  // namespace
 
-const Kernel avx512_kernel{"avx512", usable, kLanes, prepared_bytes, prepare, row_bytes, prepare_row, count};
+const Kernel avx512_kernel{"avx512", usable, kLanes, prepared_bytes, prepare, 4, expand, count, finish_by_avx2};
 
 }  // namespace bnn

@@ -14,9 +14,7 @@ void prepare(const std::uint32_t* weights, int channels, int words, void* prepar
     std::memcpy(prepared, weights, plain_bytes(channels, words));
 }
 
-std::size_t row_bytes(int words) { return static_cast<std::size_t>(words) * 4; }
-
-void prepare_row(const std::uint32_t* row, int words, void* prepared) { std::memcpy(prepared, row, row_bytes(words)); }
+void expand(const std::uint32_t* words, std::size_t count, void* prepared) { std::memcpy(prepared, words, count * 4); }
 
 std::int32_t differing(const std::uint32_t* one, const std::uint32_t* other, int words) {
     std::int32_t found = 0;
@@ -42,6 +40,15 @@ void count(
 
 }  // namespace
 
-const Kernel portable_kernel{"portable", usable, 1, plain_bytes, prepare, row_bytes, prepare_row, count};
+void finish_plainly(
+    const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias, float* out,
+    std::size_t places) {
+    for (int channel = 0; channel < channels; ++channel)
+        for (int pixel = 0; pixel < pixels; ++pixel)
+            out[channel * places + pixel] =
+                static_cast<float>(dots[static_cast<std::size_t>(pixel) * stride + channel]) * multiplier[channel] + bias[channel];
+}
+
+const Kernel portable_kernel{"portable", usable, 1, plain_bytes, prepare, 4, expand, count, finish_plainly};
 
 }  // namespace bnn
