@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: serve test test-targets lint bench samples clean
+.PHONY: serve test test-targets test-native lint bench samples clean
 
 serve: $(VENV)/.installed
 	$(BIN)/bitserve serve --host $(HOST) --port $(PORT)
@@ -14,6 +14,13 @@ test: $(VENV)/.installed-test
 
 test-targets: $(VENV)/.installed-targets
 	$(BIN)/python -m pytest tests/targets
+
+# the kernels under AddressSanitizer and UndefinedBehaviorSanitizer; what OpenVINO and Python leak is theirs
+test-native: $(VENV)/.installed-test
+	cmake -S engines/plugins/cpu -B $(VENV)/native -DSANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
+	cmake --build $(VENV)/native -j2 >/dev/null
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		$(BIN)/python -m pytest tests/plugins/test_kernels.py --extension $(VENV)/native/libbitserve_bnn.so
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

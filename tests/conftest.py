@@ -8,12 +8,25 @@ from pathlib import Path
 
 import pytest
 
+from engines.plugins import extension
+
 _ALLOWED = Path(__file__).parent / "allowed_skips.txt"
 
 
 def _allowed_prefixes() -> tuple[str, ...]:
     lines = [line.strip() for line in _ALLOWED.read_text().splitlines()]
     return tuple(line.split(": ")[0] for line in lines if line and not line.startswith("#"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--extension", help="the library of native kernels to test, instead of the installed one")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any module of tests or of engines has taken the function by its name."""
+    given = config.getoption("--extension")
+    if given:
+        extension.extension_path = lambda: Path(given).absolute()
 
 
 @pytest.hookimpl(wrapper=True)
