@@ -7,7 +7,7 @@ depth, stored bytes, functions that call each other, tensors that would not fit)
 from __future__ import annotations
 
 import math
-import stat
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from engines.errors import ModelRefused
+from engines.files import open_plain
 from engines.frontend.filekind import kind_of
 from engines.frontend.wire import count_messages
 
@@ -44,14 +45,13 @@ LIMITS = Limits()
 
 def check_file(path: Path, limits: Limits = LIMITS) -> bytes:
     """The bytes of a file that may be parsed as ONNX. Raises ModelRefused."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise ModelRefused(f"{path.name} is not a regular file")
-    if found.st_size == 0:
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limits.file_bytes:
+            raise ModelRefused(f"{path.name} has {size} bytes; expected at most {limits.file_bytes}")
+        data = file.read(size)
+    if not data:
         raise ModelRefused(f"{path.name} is empty; expected an ONNX model")
-    if found.st_size > limits.file_bytes:
-        raise ModelRefused(f"{path.name} has {found.st_size} bytes; expected at most {limits.file_bytes}")
-    data = path.read_bytes()
     kind = kind_of(data)
     if kind:
         raise ModelRefused(f"{path.name} is {kind}; expected an ONNX model")
