@@ -284,7 +284,7 @@ class Builds:
             return
         if stage:
             further = {"stage": stage, "percent": percent_of(stage, share, progress.percent)}
-            if share and not message and progress == progress.model_copy(update=further):
+            if not message and progress == progress.model_copy(update=further):
                 return  # a builder tells thousands of its steps, and none of these would be seen
             try:
                 progress = self._update(build, **further)
