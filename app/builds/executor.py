@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import engines
+from app.builds.family import Family
 from app.builds.said import Wanted, read_said
 from app.builds.state import Advance
-from app.builds.watch import BuildLimits, kill_group, watch
+from app.builds.watch import BuildLimits, watch
 from app.disk import naming_full_disk
 from app.temporary import own_folder
 from app.words import printable
 from engines.errors import ModelRefused
 from engines.handover import read_page
 from engines.request import BuildRequest
-from engines.runtime import usable_threads
 
 __all__ = ["COMPILER", "BuildLimits", "GpuBuild", "Wanted", "render_report", "run_build", "run_child"]
 
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 _PACKAGE = Path(engines.__file__).parent
 _KEPT_STDERR_BYTES = 4096
 _SANDBOX = (sys.executable, "-m", "engines.sandbox")
-_FILE_BYTES = 2**33
 _LAST_WORDS_S = 5.0
 _RENDERER = (sys.executable, "-m", "engines", "report")
 COMPILER = (sys.executable, "-m", "engines", "build")
@@ -59,8 +58,8 @@ async def run_build(
 
     Into another folder, `fallback`, the child may first put the plan of an FP32 engine. Where it had done so and then
     came to no good end, the answer is the reason, and the plan is to be taken from there; else it is empty. Raises
-    ModelRefused with the reason where there is no plan, however the child ended. Nothing of its process group outlives
-    this call.
+    ModelRefused with the reason where there is no plan, however the child ended. Nothing that it started outlives this
+    call.
     """
     words = [*_arguments(request), "--out", str(out.absolute()), "--threads", str(limits.threads)]
     writable = [out]
@@ -113,10 +112,11 @@ async def run_child(
         readers = asyncio.gather(
             read_said(_pipe(child.stdout), said, wanted, progress), _read_tail(_pipe(child.stderr), complaint)
         )
+        family = Family(child.pid)
         try:
-            stopped = await watch(child, limits, [*writable, empty])
+            stopped = await watch(child, family, limits, [*writable, empty])
         finally:
-            kill_group(child.pid)  # also what the child started: it may hold the pipes open
+            family.end()  # also what the child started: it may hold the pipes open
             await child.wait()
             await asyncio.wait({readers}, timeout=_LAST_WORDS_S)
             readers.cancel()
@@ -143,11 +143,10 @@ def _sandboxed(
     command: Sequence[str], readable: Sequence[Path], writable: Sequence[Path], limits: BuildLimits
 ) -> list[str]:
     """The command with no network, no sight of other processes, and no files but these, as far as the kernel allows."""
-    cpu_s = math.ceil(limits.timeout_s * (limits.threads or usable_threads())) + 1
     options = [
         f"--parent={os.getpid()}",
-        f"--cpu-s={cpu_s}",
-        f"--file-bytes={_FILE_BYTES}",
+        f"--cpu-s={math.ceil(limits.cpu_s) + 1}",
+        f"--file-bytes={limits.file_bytes}",
         *(f"--read={path.absolute()}" for path in readable),
         *(f"--write={folder.absolute()}" for folder in writable),
         *(f"--write={device}" for device in sorted(Path("/dev").glob("nvidia*"))),  # TensorRT builds on a GPU

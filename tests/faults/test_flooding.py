@@ -138,5 +138,3 @@ def test_a_server_answers_while_a_compile_floods_it(tmp_path: Path) -> None:
         assert len((folder / "events.jsonl").read_text().splitlines()) < MOST_TOLD
     finally:
         server.stop()
-
-
