@@ -21,7 +21,7 @@ from engines.request import BuildRequest
 from tests.faults.test_killed_builds import Idle, put
 from tests.support.onnx_models import linear
 from tests.support.servers import Server, until
-from tests.support.uploads import ended, send
+from tests.support.uploads import build_of, ended, send
 
 MOST_TOLD = 700
 FLOOD = """
@@ -131,7 +131,7 @@ def test_a_server_answers_while_a_compile_floods_it(tmp_path: Path) -> None:
         server.wait_live()
         answer = send(server, "m", linear().SerializeToString())
         folder = tmp_path / ".builds" / answer.headers["location"].rpartition("/")[2]
-        until(lambda: '"prove"' in (folder / "state.json").read_text(), "it floods")
+        until(lambda: build_of(server, answer)["percent"] >= STAGES["prove"], "it floods")
         assert httpx.get(f"{server.url}/v2/health/live", timeout=10).status_code == 200
         done = ended(server, answer)
         assert (done["state"], done["error"]) == ("failed", "that was all")
