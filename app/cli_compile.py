@@ -140,7 +140,7 @@ def _here(folder: Path, name: str, request: BuildRequest, asked: Spec, show: Cal
 
     logging.getLogger("app").addHandler(logging.NullHandler())  # what it would say there, the error says
     settings = read_settings(repository=folder, cache=folder / ".cache")
-    with _with_spec(request, asked) as whole:
+    with _with_spec(_without_links(request), asked) as whole:
         done = compile_here(settings, name, whole, advance)
     advance("done", 0.0)
     status = {
@@ -160,6 +160,12 @@ def _there(
     status, report = build_there(server, token, name, request, asked, show)
     warnings = [line for line in status.get("log", ()) if is_served_instead(line)]
     return _Done(report or status, f"{name} version {status['version']} serves at {server}", warnings)
+
+
+def _without_links(request: BuildRequest) -> BuildRequest:
+    """A link that is named on the command line is the caller's own, and followed; no build follows any."""
+    resolved = [path and path.resolve() for path in (request.calibration, request.validation)]
+    return BuildRequest(request.source.resolve(), request.spec, *resolved)
 
 
 @contextlib.contextmanager

@@ -76,6 +76,7 @@ class Loader:
         may_renew: bool = True,
     ) -> Loaded | str:  # fmt: skip
         config = override.over(self._settings.repository / files.model / repository.CONFIG_FILE)
+        repository.check_model_folder(files.folder.parent)
         request = BuildRequest.of_folder(files.folder)
         manifest = await self.plans.find(request)
         if manifest is None and only_known:

@@ -91,8 +91,7 @@ class ModelManager:
         """Compare the disk with what is served; start loads, unload what is gone."""
         with self._calls.noting() as touched:
             found = await asyncio.to_thread(self._scan)
-        for model in [model for model in self._seen if model not in found]:
-            found[model] = []
+        found.update({model: [] for model in self._seen if model not in found})
         for model, versions in found.items():
             if model in touched:
                 continue  # a call has changed it since the scan, or will
@@ -282,6 +281,10 @@ class ModelManager:
         call.add_done_callback(lambda _: self._discard(override))
         await self._outcome(call, model)
 
+    def require_wanted(self, model: str, number: int) -> None:
+        """Raise BadRepository where `take_in` of the next version, `number`, would: it need not be compiled then."""
+        self._overrides.get(model).require(model, self._config_file(model), number, {number})
+
     async def take_in(self, model: str, number: int) -> None:
         """Bring a version that was published just now into service; returns when it answers.
 
@@ -301,12 +304,9 @@ class ModelManager:
     async def _take_in_call(self, model: str, number: int) -> None:
         async with self._calls.turn(model):
             override = self._overrides.get(model)
-            if override.folder is not None:
-                raise BadRepository(f"{model!r} serves files that a load call brought; unload it first")
             found = (await asyncio.to_thread(repository.scan, self._settings.repository)).get(model, [])
-            files = next((f for f in found if f.version == number), None)
-            if files is None or number not in override.choose(self._config_file(model), {f.version for f in found}):
-                raise BadRepository(f"the configuration of {model!r} does not ask for version {number}")
+            override.require(model, self._config_file(model), number, {files.version for files in found})
+            files = next(files for files in found if files.version == number)
             sight = (files.stamp, stamp_of(self._config_file(model)))
             outcome = (await self._prepare_all([files], override))[0][1]
             if isinstance(outcome, str):

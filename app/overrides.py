@@ -71,6 +71,13 @@ class Override:
             return {max(numbers)} if numbers else set()
         return numbers if policy == "all" else numbers & set(policy)
 
+    def require(self, model: str, file: Path, number: int, numbers: set[int]) -> None:
+        """Raise BadRepository where version `number` of the repository, one of `numbers`, would not be served."""
+        if self.folder is not None:
+            raise BadRepository(f"{model!r} serves files that a load call brought; unload it first")
+        if number not in self.choose(file, numbers):
+            raise BadRepository(f"the configuration of {model!r} does not ask for version {number}")
+
 
 _NONE = Override()
 

@@ -50,7 +50,9 @@ class Plans:
             else None
         )
         self._distrusted: set[str] = set()
-        self._limits = BuildLimits(settings.build_timeout_s, settings.build_memory_bytes, settings.threads)
+        self._limits = BuildLimits(
+            settings.build_timeout_s, settings.build_memory_bytes, settings.threads, cpu_s=settings.build_cpu_s
+        )
         self._turn, self._pages = asyncio.Semaphore(1), asyncio.Semaphore(1)
         self._known_keys: dict[Path, tuple[tuple[int, ...], str]] = {}
 

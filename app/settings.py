@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     build_timeout_s: float = Field(
         600, gt=0, description="Wall time of one compile, then it is ended; FP32 serves if proven by then."
     )
+    build_cpu_s: float = Field(
+        0, ge=0, description="CPU time of one compile, all threads together; 0 = what all have within the wall time."
+    )
     build_memory_bytes: int = Field(
         8_589_934_592, ge=1, description="Resident memory of one compile, then it is ended in the same way."
     )

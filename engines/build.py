@@ -69,7 +69,7 @@ def build(
     if gpus:
         spec = dataclasses.replace(spec, gpus=gpus)
     require_supported(spec)
-    sent, digest, size_bytes = frontend.read(request.source)
+    sent, digest, size_bytes = frontend.read(request.source, spec)
     digests = {**request.digests(), repository.MODEL_FILE: digest}
     samples, calibration = _given_samples(request, spec, sent)
     clock.begin("rewrite")

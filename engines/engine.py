@@ -25,14 +25,13 @@ from engines.npz import DrawnSamples, Samples, SomeSamples
 from engines.reference import Arrays, Reference, Remembered
 from engines.report import Accuracy, Layer, Speed
 from engines.samples import SCALES
-from engines.spec import Spec
+from engines.spec import USUAL_BATCH, Spec
 from engines.targets import openvino as target
 from engines.targets.openvino_profile import layers_of, speeds_of
 
 __all__ = ["COARSE", "Engine", "batch_of", "counts_decisions", "judged_by", "make_engine", "run_sample"]
 
 _TIMING_ROWS = 8
-_USUAL_BATCH = 32
 _ENOUGH, _UNSEEN = 1e-3, 8.0
 """Of the largest answer: what a sample may differ by that was not among those of the proof."""
 COARSE = 2.0**-4
@@ -77,7 +76,7 @@ def make_engine(
     clock.begin("check")
     served = target.reimported(blob, *config)  # as a server will run it
     accuracy = _checked(subject, choice, served, samples, spec, precision)
-    max_batch = (spec.max_batch or _USUAL_BATCH) if choice.axes else 1
+    max_batch = (spec.max_batch or USUAL_BATCH) if choice.axes else 1
     return Engine(
         precision, choice, timings, blob, accuracy, layers_of(served, choice.graph),
         _speeds(choice, served, max_batch), max_batch,

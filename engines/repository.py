@@ -29,6 +29,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from engines.errors import BadRepository, PlanInvalid
+from engines.files import open_plain
 from engines.handover import MANIFEST_FILE, REPORT_FILE, REPORT_PAGE, check_handover
 from engines.hardware import cpu_fingerprint
 from engines.manifest import Manifest, decode, encode
@@ -38,9 +39,9 @@ from engines.signature import SIGNATURE_FILE, sign
 
 __all__ = [
     "CALIBRATION_FILE", "CONFIG_FILE", "MANIFEST_FILE", "MODEL_FILE", "REPORT_FILE", "REPORT_PAGE", "SPEC_FILE",
-    "VALIDATION_FILE", "Manifest", "PlanCache", "VersionFiles", "check_model_name", "encode", "file_sha256",
-    "is_model_name", "keep_page", "next_version", "plan_key", "publish_version", "scan", "staged_folder", "stamp_of",
-    "sweep_versions", "tool_versions", "withdraw_version",
+    "VALIDATION_FILE", "Manifest", "PlanCache", "VersionFiles", "check_model_folder", "check_model_name", "encode",
+    "file_sha256", "is_model_name", "keep_page", "next_version", "plan_key", "publish_version", "scan",
+    "staged_folder", "stamp_of", "sweep_versions", "tool_versions", "withdraw_version",
 ]  # fmt: skip
 
 MODEL_FILE = "model.onnx"
@@ -52,6 +53,7 @@ _RESERVED = frozenset({"stats"})  # GET /v2/models/stats is the statistics of al
 _PASSING_ERRORS = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE})
 _STAGING, _DISCARDED = ".staging", ".discarded."
 _LEFT_VERSION = re.compile(r"\.[0-9]+\.[^.]+\.staging")
+_COPIED_BYTES = 2**20
 _TOOLS = ("bitserve", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino", "optuna")
 PLAN_FORMAT = "16"
 """Part of every plan key: raise it when the build itself changes what it makes."""
@@ -73,6 +75,15 @@ def check_model_name(name: str) -> None:
             f"model name {name!r} is not allowed; expected 1 to 128 of A-Z a-z 0-9 . _ - starting with a letter or "
             "digit, without '..'"
         )
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise BadRepository where a model's folder is a link that leads out of the repository around it.
+
+    What is published there would be written outside, and what is served from there others may change.
+    """
+    if folder.is_symlink() and not folder.resolve().is_relative_to(folder.parent.resolve()):
+        raise BadRepository(f"the folder of model {folder.name!r} is a symbolic link that leads out of the repository")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +153,8 @@ def stamp_of(folder: Path) -> tuple[int, ...]:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    """Hex SHA-256 of a file's bytes. Raises ModelRefused where it is a link or no plain file."""
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -216,14 +227,16 @@ def _sync(path: Path) -> None:
 def publish_version(repository: Path, model: str, version: int, files: Mapping[str, Path], manifest: bytes) -> Path:
     """Add an immutable version: its files by name (`BuildRequest.files`) first, its manifest last; all or none is seen.
 
-    Raises BadRepository for an illegal name or an existing version.
+    Raises BadRepository for an illegal name, a folder outside or an existing version, ModelRefused for a link.
     """
     check_model_name(model)
+    check_model_folder(repository / model)
     final = repository / model / str(version)
     try:
         with staged_folder(final) as staging:
             for name, path in files.items():
-                shutil.copyfile(path, staging / name)
+                with open_plain(path) as source, (staging / name).open("xb") as copy:
+                    shutil.copyfileobj(source, copy, _COPIED_BYTES)
             (staging / MANIFEST_FILE).write_bytes(manifest)
     except FileExistsError as error:
         raise BadRepository(f"model {model!r} has a version {version} already; versions are immutable") from error
@@ -245,6 +258,7 @@ def keep_page(folder: Path, page: bytes) -> None:
 def next_version(repository: Path, model: str) -> int:
     """One more than the highest version that there is, whatever its state."""
     check_model_name(model)
+    check_model_folder(repository / model)
     names = [entry.name for entry in _entries(repository / model)]
     return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0) + 1
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import ModelRefused
+from engines.files import open_plain
 from engines.repository import CALIBRATION_FILE, MODEL_FILE, SPEC_FILE, VALIDATION_FILE, file_sha256, plan_key
 from engines.spec import Spec, decode_spec, encode_spec
 
@@ -35,7 +36,8 @@ class BuildRequest:
         """The request that lies in a folder under the names of the repository, in a version's folder say."""
 
         def given(name: str) -> Path | None:
-            return folder / name if (folder / name).is_file() else None
+            path = folder / name
+            return path if path.is_file() or path.is_symlink() else None  # a link is not passed over, but refused
 
         return cls(folder / MODEL_FILE, given(SPEC_FILE), given(CALIBRATION_FILE), given(VALIDATION_FILE))
 
@@ -53,7 +55,7 @@ class BuildRequest:
         """What was asked; the default where nothing was. Raises ModelRefused where it cannot be read."""
         if self.spec is None:
             return Spec()
-        with self.spec.open("rb") as file:
+        with open_plain(self.spec) as file:
             data = file.read(MAX_SPEC_BYTES + 1)
         if len(data) > MAX_SPEC_BYTES:
             raise ModelRefused(f"{SPEC_FILE} has more than {MAX_SPEC_BYTES} bytes")
@@ -62,7 +64,7 @@ class BuildRequest:
     def digests(self) -> dict[str, str]:
         """Hex SHA-256 of every file by its name in a folder. Of the spec, what it means counts: a default one is none.
 
-        Raises ModelRefused where the spec cannot be read.
+        Raises ModelRefused where the spec cannot be read, or a file is a link.
         """
         found = {name: file_sha256(path) for name, path in self.files().items() if name != SPEC_FILE}
         return {**found, **spec_digest(self.read_spec())}

@@ -15,7 +15,7 @@ import msgspec
 from engines.errors import ModelRefused
 
 __all__ = [
-    "LABEL_METRICS", "Calibrator", "ImageInput", "Metric", "Search", "Sparsity", "Spec",
+    "LABEL_METRICS", "USUAL_BATCH", "Calibrator", "ImageInput", "Metric", "Search", "Sparsity", "Spec",
     "decode_spec", "encode_spec", "require_calibration", "require_supported", "require_truth",
 ]  # fmt: skip
 
@@ -31,6 +31,9 @@ HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"
 
 LABEL_METRICS: frozenset[Metric] = frozenset({"top1", "top5", "f1"})
 """These compare classes with labels; the others compare values with targets, or with the reference's answers."""
+
+USUAL_BATCH = 32
+"""Rows that a build thinks of where no `max_batch` is asked for."""
 
 _HIGHEST_BATCH = 65536
 _MOST_TRIALS = 10_000

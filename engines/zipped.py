@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import os
 import re
 import struct
 import zipfile
@@ -15,6 +16,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from engines.errors import ModelRefused
+from engines.files import open_plain
 
 __all__ = ["MAX_BYTES", "Member", "blocks", "members"]
 
@@ -53,7 +55,7 @@ def members(path: Path) -> dict[str, Member]:
     """The arrays of an npz, without reading them. Raises ModelRefused with what is wrong with the file."""
     try:
         _check_directory(path)
-        with zipfile.ZipFile(path) as archive:
+        with open_plain(path) as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             total = sum(entry.file_size for entry in entries)
             if total > MAX_BYTES:
@@ -73,7 +75,7 @@ def blocks(path: Path, member: Member) -> Iterator[np.ndarray]:
     Raises ModelRefused where the data end early or do not match their checksum.
     """
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(member.entry) as stream:
+        with open_plain(path) as file, zipfile.ZipFile(file) as archive, archive.open(member.entry) as stream:
             _exactly(stream, member.start)
             yield from _rows(stream, member)
             if stream.read(1):  # also makes zipfile compare the checksum
@@ -98,10 +100,10 @@ def _rows(stream: IO[bytes], member: Member) -> Iterator[np.ndarray]:
 
 def _check_directory(path: Path) -> None:
     """Before `zipfile` reads the central directory: it makes an object of each entry, however many there are."""
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise _refusal(path, f"it has {size} bytes; at most {MAX_BYTES} are read")
-    with path.open("rb") as file:
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise _refusal(path, f"it has {size} bytes; at most {MAX_BYTES} are read")
         file.seek(max(0, size - _END.size - _ZIP64_LOCATOR_BYTES))
         tail = file.read()
     end = tail[-_END.size :]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import logging
 import math
 import os
@@ -15,24 +14,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import engines
+from app.builds.family import Family
+from app.builds.said import Wanted, read_said
 from app.builds.state import Advance
-from app.builds.watch import BuildLimits, kill_group, watch
+from app.builds.watch import BuildLimits, watch
 from app.disk import naming_full_disk
 from app.temporary import own_folder
 from app.words import printable
 from engines.errors import ModelRefused
 from engines.handover import read_page
 from engines.request import BuildRequest
-from engines.runtime import usable_threads
 
 __all__ = ["COMPILER", "BuildLimits", "GpuBuild", "Wanted", "render_report", "run_build", "run_child"]
 
 log = logging.getLogger(__name__)
 _PACKAGE = Path(engines.__file__).parent
 _KEPT_STDERR_BYTES = 4096
-_KEPT_LINE_BYTES = 65536
-_KEPT_ERROR_CHARS = 1000
-_FILE_BYTES = 2**33
 _SANDBOX = (sys.executable, "-m", "engines.sandbox")
 _LAST_WORDS_S = 5.0
 _RENDERER = (sys.executable, "-m", "engines", "report")
@@ -40,13 +37,6 @@ COMPILER = (sys.executable, "-m", "engines", "build")
 """What is run, in the sandbox, with the source, its other inputs, `--out DIR`, `--threads N` and, where one may be left
 there, `--fallback DIR` appended.
 """
-
-
-class Wanted(NamedTuple):
-    """Fields of a child's lines: that of its success, and the one that says it may end as it likes from then on."""
-
-    result: str
-    fallback: str | None = None
 
 
 class GpuBuild(NamedTuple):
@@ -68,8 +58,8 @@ async def run_build(
 
     Into another folder, `fallback`, the child may first put the plan of an FP32 engine. Where it had done so and then
     came to no good end, the answer is the reason, and the plan is to be taken from there; else it is empty. Raises
-    ModelRefused with the reason where there is no plan, however the child ended. Nothing of its process group outlives
-    this call.
+    ModelRefused with the reason where there is no plan, however the child ended. Nothing that it started outlives this
+    call.
     """
     words = [*_arguments(request), "--out", str(out.absolute()), "--threads", str(limits.threads)]
     writable = [out]
@@ -119,11 +109,14 @@ async def run_child(
         )  # fmt: skip
         said: dict[str, str] = {}
         complaint = bytearray()
-        readers = asyncio.gather(_read_said(child, said, progress), _read_tail(child, complaint))
+        readers = asyncio.gather(
+            read_said(_pipe(child.stdout), said, wanted, progress), _read_tail(_pipe(child.stderr), complaint)
+        )
+        family = Family(child.pid)
         try:
-            stopped = await watch(child, limits, [*writable, empty])
+            stopped = await watch(child, family, limits, [*writable, empty])
         finally:
-            kill_group(child.pid)  # also what the child started: it may hold the pipes open
+            family.end()  # also what the child started: it may hold the pipes open
             await child.wait()
             await asyncio.wait({readers}, timeout=_LAST_WORDS_S)
             readers.cancel()
@@ -150,11 +143,10 @@ def _sandboxed(
     command: Sequence[str], readable: Sequence[Path], writable: Sequence[Path], limits: BuildLimits
 ) -> list[str]:
     """The command with no network, no sight of other processes, and no files but these, as far as the kernel allows."""
-    cpu_s = math.ceil(limits.timeout_s * (limits.threads or usable_threads())) + 1
     options = [
         f"--parent={os.getpid()}",
-        f"--cpu-s={cpu_s}",
-        f"--file-bytes={_FILE_BYTES}",
+        f"--cpu-s={math.ceil(limits.cpu_s) + 1}",
+        f"--file-bytes={limits.file_bytes}",
         *(f"--read={path.absolute()}" for path in readable),
         *(f"--write={folder.absolute()}" for folder in writable),
         *(f"--write={device}" for device in sorted(Path("/dev").glob("nvidia*"))),  # TensorRT builds on a GPU
@@ -169,51 +161,13 @@ def _environment(home: Path, packages: Path) -> dict[str, str]:
     return {**kept, **own, "NNCF_CI": "1", "PYTHONUNBUFFERED": "1"}
 
 
-async def _read_said(child: asyncio.subprocess.Process, said: dict[str, str], progress: Advance) -> None:
-    """Merge the child's JSON lines into `said`: the last stage, the error if it gave one. All else is ignored."""
-    assert child.stdout is not None
-    line = b""
-    while chunk := await child.stdout.read(_KEPT_LINE_BYTES):
-        *whole, line = (line + chunk).split(b"\n")
-        for text in whole:
-            found = _fields(text)
-            said.update(found)
-            if "log" in found:  # what of the sandbox this kernel does not have
-                log.warning("a compile says: %s", found["log"])
-            if "stage" in found:
-                _call(progress, found["stage"], _share_of(found))
-        line = line[:_KEPT_LINE_BYTES]
+def _pipe(reader: asyncio.StreamReader | None) -> asyncio.StreamReader:
+    assert reader is not None
+    return reader
 
 
-def _share_of(said: dict[str, str]) -> float:
-    """From 0 to 1, whatever the child says."""
-    try:
-        return min(1.0, max(0.0, float(said["share"]))) if "share" in said else 0.0
-    except ValueError:
-        return 0.0
-
-
-def _call(progress: Advance, stage: str, share: float) -> None:
-    """Whatever the caller makes of it, the child's later lines are read: its reason is among them."""
-    try:
-        progress(stage, share)
-    except Exception:
-        log.exception("the stage of a compile could not be noted")
-
-
-def _fields(line: bytes) -> dict[str, str]:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):  # libraries print there too
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    return {key: printable(value)[:_KEPT_ERROR_CHARS] for key, value in found.items() if isinstance(value, str)}
-
-
-async def _read_tail(child: asyncio.subprocess.Process, tail: bytearray) -> None:
-    assert child.stderr is not None
-    while chunk := await child.stderr.read(65536):
+async def _read_tail(pipe: asyncio.StreamReader, tail: bytearray) -> None:
+    while chunk := await pipe.read(65536):
         tail += chunk
         del tail[:-_KEPT_STDERR_BYTES]
 

@@ -33,7 +33,7 @@ class Work(Protocol):
     """What the queue does with a build; all raise EngineError with a reason for the sender."""
 
     async def compile(self, asked: Asked, folder: Path, tell: Tell) -> None:
-        """Compile the model in `folder`. May be cancelled at any moment."""
+        """Compile the model in `folder`, if its version would be served. May be cancelled at any moment."""
         ...
 
     async def next_version(self, asked: Asked) -> int:
@@ -284,7 +284,7 @@ class Builds:
             return
         if stage:
             further = {"stage": stage, "percent": percent_of(stage, share, progress.percent)}
-            if share and not message and progress == progress.model_copy(update=further):
+            if not message and progress == progress.model_copy(update=further):
                 return  # a builder tells thousands of its steps, and none of these would be seen
             try:
                 progress = self._update(build, **further)
@@ -317,7 +317,9 @@ class Builds:
 
     def _end(self, build: str, state: BuildState, error: str | None) -> None:
         error = printable(error) if error is not None else None
-        done = {"stage": "done", "percent": 100} if state is BuildState.SUCCEEDED else {}
+        done: dict[str, object] = {"stage": "done", "percent": 100}
+        if state is not BuildState.SUCCEEDED:
+            done = {"version": None}  # it is not there, or has been withdrawn
         final = {"state": state, "error": error, "ended": now(), **done}
         try:
             progress = self._update(build, **final)

@@ -38,6 +38,7 @@ def compile_here(
     `advance` is told the stages as they begin and go on. Raises EngineError with the reason, or OSError.
     """
     repository.check_model_name(model)
+    repository.check_model_folder(settings.repository / model)
     settings.repository.mkdir(parents=True, exist_ok=True)
     plans = Plans(settings)
     try:

@@ -135,9 +135,9 @@ class BuildStore:
             file.truncate()
 
     def append(self, build: str, event: Event) -> None:
-        """Add an event; past 1 MiB of them, lines that only log are dropped."""
+        """Add an event; past 1 MiB of them, all but the last are dropped."""
         path = self.path(build) / _EVENTS
-        if event.message and path.exists() and path.stat().st_size > _MAX_EVENTS_BYTES and not event.state.is_final:
+        if not event.state.is_final and path.exists() and path.stat().st_size > _MAX_EVENTS_BYTES:
             return
         try:
             with path.open("a") as file:

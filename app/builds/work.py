@@ -30,6 +30,8 @@ class ServerWork:
         def advance(stage: str, share: float) -> None:
             tell(stage, "", share)
 
+        version = await self.next_version(asked)
+        await asyncio.to_thread(self._manager.require_wanted, asked.model, version)
         await self._make(BuildRequest.of_folder(folder / INPUT), tell, advance)
 
     async def _make(self, request: BuildRequest, tell: Tell, advance: Advance = lambda stage, share: None) -> Manifest:

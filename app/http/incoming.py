@@ -15,7 +15,14 @@ from app.http.uploads import Received, receive
 from app.serving.errors import QueueFull
 from app.settings import Settings
 from app.specs import read_spec
-from engines.repository import CALIBRATION_FILE, MODEL_FILE, SPEC_FILE, VALIDATION_FILE, check_model_name
+from engines.repository import (
+    CALIBRATION_FILE,
+    MODEL_FILE,
+    SPEC_FILE,
+    VALIDATION_FILE,
+    check_model_folder,
+    check_model_name,
+)
 from engines.request import MAX_SPEC_BYTES, spec_digest
 from engines.spec import Spec, encode_spec, require_calibration, require_truth
 
@@ -29,10 +36,11 @@ _LOOK_EVERY_BYTES = 2**22
 async def accept(settings: Settings, builds: Builds, model: str, request: Request) -> str:
     """Receive an upload and queue its build; the id, or that of the build of the same upload.
 
-    Raises BadRequest, BodyTooLarge, ModelRefused (of the spec), QueueFull, and ClientDisconnect where its client
-    leaves before its last byte; then nothing of it is kept.
+    Raises BadRepository, BadRequest, BodyTooLarge, ModelRefused (of the spec), QueueFull, and ClientDisconnect where
+    its client leaves before its last byte; then nothing of it is kept.
     """
     check_model_name(model)
+    check_model_folder(settings.repository / model)
     with builds.admit():
         return await _take(settings, builds, model, request)
 

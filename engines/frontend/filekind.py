@@ -8,9 +8,12 @@ import zipfile
 __all__ = ["kind_of"]
 
 _PICKLE_PROTOCOLS = range(6)
+_PLAN = "a TensorRT engine, which is native code: send the model that it was built from"
 _STARTS = (
-    (b"ptrt", "a TensorRT engine, which is native code: send the model that it was built from"),
-    (b"ftrt", "a TensorRT engine, which is native code: send the model that it was built from"),
+    (b"ptrt", _PLAN),
+    (b"ftrt", _PLAN),
+    (b"vtrt", _PLAN),  # of TensorRT-RTX
+    (b"RR_UPCVO", "a compiled OpenVINO blob, which whoever loads it has to trust: send the model it was built from"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras): export it to ONNX, with tf2onnx for example"),
     (b"\x1f\x8b", "compressed with gzip: send it uncompressed"),
     (b"BZh", "compressed with bzip2: send it uncompressed"),

@@ -14,6 +14,7 @@ from engines.frontend import guard
 from engines.graphs import opset_of
 from engines.operators import listed
 from engines.reference import unknown_operators
+from engines.spec import USUAL_BATCH, Spec
 from engines.tensor import DYNAMIC, TensorSpec
 
 __all__ = ["NEWEST_OPSET", "read", "tensor_specs"]
@@ -21,6 +22,7 @@ __all__ = ["NEWEST_OPSET", "read", "tensor_specs"]
 NEWEST_OPSET = 25
 """Of the standard operators; what later ones changed is not known here."""
 
+_NOTHING_ASKED = Spec()
 _NO_OPERATOR = "No Op registered for"
 _DATATYPES: dict[int, str] = {
     TensorProto.BOOL: "BOOL",
@@ -39,10 +41,10 @@ _DATATYPES: dict[int, str] = {
 }
 
 
-def read(path: Path) -> tuple[onnx.ModelProto, str, int]:
+def read(path: Path, spec: Spec = _NOTHING_ASKED) -> tuple[onnx.ModelProto, str, int]:
     """Parse a single-file ONNX model: the model, and SHA-256 and size of exactly the bytes it was parsed from.
 
-    ModelRefused says what was wrong with it.
+    `spec` says with how many rows, and how large, it will be run. ModelRefused says what was wrong with it.
     """
     data = guard.check_file(path)
     try:
@@ -53,7 +55,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, str, int]:
         raise ModelRefused(f"{path.name} is not an ONNX model with a graph: it has no nodes")
     _check(model, path.name)
     # what is in a function counts as often as it is called
-    guard.check_tensors(_inlined(model))
+    guard.check_tensors(_inlined(model), rows=spec.max_batch or USUAL_BATCH, shapes=spec.shapes)
     return model, hashlib.sha256(data).hexdigest(), len(data)
 
 

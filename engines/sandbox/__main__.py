@@ -1,8 +1,9 @@
 """`python -m engines.sandbox [limits] -- COMMAND...`: run a command that is not trusted.
 
-Where the kernel allows it: no network, no sight of other processes, no files but those named. What it does not allow
-is said (one JSON line {"log": ...}) and left out; limits on time, memory and disk hold anyway, since the caller
-watches them. Ends as the command ended: with its code, or by its signal.
+Where the kernel allows it: no network, no sight of other processes, no shared memory that stays, no files but those
+named, no sockets of the file system. What it does not allow is said (one JSON line {"log": ...}) and left out; limits
+on time, memory and disk hold anyway, since the caller watches them, and nothing that the command started outlives it.
+Ends as the command ended: with its code, or by its signal.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import resource
 import signal
 import sys
 import sysconfig
+import time
 from pathlib import Path
 
-from engines.sandbox import landlock
+from engines.sandbox import landlock, seccomp
 
-_NEW_USER, _NEW_PID, _NEW_NET = 0x10000000, 0x20000000, 0x40000000
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_NEW_IPC, _NEW_USER, _NEW_PID, _NEW_NET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
+_DEATH_SIGNAL, _TAKE_ORPHANS = 1, 36  # PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER
+_ROUNDS, _ROUND_S = 200, 0.01
+"""Of ending what is there, until nothing is left: a process that forks may be ahead for a while."""
 _SIGNALLED = 128
 _NICENESS = 19
 _GROUP_NICENESS = 10
@@ -47,11 +51,10 @@ def main() -> int:
     options = parser.parse_args()
     _set_limits(options.cpu_s, options.file_bytes)
     _die_with(options.parent)
-    isolated = _isolate()
-    _restrict_files(options.read, options.write)
-    if not isolated:
-        return _execute(options.command)
-    return _supervise(options.command)
+    if _isolate():
+        _restrict(options.read, options.write)
+        return _supervise(options.command)
+    return _hold_together(options.command, options.read, options.write)
 
 
 def _step_back() -> None:
@@ -88,13 +91,24 @@ def _die_with(parent: int) -> None:
 
 
 def _isolate() -> bool:
-    """A network without any interface, and process numbers of our own: ending the first ends all of them."""
+    """A network without any interface, process numbers of our own (ending the first ends all of them), and shared
+    memory and queues of our own, which are gone with the last of these.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    for flags in (_NEW_NET | _NEW_PID, _NEW_USER | _NEW_NET | _NEW_PID):  # root needs no namespace of users
+    own = _NEW_NET | _NEW_PID | _NEW_IPC
+    for flags in (own, _NEW_USER | own):  # root needs no namespace of users
         if libc.unshare(flags) == 0:
             return True
     _say(f"no isolation from network and processes: {os.strerror(ctypes.get_errno())}")
     return False
+
+
+def _restrict(read: list[Path], write: list[Path]) -> None:
+    _restrict_files(read, write)
+    try:
+        seccomp.refuse_ways_out()
+    except OSError as error:
+        _say(f"no restriction of sockets in the file system: {error.strerror}")
 
 
 def _restrict_files(read: list[Path], write: list[Path]) -> None:
@@ -117,6 +131,57 @@ def _supervise(command: list[str]) -> int:
         os._exit(_reap(_start(command)))
     signal.signal(signal.SIGTERM, lambda *_: os.kill(first, signal.SIGKILL))
     return _as_code(os.waitpid(first, 0)[1])
+
+
+def _hold_together(command: list[str], read: list[Path], write: list[Path]) -> int:
+    """The same without process numbers of our own: take in what loses its parent, and end it with the command.
+
+    This process is not restricted, since it has to see the others, and to be out of their reach.
+    """
+
+    def end(*_: object) -> None:
+        _end_all_below()
+        os._exit(_SIGNALLED + signal.SIGTERM)
+
+    libc = ctypes.CDLL(None)
+    libc.prctl(_TAKE_ORPHANS, 1, 0, 0, 0)
+    signal.signal(signal.SIGTERM, end)
+    libc.prctl(_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)  # where the caller dies, there is something to do first
+    child = os.fork()
+    if child == 0:
+        libc.prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        _restrict(read, write)
+        os._exit(_execute(command))
+    code = _reap(child)
+    _end_all_below()
+    return code
+
+
+def _end_all_below() -> None:
+    for _ in range(_ROUNDS):
+        for pid in _below(os.getpid()):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(_ROUND_S)
+
+
+def _below(root: int) -> list[int]:
+    """Processes that this one has started, and those that they have, as /proc has them."""
+    children: dict[int, list[int]] = {}
+    for entry in os.scandir("/proc"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            parent = int(Path(entry.path, "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(entry.name))
+    found, waiting = [], [root]
+    while waiting:
+        waiting += (below := children.get(waiting.pop(), []))
+        found += below
+    return found
 
 
 def _start(command: list[str]) -> int:

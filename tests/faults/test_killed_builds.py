@@ -16,8 +16,9 @@ import httpx
 import pytest
 
 from app.builds.jobs import Builds, Limits, Tell
-from app.builds.state import Asked
+from app.builds.state import Asked, Progress
 from app.builds.store import BuildStore, now
+from engines.errors import BadRepository
 from tests.support.onnx_models import linear, place
 from tests.support.servers import ADMIN, ROOT, Server, running, until
 
@@ -150,6 +151,31 @@ class Idle:
 
     async def publish(self, asked: Asked, folder: Path, version: int, tell: Tell) -> None:
         raise AssertionError
+
+
+class Unpublished(Idle):
+    """Work whose version cannot be brought into service."""
+
+    async def compile(self, asked: Asked, folder: Path, tell: Tell) -> None:
+        tell("read", "", 0.0)
+
+    async def publish(self, asked: Asked, folder: Path, version: int, tell: Tell) -> None:
+        raise BadRepository("it does not load")
+
+
+def test_a_build_that_failed_names_no_version(tmp_path: Path) -> None:
+    async def end() -> Progress:
+        jobs = Builds(BuildStore(tmp_path), Unpublished(), Limits(9, 9, 2**30))
+        build = jobs.store.new_id()
+        put(jobs.store, build, "m")
+        jobs.start()
+        async for _ in jobs.follow(build):
+            pass
+        await jobs.stop()
+        return jobs.store.progress(build)
+
+    ended = asyncio.run(end())
+    assert (ended.state, ended.error, ended.version) == ("failed", "it does not load", None)
 
 
 def test_a_stream_ends_where_its_build_is_removed(tmp_path: Path) -> None:

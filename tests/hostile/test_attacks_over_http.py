@@ -14,6 +14,11 @@ from tests.support.servers import ADMIN, Server, running, until
 from tests.support.streams import Stream, asking
 from tests.support.uploads import ended, send
 
+BAD_NAMES = (
+    "..", "%2e%2e", "..%2f..%2fetc", "%2fetc", "a%2fb", "a%5cb", ".hidden", "-m", "stats", "%20", "a%00b", "a%0ab",
+    "m" * 129, "%D9%A3", "a..b",
+)  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -43,6 +48,19 @@ def test_an_upload_is_refused_and_nobody_else_feels_it(attack: str, server: Serv
     assert ("hostile", "1") not in server.index()
     answered = len(stream.seen)
     until(lambda: len(stream.seen) > answered + 4, "answers go on")
+    assert not stream.failed, stream.failed[:3]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_bad_name_is_refused_before_anything_is_kept(name: str, server: Server, stream: Stream) -> None:
+    before = sorted(path.name for path in (server.repository / ".builds").iterdir())
+    url = f"{server.url}/v2/repository/models/{name}/compile"
+    answer = httpx.post(url, files={"model": linear().SerializeToString()}, headers=ADMIN, timeout=60)
+    assert answer.status_code in (400, 404), answer.text
+    if answer.status_code == 400:
+        assert "name" in answer.json()["error"]
+    assert sorted(path.name for path in (server.repository / ".builds").iterdir()) == before
+    assert sorted(path.name for path in server.repository.iterdir() if path.name[0] != ".") == ["honest"]
     assert not stream.failed, stream.failed[:3]
 
 

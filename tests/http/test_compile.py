@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -86,11 +87,30 @@ def test_a_build_that_fails_leaves_what_is_served(server: Server, tmp_path: Path
     assert ("swapped", "4") not in server.index()
 
 
+def test_a_version_that_would_not_be_served_is_not_compiled(server: Server) -> None:
+    place(server.repository, "pinned", linear(scale=2), config="versions = [1]")
+    until(lambda: server.state("pinned") == "READY", "the first version serves")
+    answer = send(server, "pinned", scaled(4))
+    done = ended(server, answer)
+    assert (done["state"], done["version"], done["percent"]) == ("failed", None, 0)
+    assert done["error"] == "the configuration of 'pinned' does not ask for version 2"
+    assert done["stage"] == "queued", "nothing was compiled"
+    assert scale_of(server, "pinned") == 2
+    assert not (server.repository / "pinned" / "2").exists()
+
+
 def test_the_same_upload_is_built_once(server: Server) -> None:
     first = send(server, "twice", scaled(11))
-    ended(server, first)
+    before = ended(server, first)
+    began = time.monotonic()
     again = send(server, "twice", scaled(11))
+    took_s = time.monotonic() - began
     assert (again.status_code, again.headers["location"]) == (202, first.headers["location"])
+    assert took_s < 1
+    assert build_of(server, again) == before
+    builds = httpx.get(f"{server.url}/v2/builds", headers=ADMIN).json()
+    assert [build["id"] for build in builds if build["model"] == "twice"] == [before["id"]]
+    assert not (server.repository / "twice" / "2").exists()
 
 
 def test_a_version_that_no_longer_serves_is_published_again(server: Server) -> None:

@@ -87,7 +87,6 @@ def test_an_unknown_key_is_named_with_the_one_that_was_meant() -> None:
     ("spec", "truth", "named"),
     [
         (Spec(precision="binary"), None, "precision 'binary' is not built yet"),
-        (Spec(targets=("openvino", "tensorrt")), None, "target 'tensorrt' is not built yet"),
         (Spec(metric="mae", accuracy_budget=0.1), None, "accuracy_budget needs samples to judge by"),
         (Spec(metric="top1"), None, "metric 'top1' needs a validation set with 'labels'"),
         (Spec(metric="top1"), "targets", "metric 'top1' needs a validation set with 'labels'"),
