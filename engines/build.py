@@ -124,7 +124,7 @@ def _described(engine: Engine, subject: Subject, further_notes: Sequence[str]) -
         "streams": engine.timings[0].streams,
         "threads": engine.timings[0].threads,
         "stream_timings": tuple(engine.timings),
-        "sample_shapes": {tensor.name: choice.sampler.shape(tensor) for tensor in subject.inputs},
+        "sample_shapes": {tensor.name: choice.sampler.shape(tensor) for tensor in choice.sampler.inputs},
         "fails_on_values": any(choice.guards.judged) or takes_sizes_from_values(subject.model),
         "guards": choice.guards.judged,
         "notes": (*further_notes, *choice.notes, *choice.guards.notes, *_narrowing(subject, choice.integer_bits)),
