@@ -104,7 +104,8 @@ class _Trial:
 
     def __init__(self, subject: Subject, axes: dict[str, int], sampler: Sampler | None = None) -> None:
         self.subject, self.axes = subject, axes
-        limits = integer_limits(takes_sizes_from_values(subject.model))
+        by_values = takes_sizes_from_values(subject.model)
+        limits = integer_limits(by_values)
         sampler = sampler or _sampler(subject, axes, limits)
         self.graph = target.read_model(with_batch_axes(subject.model, axes) if axes else subject.model)
         self.run = _runner(self.graph, subject.names)
@@ -115,7 +116,8 @@ class _Trial:
             sampler, subject.inputs, axes, self.run.watched, subject.reference, limits
         )
         self.rows = self.sampler.rows()
-        self.others, self.pinned = other_samplers(self.sampler, subject.reference, subject.own)
+        self.others, pinned = other_samplers(self.sampler, subject.reference, subject.own)
+        self.pinned = {} if by_values else pinned  # other sizes may need other values
 
     def is_steady(self) -> bool:
         """Raises WrongEngine where the engine is not right on synthetic samples, or on those of the sender."""
