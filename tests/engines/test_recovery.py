@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +26,24 @@ make = helper.make_node
 WEIGHTS = np.random.default_rng(0).standard_normal((30, 3)).astype(F32)
 
 
-def reversed_rows() -> onnx.ModelProto:
-    """Lengths beyond the 30 steps make the engine raise, in the middle of the graph."""
+def summed_along() -> onnx.ModelProto:
+    """An axis that the data does not have makes the engine raise, in the middle of the graph."""
     nodes = [
-        make("ReverseSequence", ["x", "l"], ["r"], batch_axis=0, time_axis=1), make("Relu", ["r"], ["p"]),
-        make("MatMul", ["p", "w"], ["y"]),
+        make("Relu", ["x"], ["p"]), make("CumSum", ["p", "a"], ["c"]), make("MatMul", ["c", "w"], ["y"]),
     ]  # fmt: skip
-    inputs = {"x": (FLOAT, ["N", 30]), "l": (INT64, ["N"])}
+    inputs = {"x": (FLOAT, ["N", 30]), "a": (INT64, [])}
     return build(nodes, inputs, {"y": (FLOAT, ["N", 3])}, {"w": WEIGHTS})
+
+
+def picky() -> onnx.ModelProto:
+    """y = x, and the engine raises where an n is beyond 100. A batch fails for all, though it is one row's fault."""
+    nodes = [
+        make("ReduceMax", ["n"], ["most"], keepdims=0), make("Sub", ["most", "hundred"], ["over"]),
+        make("Max", ["over", "zero"], ["axis"]), make("CumSum", ["zeros", "axis"], ["nothing"]),
+        make("ReduceSum", ["nothing"], ["none"], keepdims=0), make("Add", ["x", "none"], ["y"]),
+    ]  # fmt: skip
+    constants = {"hundred": np.array(100), "zero": np.array(0), "zeros": np.zeros((1, 1), F32)}
+    return build(nodes, {"x": (FLOAT, ["N", 4]), "n": (INT64, ["N"])}, {"y": (FLOAT, ["N", 4])}, constants)
 
 
 def sums() -> onnx.ModelProto:
@@ -45,9 +56,9 @@ def sums() -> onnx.ModelProto:
     return build(nodes, inputs, {"y": (FLOAT, ["N"])}, {"one": np.array([1])})
 
 
-def ask_lengths(rng: np.random.Generator, bad: bool) -> Arrays:
+def ask_axes(rng: np.random.Generator, bad: bool) -> Arrays:
     rows = int(rng.integers(1, 6))
-    return {"x": rng.standard_normal((rows, 30)).astype(F32), "l": np.full(rows, 400 if bad else 3)}
+    return {"x": rng.standard_normal((rows, 30)).astype(F32), "a": np.array(7 if bad else 1)}
 
 
 def ask_widths(rng: np.random.Generator, bad: bool) -> Arrays:
@@ -56,7 +67,7 @@ def ask_widths(rng: np.random.Generator, bad: bool) -> Arrays:
             "b": rng.standard_normal((rows, width + 2 * bad)).astype(F32)}  # fmt: skip
 
 
-CASES = {"values": (reversed_rows, ask_lengths), "shapes": (sums, ask_widths)}
+CASES = {"values": (summed_along, ask_axes), "shapes": (sums, ask_widths)}
 
 
 def check(reference: Reference, ask: Arrays, got: Arrays) -> None:
@@ -84,7 +95,7 @@ def test_good_requests_between_bad_ones(case: str, streams: int, built: Build) -
 @pytest.mark.parametrize("instances", [2, 4])
 def test_good_requests_beside_bad_ones(instances: int, built: Build) -> None:
     """Of four on two streams, some wait in the engine: the stream that was spoilt takes them before anybody knows."""
-    model = reversed_rows()
+    model = summed_along()
     done, reference = built(model), Reference(model)
     session = load_session(done.cache.entry(done.manifest.key), done.manifest, streams=2, instances=instances)
     failures: list[BaseException] = []
@@ -94,9 +105,9 @@ def test_good_requests_beside_bad_ones(instances: int, built: Build) -> None:
         try:
             for _ in range(60):
                 bad = bool(rng.random() < 0.3)
-                ask = ask_lengths(rng, bad)
+                ask = ask_axes(rng, bad)
                 if bad:
-                    with pytest.raises(EngineFailed, match="seq_lengths"):
+                    with pytest.raises(EngineFailed, match="axis"):
                         run_slot(slot, ask)
                 else:
                     check(reference, ask, run_slot(slot, ask))
@@ -148,24 +159,24 @@ def test_a_run_that_raised_unnoticed_is_known_to_those_after_it(built: Build, mo
 
 def test_what_a_slot_holds_outlives_the_engine_that_made_it(built: Build) -> None:
     """Answers that were not read yet, and rows that wait to be launched, belong to a slot beside the one that fails."""
-    model, rng = reversed_rows(), np.random.default_rng(2)
+    model, rng = summed_along(), np.random.default_rng(2)
     done, reference = built(model), Reference(model)
     session = load_session(done.cache.entry(done.manifest.key), done.manifest, streams=2)
     try:
         first, second = session.slots
-        asks = [ask_lengths(rng, False) for _ in range(3)]
+        asks = [ask_axes(rng, False) for _ in range(3)]
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         for name, view in first.bind({name: array.shape for name, array in asks[0].items()}).items():
             np.copyto(view, asks[0][name])
         first.launch(ended.put)
         assert ended.get(timeout=60) is None
         with pytest.raises(EngineFailed):
-            run_slot(second, ask_lengths(rng, True))
+            run_slot(second, ask_axes(rng, True))
         check(reference, asks[0], first.outputs())
         for name, view in first.bind({name: array.shape for name, array in asks[1].items()}).items():
             np.copyto(view, asks[1][name])
         with pytest.raises(EngineFailed):
-            run_slot(second, ask_lengths(rng, True))
+            run_slot(second, ask_axes(rng, True))
         first.launch(ended.put)
         assert ended.get(timeout=60) is None
         check(reference, asks[1], first.outputs())
@@ -175,7 +186,7 @@ def test_what_a_slot_holds_outlives_the_engine_that_made_it(built: Build) -> Non
 
 
 def test_an_engine_that_cannot_be_imported_again_is_tried_again(built: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, rng = reversed_rows(), np.random.default_rng(3)
+    model, rng = summed_along(), np.random.default_rng(3)
     done, reference = built(model), Reference(model)
     session = load_session(done.cache.entry(done.manifest.key), done.manifest, streams=1)
     try:
@@ -188,12 +199,30 @@ def test_an_engine_that_cannot_be_imported_again_is_tried_again(built: Build, mo
         monkeypatch.setattr(engine, "_load", broken)
         for bad in (True, False):
             with pytest.raises(EngineFailed, match="cannot be imported again: no memory"):
-                run_slot(slot, ask_lengths(rng, bad))
+                run_slot(slot, ask_axes(rng, bad))
         monkeypatch.setattr(engine, "_load", load)
-        good = ask_lengths(rng, False)
+        good = ask_axes(rng, False)
         check(reference, good, run_slot(slot, good))
     finally:
         session.close()
+
+
+def test_of_a_batch_that_raises_only_the_one_at_fault_fails(tmp_path: Path) -> None:
+    place(tmp_path, "picky", picky())
+    with running(tmp_path, "--delay-scheduler", "4") as server:
+        server.wait_ready("picky")
+        assert "not batched" not in server.index()["picky", "1"]["reason"]
+        for _ in range(3):
+            with ThreadPoolExecutor(4) as pool:
+                asked = [
+                    pool.submit(server.infer, "picky", {"x": ("FP32", [[float(n)] * 4]), "n": ("INT64", [n])})
+                    for n in (1, 200, 3, 100)
+                ]
+            answers = [one.result() for one in asked]
+            assert [answer.status_code for answer in answers] == [200, 400, 200, 200], answers[1].text
+            assert "cannot run on the values of these inputs" in answers[1].json()["error"]
+            for n, answer in zip((1, 3, 100), answers[:1] + answers[2:], strict=True):
+                assert answer.json()["outputs"][0]["data"] == [n] * 4
 
 
 @pytest.mark.parametrize("streams", [1, 2])
