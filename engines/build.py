@@ -21,7 +21,7 @@ from engines.clock import Clock, Progress
 from engines.engine import Engine, make_engine, run_sample
 from engines.evidence import Found, report_of
 from engines.frontend import onnx as frontend
-from engines.frontend.ranges import index_ranges, takes_sizes_from_values
+from engines.frontend.ranges import fails_on_values, index_ranges
 from engines.gpu_plans import GpuPlan, GpuWork, make_gpu_plans
 from engines.guarded import is_integer
 from engines.handover import ENGINE_FILE, PLAN_FILES, Plan, write_plan
@@ -128,8 +128,8 @@ def _described(engine: Engine, subject: Subject, further_notes: Sequence[str]) -
         "streams": engine.timings[0].streams,
         "threads": engine.timings[0].threads,
         "stream_timings": tuple(engine.timings),
-        "sample_shapes": {tensor.name: choice.sampler.shape(tensor) for tensor in subject.inputs},
-        "fails_on_values": any(choice.guards.judged) or takes_sizes_from_values(subject.model),
+        "sample_shapes": {tensor.name: choice.sampler.shape(tensor) for tensor in choice.sampler.inputs},
+        "fails_on_values": any(choice.guards.judged) or fails_on_values(subject.model),
         "guards": choice.guards.judged,
         "notes": (
             *further_notes,

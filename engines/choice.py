@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -20,8 +20,9 @@ from engines.guarded import Guards, first_difference, is_integer
 from engines.hardware import usable_threads
 from engines.manifest import BatchProof
 from engines.passes.dynamic_batch import with_batch_axes
+from engines.passes.fixed_shapes import with_sizes
 from engines.reference import Arrays
-from engines.samples import SCALES, GivenSampler, Sampler, find_sampler, integer_limits, other_samplers
+from engines.samples import SCALES, Dim, GivenSampler, Sampler, find_sampler, integer_limits, other_samplers
 from engines.targets import openvino as target
 from engines.tensor import DYNAMIC, TensorSpec
 from engines.verify import agreement_bound, rounding_bound
@@ -103,7 +104,8 @@ class _Trial:
 
     def __init__(self, subject: Subject, axes: dict[str, int], sampler: Sampler | None = None) -> None:
         self.subject, self.axes = subject, axes
-        limits = integer_limits(takes_sizes_from_values(subject.model))
+        by_values = takes_sizes_from_values(subject.model)
+        limits = integer_limits(by_values)
         sampler = sampler or _sampler(subject, axes, limits)
         self.graph = target.read_model(with_batch_axes(subject.model, axes) if axes else subject.model)
         self.run = _runner(self.graph, subject.names)
@@ -114,7 +116,8 @@ class _Trial:
             sampler, subject.inputs, axes, self.run.watched, subject.reference, limits
         )
         self.rows = self.sampler.rows()
-        self.others = other_samplers(self.sampler, subject.reference)
+        self.others, pinned = other_samplers(self.sampler, subject.reference, subject.own)
+        self.pinned = {} if by_values else pinned  # other sizes may need other values
 
     def is_steady(self) -> bool:
         """Raises WrongEngine where the engine is not right on synthetic samples, or on those of the sender."""
@@ -132,6 +135,26 @@ class _Trial:
     def integer_bits(self) -> int:
         subject = self.subject
         return integer_bits(self.run.watched, subject.reference, subject.model, subject.inputs, self.sampler)
+
+
+def _trial(subject: Subject, axes: dict[str, int]) -> tuple[_Trial, list[str]]:
+    """An engine whose dimensions have the one size that the reference takes, where it takes no other: engines do not
+    look at all that they are given. And what is to be said of that.
+    """
+    trial, notes = _Trial(subject, axes), list[str]()
+    while trial.pinned:
+        for (name, axis), size in trial.pinned.items():
+            notes.append(f"dimension {axis} of input {name!r} is {size} alone: ONNX Runtime took no other size")
+        trial = _Trial(_with_sizes(trial.subject, trial.pinned), axes)
+    return trial, notes
+
+
+def _with_sizes(subject: Subject, sizes: Mapping[Dim, int]) -> Subject:
+    inputs = [
+        msgspec.structs.replace(spec, shape=tuple(sizes.get((spec.name, i), d) for i, d in enumerate(spec.shape)))
+        for spec in subject.inputs
+    ]
+    return subject._replace(model=with_sizes(subject.model, sizes), inputs=inputs)
 
 
 def agrees(subject: Subject, run: target.runner, rows: Sequence[Arrays], guards: Guards) -> bool:
@@ -153,8 +176,8 @@ def _sampler(subject: Subject, axes: dict[str, int], limits: Sequence[int]) -> S
 
 
 def _try_axes(subject: Subject, axes: dict[str, int]) -> Choice | Refuted | Blind:
-    trial = _Trial(subject, axes)
-    notes: list[str] = []
+    trial, notes = _trial(subject, axes)
+    subject = trial.subject
     steady, verdict = _first_verdict(trial)
     if isinstance(verdict, Blind) and _shows_more_of_own(trial):
         trial = _Trial(subject, axes, GivenSampler(subject.inputs, axes, subject.own))
@@ -176,7 +199,7 @@ def _try_axes(subject: Subject, axes: dict[str, int]) -> Choice | Refuted | Blin
     if isinstance(verdict, Refuted):
         return verdict
     if trial.sampler.is_variable and not trial.others:
-        notes.append(f"proven with variable dimensions of {trial.sampler.size} alone: ONNX Runtime took no other size")
+        notes.append(f"proven with variable dimensions of {trial.sampler.size} alone: others would have taken too long")
     batched = [with_axis(spec, axes[spec.name]) for spec in subject.inputs]
     return _choice(trial, batched, axes, verdict.output_axes, verdict.proof, notes, steady)
 
@@ -196,11 +219,11 @@ def _shows_more_of_own(trial: _Trial) -> bool:
 
 
 def _unbatched(subject: Subject, reason: str) -> Choice:
-    trial = _Trial(subject, {})
+    trial, notes = _trial(subject, {})
     steady = trial.is_steady()
-    notes = [] if steady else [f"{_ROUNDING}; the engine was checked on a twin with random weights instead"]
+    notes += [] if steady else [f"{_ROUNDING}; the engine was checked on a twin with random weights instead"]
     trial.agree_elsewhere()
-    return _choice(trial, subject.inputs, {}, {}, BatchProof(False, reason), notes, steady)
+    return _choice(trial, trial.subject.inputs, {}, {}, BatchProof(False, reason), notes, steady)
 
 
 def _choice(

@@ -223,15 +223,16 @@ def profiles_of(
 
 def _ranges(model: onnx.ModelProto, choice: Choice, rows: tuple[int, int, int]) -> dict[str, ShapeRange]:
     ranges: dict[str, ShapeRange] = {}
+    proven = {tensor.name: tensor for tensor in choice.sampler.inputs}  # may have fewer variable dimensions
     for tensor in tensor_specs(model)[0]:
         if DYNAMIC not in tensor.shape:
             continue
-        axis, sample = choice.axes.get(tensor.name), choice.sampler.shape(tensor)
+        served = proven[tensor.name]
+        axis, sample = choice.axes.get(tensor.name), choice.sampler.shape(served)
         sizes = [
-            rows if i == axis else (max(1, proven // 2), proven, _LONGEST * proven)
-            if size == DYNAMIC else (size, size, size)
-            for i, (size, proven) in enumerate(zip(tensor.shape, sample, strict=True))
-        ]  # fmt: skip
+            rows if i == axis else (max(1, size // 2), size, _LONGEST * size) if dim == DYNAMIC else (size, size, size)
+            for i, (dim, size) in enumerate(zip(served.shape, sample, strict=True))
+        ]
         low, best, high = (tuple(one[k] for one in sizes) for k in range(3))
         ranges[tensor.name] = (low, best, high)
     return ranges

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,10 @@ from engines.errors import ModelRefused
 from engines.reference import Arrays
 from engines.tensor import DYNAMIC, TensorSpec, datatype
 
-__all__ = ["OTHER_ROWS", "SCALES", "GivenSampler", "Sampler", "find_sampler", "integer_limits", "other_samplers"]
+__all__ = [
+    "OTHER_ROWS", "SCALES", "Dim", "GivenSampler", "Others", "Sampler", "find_sampler", "integer_limits",
+    "other_samplers",
+]  # fmt: skip
 
 SCALES = (1.0, 1.0, 0.25, 4.0, 1.0, 16.0)
 """Standard deviations of the float samples: a scale taken over the whole batch changes when they meet."""
@@ -30,29 +34,38 @@ _SIZE_LIMITS = (8, 4, 2, 1, 32, 100)
 _MAX_SAMPLE_BYTES = 2**28
 _MAX_OTHER_BYTES = 2**24
 _MAX_OTHER_S = 1.0
+_MAX_APART = 8
+"""Variable dimensions that are also resized one by one."""
+
+Dim = tuple[str, int]
+"""A dimension: the input's name, and the axis."""
 
 
 class Sampler:
     """Draws single rows: a dynamic dimension has `size`, and `step` more for each axis before it; integers lie in
-    [0, int_limit).
+    [0, int_limit). Dimensions in `kept` have the size that is given there.
     """
 
     def __init__(
-        self, inputs: Sequence[TensorSpec], axes: Mapping[str, int], size: int, int_limit: int, step: int = 0
-    ) -> None:
+        self, inputs: Sequence[TensorSpec], axes: Mapping[str, int], size: int, int_limit: int, step: int = 0,
+        kept: Mapping[Dim, int] | None = None,
+    ) -> None:  # fmt: skip
         self.inputs, self.axes, self.size, self.int_limit, self.step = inputs, dict(axes), size, int_limit, step
+        self.kept = kept or {}
 
     def shape(self, spec: TensorSpec) -> tuple[int, ...]:
         row = self.axes.get(spec.name)
         sizes = (
-            (1 if i == row else self.size + i * self.step if d == DYNAMIC else d) for i, d in enumerate(spec.shape)
+            1 if i == row else self.kept.get((spec.name, i), self.size + i * self.step) if d == DYNAMIC else d
+            for i, d in enumerate(spec.shape)
         )
         return tuple(sizes)
 
     @property
     def words(self) -> str:
         """The size, in words."""
-        return f"{self.size} and {self.step} more for each axis" if self.step else str(self.size)
+        said = f"{self.size} and {self.step} more for each axis" if self.step else str(self.size)
+        return f"{said}, others as they were" if self.kept else said
 
     def draw(self, seed: int, scale: float = 1.0) -> Arrays:
         """One row of each input, of standard deviation `scale` where it is floating point."""
@@ -73,13 +86,24 @@ class Sampler:
         return [self.draw(seed, scale) for seed, scale in enumerate(SCALES[:count])]
 
     @property
+    def variable(self) -> dict[Dim, int]:
+        """The variable dimensions beside the batch, and their sizes here."""
+        return {
+            (s.name, i): self.shape(s)[i]
+            for s in self.inputs
+            for i, d in enumerate(s.shape)
+            if d == DYNAMIC and i != self.axes.get(s.name)
+        }
+
+    @property
     def is_variable(self) -> bool:
         """Whether there are variable dimensions beside the batch."""
-        return any(d == DYNAMIC for s in self.inputs for i, d in enumerate(s.shape) if i != self.axes.get(s.name))
+        return bool(self.variable)
 
-    def resized(self, size: int) -> Sampler:
-        """The same inputs at another size of the variable dimensions."""
-        return Sampler(self.inputs, self.axes, size, self.int_limit)
+    def resized(self, size: int, moved: Collection[Dim] | None = None) -> Sampler:
+        """The same inputs at another size of the variable dimensions, or of those in `moved`."""
+        kept = {} if moved is None else {dim: old for dim, old in self.variable.items() if dim not in moved}
+        return Sampler(self.inputs, self.axes, size, self.int_limit, kept=kept)
 
     def uneven(self) -> list[Sampler]:
         """The same with another size along each axis, as far as an input has several that are variable."""
@@ -146,33 +170,73 @@ def find_sampler(
     raise ModelRefused(f"no sample input could be run by ONNX Runtime; the last attempt said: {last}")
 
 
-def other_samplers(first: Sampler, reference: Callable[[Arrays], Arrays]) -> list[Sampler]:
-    """A larger, a smaller and an uneven size of the variable dimensions, as far as the reference takes one within a
-    second.
+class Others(NamedTuple):
+    """Further sizes that the reference takes, and the size of each dimension of which it takes no other."""
 
-    Nothing where the shapes are fixed.
+    samplers: list[Sampler]
+    pinned: dict[Dim, int]
+
+
+def other_samplers(first: Sampler, reference: Callable[[Arrays], Arrays], own: Sequence[Arrays] = ()) -> Others:
+    """A larger, a smaller and an uneven size of the variable dimensions, as far as the reference takes one within a
+    second. Where it takes none, they are resized in parts. Nothing where the shapes are fixed.
+
+    A dimension that `own`, samples that the reference takes, have in several sizes is not pinned; nor is any where a
+    size was not tried because it would have taken too long.
     """
     if not first.is_variable:
-        return []
+        return Others([], {})
+    tries = _Tries(reference)
     larger = (first.resized(size) for size in _LARGER if size > first.size)
     smaller = (first.resized(size) for size in _SMALLER if size < first.size)
-    sides = (larger, smaller, first.uneven())
-    taken = (next((sampler for sampler in side if _is_taken(sampler, reference)), None) for side in sides)
-    return [sampler for sampler in taken if sampler is not None]
+    taken = [tries.first_taken(side) for side in (larger, smaller, first.uneven())]
+    found = [sampler for sampler in taken if sampler is not None] or _resized_in_parts(first, tries)
+    if tries.untold:
+        return Others(found, {})
+    seen = [sampler.variable for sampler in found]
+    seen += [{(name, i): size for name, array in row.items() for i, size in enumerate(array.shape)} for row in own]
+    return Others(found, {d: size for d, size in first.variable.items() if all(s.get(d, size) == size for s in seen)})
 
 
-def _is_taken(sampler: Sampler, reference: Callable[[Arrays], Arrays]) -> bool:
-    if sampler.bytes_per_row() > _MAX_OTHER_BYTES:
-        return False
-    for row in sampler.rows(OTHER_ROWS):
-        started = time.perf_counter()
-        try:
-            reference(row)
-        except Exception:
+def _resized_in_parts(first: Sampler, tries: _Tries) -> list[Sampler]:
+    """Each variable dimension alone, and all but each, until all that can be moved were."""
+    dims = set(first.variable)
+    found: list[Sampler] = []
+    moved: set[Dim] = set()
+    if not 1 < len(dims) <= _MAX_APART:
+        return found
+    near = [size for size in (2 * first.size, first.size // 2, first.size + 1, first.size - 1) if size > 0]
+    for part in [*({dim} for dim in sorted(dims)), *(dims - {dim} for dim in sorted(dims))]:
+        sampler = None if part <= moved else tries.first_taken(first.resized(size, part) for size in near)
+        if sampler is not None:
+            found.append(sampler)
+            moved |= part
+    return found
+
+
+class _Tries:
+    """Which sizes the reference takes; `untold` once one was too large, or took too long, to find out."""
+
+    def __init__(self, reference: Callable[[Arrays], Arrays]) -> None:
+        self._reference, self.untold = reference, False
+
+    def first_taken(self, samplers: Iterable[Sampler]) -> Sampler | None:
+        return next((sampler for sampler in samplers if self._takes(sampler)), None)
+
+    def _takes(self, sampler: Sampler) -> bool:
+        if sampler.bytes_per_row() > _MAX_OTHER_BYTES:
+            self.untold = True
             return False
-        if time.perf_counter() - started > _MAX_OTHER_S:
-            return False
-    return True
+        for row in sampler.rows(OTHER_ROWS):
+            started = time.perf_counter()
+            try:
+                self._reference(row)
+            except Exception:
+                return False
+            if time.perf_counter() - started > _MAX_OTHER_S:
+                self.untold = True
+                return False
+        return True
 
 
 def _combinations(inputs: Sequence[TensorSpec], axes: Mapping[str, int], limits: Sequence[int]) -> Iterator[Sampler]:

@@ -12,19 +12,35 @@ import onnx
 from onnx import TensorProto
 
 __all__ = [
-    "INDEX_INPUTS", "checked_lookups", "from_shapes", "index_ranges", "never_empty", "takes_sizes_from_values",
+    "INDEX_INPUTS", "checked_lookups", "fails_on_values", "from_shapes", "index_ranges", "never_empty",
+    "takes_sizes_from_values",
 ]  # fmt: skip
 
 _SAME_VALUES = frozenset(
     {"Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
 """Operators whose first output holds nothing but values of their first input."""
-_SIZE_INPUTS = {
-    "ConstantOfShape": (0,), "Expand": (1,), "GRU": (4,), "If": (0,), "LSTM": (4,), "Loop": (0, 1), "OneHot": (1,),
-    "Pad": (1,), "RNN": (4,), "Range": (0, 1, 2), "Reshape": (1,), "Resize": (2, 3), "Slice": (1, 2, 3, 4),
-    "Tile": (1,), "TopK": (1,),
+_REDUCTIONS = (
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+    "ReduceSum", "ReduceSumSquare",
+)  # fmt: skip
+_SIZE_INPUTS: dict[str, tuple[int, ...]] = {
+    "CenterCropPad": (1,), "ConstantOfShape": (0,), "CumSum": (1,), "Expand": (1,), "GRU": (4,), "If": (0,),
+    "LSTM": (4,), "Loop": (0, 1), "NonMaxSuppression": (2,), "OneHot": (1,), "Pad": (1, 3), "RNN": (4,),
+    "Range": (0, 1, 2), "Reshape": (1,), "Resize": (2, 3), "ReverseSequence": (1,), "Slice": (1, 2, 3, 4),
+    "Split": (1,), "Squeeze": (1,), "Tile": (1,), "TopK": (1,), "Trilu": (1,), "Unsqueeze": (1,), "Upsample": (1,),
+    **dict.fromkeys(_REDUCTIONS, (1,)),
 }  # fmt: skip
-"""Positions of the inputs that say how large something is, by operator."""
+"""Positions of the inputs that say how large something is, or along which axis, by operator."""
+_CONTROLS: dict[str, tuple[int, ...]] = {
+    **_SIZE_INPUTS, "AffineGrid": (1,), "BlackmanWindow": (0,), "Col2Im": (1, 2), "Compress": (1,), "DFT": (1, 2),
+    "Gather": (1,), "GatherElements": (1,), "GatherND": (1,), "HammingWindow": (0,), "HannWindow": (0,),
+    "MaxRoiPool": (1,), "MaxUnpool": (1, 2), "MelWeightMatrix": (0, 1, 2, 3, 4), "NegativeLogLikelihoodLoss": (1,),
+    "NonMaxSuppression": (0, 1, 2, 3, 4), "NonZero": (0,), "RoiAlign": (2,), "STFT": (1, 3), "Scatter": (1,),
+    "ScatterElements": (1,), "ScatterND": (1,), "SequenceAt": (1,), "SequenceErase": (1,), "SequenceInsert": (2,),
+    "SoftmaxCrossEntropyLoss": (1,), "SplitToSequence": (1,), "StringSplit": (0, 1), "Unique": (0,),
+}  # fmt: skip
+"""The same, and all others whose values decide whether a node can run, or the shape of what it gives."""
 INDEX_INPUTS = {
     "Gather": 1, "GatherElements": 1, "GatherND": 1, "Scatter": 1, "ScatterElements": 1, "ScatterND": 1,
 }  # fmt: skip
@@ -99,10 +115,32 @@ def takes_sizes_from_values(model: onnx.ModelProto) -> bool:
     )
 
 
+def fails_on_values(model: onnx.ModelProto) -> bool:
+    """Whether values of the inputs, and not their shapes alone, may make a run fail. Bodies are followed."""
+    return _fails_on_values(model.graph, {""}, checked_lookups(model))
+
+
+def _fails_on_values(graph: onnx.GraphProto, outer: set[str], checked: set[str]) -> bool:
+    fixed = _from_shapes(graph, outer)
+    for node in graph.node:
+        controls = [node.input[p] for p in _CONTROLS.get(node.op_type, ()) if p < len(node.input)]
+        if any(name not in fixed for name in controls) and node.output[0] not in checked:
+            return True
+        if any(
+            _fails_on_values(attribute.g, fixed, checked) for attribute in node.attribute if attribute.HasField("g")
+        ):
+            return True
+    return False
+
+
 def from_shapes(model: onnx.ModelProto) -> set[str]:
     """Names of the tensors that are constant or computed from constants and shapes alone."""
-    fixed = {tensor.name for tensor in model.graph.initializer} | {""}
-    for node in model.graph.node:
+    return _from_shapes(model.graph, {""})
+
+
+def _from_shapes(graph: onnx.GraphProto, outer: set[str]) -> set[str]:
+    fixed = {tensor.name for tensor in graph.initializer} | outer
+    for node in graph.node:
         reads_all = all(name in fixed for name in node.input)
         bodies = any(attribute.HasField("g") for attribute in node.attribute)  # these read more than their inputs
         if node.op_type in ("Shape", "Size") or (reads_all and not bodies):

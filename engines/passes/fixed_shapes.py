@@ -16,7 +16,7 @@ from onnx import ModelProto, ValueInfoProto
 from engines.errors import ModelRefused
 from engines.graphs import copy_of, drop_stored_inputs, without_weights
 
-__all__ = ["with_shapes"]
+__all__ = ["with_shapes", "with_sizes"]
 
 _ANY = -1
 
@@ -36,6 +36,18 @@ def with_shapes(model: ModelProto, shapes: Mapping[str, Sequence[int]]) -> Model
         _fix(inputs[name], sizes)
     del copy.graph.value_info[:]
     _require_inferable(model, copy, shapes)
+    return copy
+
+
+def with_sizes(model: ModelProto, sizes: Mapping[tuple[str, int], int]) -> ModelProto:
+    """A copy in which these dimensions, given by the input's name and the axis, have these sizes."""
+    copy = copy_of(model)
+    del copy.graph.value_info[:]
+    for value in copy.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if (value.name, axis) in sizes:
+                dim.Clear()
+                dim.dim_value = sizes[value.name, axis]
     return copy
 
 

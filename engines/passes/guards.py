@@ -24,6 +24,7 @@ from engines.manifest import GUARD_OUTPUT
 from engines.passes.guard_empty import guard_axes, guard_compress, guard_regions, guard_turns, needed_axes
 from engines.passes.guard_integers import WIDE, guard_cast, guard_integers, must_be_exact, reads
 from engines.passes.guard_lengths import are_full, guard_lengths, time_axis
+from engines.passes.guard_limits import COUNTED, FARTHEST, KEPT, guard_count, keep_in_reach
 from engines.passes.guard_ops import Checks, Nodes
 from engines.passes.guard_scales import guard_scales, may_keep_a_size
 from engines.passes.guard_sizes import SIZE_INPUT, guard_size, range_forwards
@@ -127,6 +128,12 @@ class _Pass:
             nodes, count, why = self._check_lengths(node, known)
             if count:
                 return _before(nodes, count, why)
+        number = _named(node, KEPT)
+        if number and not (number in known and _is_in_reach(known[number].stored)):
+            return keep_in_reach(self.checks, node), [], []
+        if _named(node, COUNTED) not in ("", *self._from_shapes):
+            nodes, count, why = guard_count(self.checks, node)
+            return _before(nodes, count, why)
         axes = needed_axes(node)
         if axes is not None and self._may_be_empty(node, axes, known):
             return _before(*guard_axes(self.checks, node, axes), "takes something out of an empty tensor")
@@ -306,6 +313,17 @@ def _extent(stored: TensorProto) -> tuple[int, int]:
         return 0, 0
     array = numpy_helper.to_array(stored)
     return int(array.min()), int(array.max())
+
+
+def _is_in_reach(stored: TensorProto | None) -> bool:
+    low, high = (-1, 0) if stored is None else _extent(stored)
+    return 0 <= low <= high < FARTHEST
+
+
+def _named(node: NodeProto, positions: Mapping[str, int]) -> str:
+    """The input at its operator's position, if it has one."""
+    position = positions.get(node.op_type, len(node.input))
+    return node.input[position] if position < len(node.input) else ""
 
 
 def _axis(node: NodeProto) -> int:

@@ -17,6 +17,7 @@ import openvino as ov
 from engines.errors import EngineFailed, PlanInvalid, ValuesRefused
 from engines.manifest import GUARD_OUTPUT, Manifest
 from engines.plugins.extension import extension_path
+from engines.runtime.openvino_engine import Engine, first_line
 from engines.runtime.session import Done, divided
 
 __all__ = [
@@ -67,22 +68,25 @@ class OpenVinoSlot:
     """
 
     def __init__(
-        self, compiled: ov.CompiledModel, inputs: Sequence[str], outputs: Sequence[str], guards: Sequence[str] = ()
+        self, engine: Engine, inputs: Sequence[str], outputs: Sequence[str], guards: Sequence[str] = ()
     ) -> None:
-        self._guards = guards
+        compiled = engine.compiled
+        self._engine, self._guards = engine, guards
         self._judged = np.flatnonzero([bool(text) for text in guards])
         self._guard_output = _port(compiled.outputs, GUARD_OUTPUT) if self._judged.size else -1
-        self._request = compiled.create_infer_request()
         self._inputs = [(name, _port(compiled.inputs, name)) for name in inputs]
         self._outputs = [(name, _port(compiled.outputs, name)) for name in outputs]
+        self._request: ov.InferRequest | None = compiled.create_infer_request()
+        self._filled = [self._request.get_input_tensor(index) for _, index in self._inputs]
+        self._answers: list[ov.Tensor] = []
+        engine.on_renewal(self._forget)
         self._work: queue.SimpleQueue[Done | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="openvino-slot", daemon=True)
         self._thread.start()
 
     def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         views: dict[str, np.ndarray] = {}
-        for name, index in self._inputs:
-            tensor = self._request.get_input_tensor(index)
+        for (name, _), tensor in zip(self._inputs, self._filled, strict=True):
             shape = list(shapes[name])
             if list(tensor.shape) != shape:
                 tensor.shape = shape
@@ -96,22 +100,59 @@ class OpenVinoSlot:
         while (done := self._work.get()) is not None:
             error: BaseException | None = None
             try:
-                self._request.start_async()
-                self._request.wait()
-                error = self._refusal()
+                error = self._answer()
             except Exception as raised:
-                error = EngineFailed(first_line(raised))
+                error = raised if isinstance(raised, EngineFailed) else EngineFailed(first_line(raised))
             done(error)
 
-    def _refusal(self) -> ValuesRefused | None:
+    def _answer(self) -> BaseException | None:
+        """Run the batch; once more, alone, where a run beside it has spoilt the engine. Afterwards that is whole."""
+        request = self._engine.begin(self._current)
+        if request is not None:
+            error = self._run(request)
+            raised = isinstance(error, EngineFailed)
+            if self._engine.end(request, raised=raised):
+                if raised:
+                    self._engine.recover()
+                return error
+        with self._engine.alone():
+            error = self._run(self._current())
+            if isinstance(error, EngineFailed):
+                self._engine.spoil()
+        return error
+
+    def _run(self, request: ov.InferRequest) -> EngineFailed | ValuesRefused | None:
+        try:
+            request.start_async()
+            request.wait()
+            self._answers = [request.get_output_tensor(index) for _, index in self._outputs]
+            return self._refusal(request)
+        except Exception as raised:
+            return EngineFailed(first_line(raised))
+
+    def _current(self) -> ov.InferRequest:
+        """The request of the engine as it is now, filled."""
+        if self._request is None:
+            request = self._engine.compiled.create_infer_request()
+            tensors = [request.get_input_tensor(index) for _, index in self._inputs]
+            for tensor, filled in zip(tensors, self._filled, strict=True):
+                tensor.shape = filled.shape
+                np.copyto(tensor.data, filled.data)
+            self._request, self._filled = request, tensors
+        return self._request
+
+    def _forget(self) -> None:
+        self._request = None
+
+    def _refusal(self, request: ov.InferRequest) -> ValuesRefused | None:
         """What the first guard that found something says."""
         if self._guard_output < 0:
             return None
-        found = np.flatnonzero(self._request.get_output_tensor(self._guard_output).data[self._judged])
+        found = np.flatnonzero(request.get_output_tensor(self._guard_output).data[self._judged])
         return ValuesRefused(self._guards[self._judged[found[0]]]) if found.size else None
 
     def outputs(self) -> dict[str, np.ndarray]:
-        return {name: self._request.get_output_tensor(index).data for name, index in self._outputs}
+        return {name: tensor.data for (name, _), tensor in zip(self._outputs, self._answers, strict=True)}
 
     def close(self) -> None:
         self._work.put(None)
@@ -127,11 +168,11 @@ def _port(ports: Sequence[ov.ConstOutput], name: str) -> int:
 
 
 class OpenVinoSession:
-    """A compiled model and one slot per instance."""
+    """An engine and one slot per instance."""
 
     def __init__(
         self,
-        compiled: ov.CompiledModel,
+        engine: Engine,
         inputs: Sequence[str],
         outputs: Sequence[str],
         *,
@@ -140,10 +181,10 @@ class OpenVinoSession:
         memory_bytes: int = 0,
         guards: Sequence[str] = (),
     ) -> None:
-        self._compiled: ov.CompiledModel | None = compiled
+        self._engine: Engine | None = engine
         self._threads_per_batch = threads_per_batch
         self._memory_bytes = memory_bytes
-        self._slots = [OpenVinoSlot(compiled, inputs, outputs, guards) for _ in range(instances)]
+        self._slots = [OpenVinoSlot(engine, inputs, outputs, guards) for _ in range(instances)]
 
     @property
     def slots(self) -> Sequence[OpenVinoSlot]:
@@ -159,14 +200,14 @@ class OpenVinoSession:
 
     def setting(self, name: str) -> Any:
         """A property such as NUM_STREAMS, as the compiled model itself reports it."""
-        assert self._compiled is not None, "the session is closed"
-        return self._compiled.get_property(name)
+        assert self._engine is not None, "the session is closed"
+        return self._engine.setting(name)
 
     def close(self) -> None:
         for slot in self._slots:
             slot.close()
         self._slots = []
-        self._compiled = None
+        self._engine = None
 
 
 def load_session(
@@ -189,18 +230,11 @@ def load_session(
     count, slots = divided(streams, instances, manifest.streams)
     threads = max(manifest.threads, count)
     try:
-        compiled = core().import_model(blob, "CPU", stream_config(count, threads))
+        engine = Engine(lambda: core().import_model(blob, "CPU", stream_config(count, threads)))
     except Exception as error:
         raise PlanInvalid(f"{path.name} was refused by OpenVINO: {first_line(error)}") from error
     names = [spec.name for spec in manifest.inputs], [spec.name for spec in manifest.outputs]
     return OpenVinoSession(
-        compiled, *names, instances=slots, threads_per_batch=max(1, threads // max(count, slots)),
+        engine, *names, instances=slots, threads_per_batch=max(1, threads // max(count, slots)),
         memory_bytes=manifest.engine.size_bytes, guards=manifest.guards,
     )  # fmt: skip
-
-
-def first_line(error: BaseException) -> str:
-    """OpenVINO's message without its C++ source positions: the last line that says something."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
-    return (said[-1] if said else next((line for line in lines if line), type(error).__name__))[:500]

@@ -24,6 +24,7 @@ from engines.runtime.openvino import core, first_line, has_binary_operators, str
 from engines.targets.openvino_forms import refuse_wrong_forms
 from engines.targets.openvino_half import keep_halves
 from engines.targets.openvino_inputs import with_all_inputs
+from engines.targets.openvino_products import hold_inner_sizes
 from engines.targets.openvino_sequences import keep_batch_order
 from engines.targets.openvino_topk import keep_order_of_equals
 
@@ -61,6 +62,7 @@ def read_model(model: onnx.ModelProto) -> ov.Model:
         graph = with_all_inputs(guarded, _converted)
         keep_batch_order(graph)
         keep_order_of_equals(graph)
+        hold_inner_sizes(graph)
         if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
             keep_halves(graph)
         graph.set_rt_info("\n".join(said), _GUARDS)

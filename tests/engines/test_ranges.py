@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from engines.frontend.ranges import checked_lookups, from_shapes, index_ranges, takes_sizes_from_values
+from engines.frontend.ranges import checked_lookups, fails_on_values, from_shapes, index_ranges, takes_sizes_from_values
 from tests.support.onnx_models import build, linear, slow, time_major_lstm
 
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
@@ -92,3 +92,21 @@ def test_a_table_may_be_a_constant_node() -> None:
         [constant, helper.make_node("Gather", ["t", "i"], ["y"])], {"i": (INT64, ["N"])}, {"y": (FLOAT, ["N", 3])}
     )
     assert index_ranges(model) == {"i": (-5, 4)}
+
+
+@pytest.mark.parametrize("model", [linear(), slow(8, 1), time_major_lstm(), embedding()])
+def test_values_that_cannot_make_a_run_fail(model: ModelProto) -> None:
+    assert not fails_on_values(model)
+
+
+def test_values_that_can() -> None:
+    axis = {"x": (FLOAT, ["N", 4]), "a": (INT64, [])}
+    assert fails_on_values(build([helper.make_node("CumSum", ["x", "a"], ["y"])], axis, {"y": (FLOAT, ["N", 4])}))
+    nodes = [helper.make_node("NonZero", ["x"], ["i"]), helper.make_node("Cast", ["i"], ["y"], to=FLOAT)]
+    assert fails_on_values(build(nodes, {"x": (FLOAT, ["N"])}, {"y": (FLOAT, [1, "K"])})), "a shape made of values"
+    inner = helper.make_graph(
+        [helper.make_node("CumSum", ["x", "a"], ["b"])], "body", [],
+        [helper.make_tensor_value_info("b", FLOAT, ["N", 4])],
+    )  # fmt: skip
+    branch = helper.make_node("If", ["yes"], ["y"], then_branch=inner, else_branch=inner)
+    assert fails_on_values(build([branch], axis, {"y": (FLOAT, ["N", 4])}, {"yes": np.array(True)}))
