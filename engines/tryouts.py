@@ -183,15 +183,20 @@ class Tryouts:
         return max(accuracy.loss, (changed or 0) / max(1, accuracy.samples))
 
     def note_unsure(self, accuracy: Accuracy) -> None:
-        """Say so where a loss as large as the budget could not be told from chance."""
+        """Say so where a loss as large as the budget could not be told from chance, nor such a share of changed
+        decisions where these count.
+        """
         budget = budget_of(self._spec, accuracy)
-        if is_sure(accuracy, budget):
-            return
-        reach = f"up to {accuracy.interval[1]:.3g}" if accuracy.interval else "any size"
-        self.notes.append(
-            f"{accuracy.samples} samples are too few to tell a loss of {budget:.3g} from chance: with 95 % it may be "
-            f"{reach}"
-        )
+        few = f"{accuracy.samples} samples are too few to tell a"
+        if not is_sure(accuracy.interval, budget):
+            reach = f"up to {accuracy.interval[1]:.3g}" if accuracy.interval else "any size"
+            self.notes.append(f"{few} loss of {budget:.3g} from chance: with 95 % it may be {reach}")
+        changed = accuracy.decisions_interval if counts_decisions(self._spec, accuracy) else None
+        if changed is not None and not is_sure(changed, budget):
+            self.notes.append(
+                f"{few} share of {budget:.3g} changed decisions from chance: with 95 % it may be up to "
+                f"{changed[1]:.3g} ({accuracy.decisions_changed} were seen to change)"
+            )
 
     def race(self) -> None:
         """Time FP32 and all that passed, side by side; a note where that cannot be done."""
@@ -264,6 +269,7 @@ def _figures(accuracy: Accuracy) -> dict[str, Any]:
     return {
         "metric": accuracy.metric, "value": accuracy.value, "loss": accuracy.loss, "interval": accuracy.interval,
         "decisions_changed": accuracy.decisions_changed, "samples": accuracy.samples,
+        "decisions_interval": accuracy.decisions_interval,
     }  # fmt: skip
 
 

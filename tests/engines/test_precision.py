@@ -134,6 +134,22 @@ def test_too_few_samples_for_the_budget_are_said(tmp_path: Path) -> None:
     assert any("12 samples are too few to tell a loss of 0.1 from chance" in note for note in report.notes)
 
 
+def test_decisions_that_count_need_samples_enough_too(tmp_path: Path) -> None:
+    """Without a metric the share of changed decisions is held against the budget: none of 12 is no proof of that."""
+    pictures, _ = images()
+    _, report = built(tmp_path, CNN, calibration={"image": pictures[:12]})
+    changed = report.accuracy.decisions_changed
+    assert report.decisions_count
+    assert report.chosen != "fp32"
+    assert report.accuracy.decisions_interval[1] > 0.2
+    note = (
+        "12 samples are too few to tell a share of 0.01 changed decisions from chance: with 95 % it may be up to 0.242"
+    )
+    assert f"{note} ({changed} were seen to change)" in report.notes
+    chosen = next(one for one in report.candidates if one.name == report.chosen)
+    assert chosen.decisions_interval == report.accuracy.decisions_interval
+
+
 def test_the_search_is_seeded(tmp_path: Path) -> None:
     model, rows = planted()
     spec = Spec(accuracy_budget=0.02, metric="cosine", search="random", trials=6, seed=3, calibrator="minmax")
