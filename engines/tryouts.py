@@ -23,7 +23,7 @@ from engines.passes.float_layers import quantized_layers
 from engines.reference import Reference
 from engines.report import Accuracy, Candidate
 from engines.samples import SCALES
-from engines.search import Outcome, pareto_front
+from engines.search import Outcome, pareto_front, ranked
 from engines.spec import Spec
 from engines.targets import openvino as target
 from engines.targets.openvino_race import Pace, race
@@ -40,7 +40,7 @@ _GLIMPSE_S, _GLIMPSE_SAMPLES_S, _FEWEST = 0.2, 1.0, 32
 _ROWS_FOR_TRUTH = 16
 _SLOWEST = 1e-3
 _WORTH = 1.03
-"""What a coarser engine has to be better by than a finer one: less is noise."""
+"""What an engine has to be better by for that to count: less is noise."""
 
 
 class Tried(msgspec.Struct):
@@ -224,13 +224,17 @@ class Tryouts:
         )
 
     def by_merit(self) -> list[Tried]:
-        """Those that passed and are what was asked for, the best first; FP32 among them where that may be chosen."""
+        """Those that passed and are what was asked for, the best first; FP32 among them where that may be chosen.
+
+        Of those whose costs are within noise of each other, FP32 comes first, then what loses least.
+        """
         wanted = self._spec.precision
         found = [one for one in self.tried if one.passed and wanted in ("auto", one.variant.precision)]
         if any(one.variant.pruned for one in found):  # it was asked for
             found = [one for one in found if one.variant.pruned]
-        handicap = {id(one): 1.0 if one is self.tried[0] else _WORTH for one in found}
-        return sorted(found, key=lambda one: self.cost(one) * handicap[id(one)])
+        losses = [-math.inf if one is self.tried[0] else self.loss(one) for one in found]
+        costs = [self.cost(one) for one in found]
+        return [found[i] for i in ranked([Outcome(*both) for both in zip(losses, costs, strict=True)], _WORTH)]
 
     def why_none(self) -> str:
         """Of the variants that were asked for, why the first one is not good enough."""
