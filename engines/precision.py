@@ -175,8 +175,11 @@ def _search(tryouts: Tryouts, subject: Subject, spec: Spec, time_limit_s: float,
         return False
     clock.begin("search")
     least_s = min(_LEAST_SEARCH_S, spec.time_limit_s)
+    start = next(filter(tryouts.is_true, sorted(int8, key=tryouts.loss)), None)
+    if start is None:
+        return False
     try:
-        try_mixed(tryouts, min(int8, key=tryouts.loss), subject, spec, max(time_limit_s, least_s))
+        try_mixed(tryouts, start, subject, spec, max(time_limit_s, least_s))
     except Exception as error:
         tryouts.notes.append(said(error))
         return False

@@ -84,7 +84,8 @@ class Tryouts:
         self.variants.append(variant)
         try:
             tried = self._judged(variant, self.judges)
-            self._require_true(tried)
+            if tried.passed:  # it is expensive, and one that loses too much serves nobody
+                self._require_true(tried)
         except Exception as error:  # whatever the runtimes think of it, this one is no candidate, and others may be
             self._failed.append(_failed(variant, said(error)))
             return None
@@ -139,6 +140,20 @@ class Tryouts:
         count = max(_FEWEST, min(self.judges.count, math.ceil(_GLIMPSE_SAMPLES_S / row_s)))
         return self.judges if count >= self.judges.count else SomeSamples(self.judges, range(count))
 
+    def is_true(self, tried: Tried) -> bool:
+        """Whether one that loses too much is at least what its graph says, as those that passed are; where not, that is
+        why it was refused.
+        """
+        try:
+            tried.compiled, tried.guards = self._compiled(tried.variant)
+            self._require_true(tried)
+        except Exception as error:
+            tried.reason = said(error)
+            return False
+        finally:
+            tried.compiled = None
+        return True
+
     def _require_true(self, tried: Tried) -> None:
         """Raise WrongEngine where the runtime makes something else of the graph than it says: without VNNI, sums of
         products with all 8 bits overflow. Good luck with some samples is no merit.
@@ -158,10 +173,7 @@ class Tryouts:
 
     def _judged(self, variant: Variant, judges: Samples) -> Tried:
         choice = self._base.choice
-        model = with_batch_axes(variant.model, choice.axes) if choice.axes else variant.model
-        graph = target.read_model(model)
-        guards = choice.guards.of_another(target.guards_of(graph))
-        compiled = target.compile_model(graph, *self._config)
+        compiled, guards = self._compiled(variant)
         run = target.runner(compiled, self._subject.names)
         own = msgspec.structs.replace(choice, guards=guards, notes=[])
         accuracy = judged_by(self._subject.reference, run, own, judges, self._spec, _TRIAL_S)
@@ -169,6 +181,11 @@ class Tryouts:
         by_decisions = counts_decisions(self._spec, accuracy)
         tried.reason = shortfall(accuracy, self.budget(tried), by_decisions=by_decisions, by_others=True)
         return tried
+
+    def _compiled(self, variant: Variant) -> tuple[ov.CompiledModel, Guards]:
+        choice = self._base.choice
+        graph = target.read_model(with_batch_axes(variant.model, choice.axes) if choice.axes else variant.model)
+        return target.compile_model(graph, *self._config), choice.guards.of_another(target.guards_of(graph))
 
     def budget(self, tried: Tried) -> float:
         """The largest loss allowed."""

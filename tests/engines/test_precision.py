@@ -10,10 +10,12 @@ import onnx
 import pytest
 from onnx import helper
 
+from engines.agreement import WrongEngine
 from engines.errors import ModelRefused
 from engines.reference import Reference
 from engines.report import Candidate, Report
 from engines.spec import Search, Spec
+from engines.tryouts import Tried, Tryouts
 from tests.support.builds import built
 from tests.support.onnx_models import FLOAT, build
 
@@ -124,6 +126,32 @@ def test_a_model_that_only_a_mixture_serves_is_solved_by_every_search(method: Se
     smallest = min(one.size_bytes for one in report.candidates if one.passed)
     assert chosen.size_bytes <= 1.001 * smallest, "the runtime numbers its nodes, and numbers have more digits later"
     assert any(f"{method} search tried" in note for note in report.notes)
+
+
+def test_a_search_starts_from_an_engine_that_is_what_its_graph_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that lose too much are not held against their graphs, which takes long, until the search wants one."""
+    model, rows = planted()
+    asked: list[str] = []
+    require_true = Tryouts._require_true
+
+    def require(self: Tryouts, tried: Tried) -> None:
+        asked.extend([tried.variant.name] if tried.variant.precision == "int8" else [])
+        if len(asked) == 1:
+            raise WrongEngine("it overflows", {})
+        require_true(self, tried)
+
+    monkeypatch.setattr(Tryouts, "_require_true", require)
+    spec = Spec(accuracy_budget=0.02, metric="cosine", trials=16, calibrator="minmax", objective="size")
+    manifest, report = built(tmp_path, model, spec, calibration={"x": rows})
+    assert manifest.precision == "mixed"
+    int8 = {one.name: one for one in of(report, "int8")}
+    first, second = asked
+    assert len(int8) > 2
+    assert int8[first].reason == "it overflows"
+    assert int8[first].loss <= int8[second].loss, "the one that loses least is asked for first"
+    assert all(second in one.name for one in of(report, "mixed"))
 
 
 def test_too_few_samples_for_the_budget_are_said(tmp_path: Path) -> None:
