@@ -31,6 +31,8 @@ __all__ = ["Improved", "improve"]
 _NO_CALIBRATION = "INT8 was not offered: it needs calibration samples, and none came with the model"
 _LEAST_SEARCH_S = 10.0
 """For the search, where quantizing took all the time there was and that was no less."""
+_SEARCHING = 0.5
+"""Share of the time limit that is the search's, while all of INT8 loses too much."""
 
 
 class Improved(msgspec.Struct):
@@ -116,7 +118,9 @@ def _try_others(tryouts: Tryouts, subject: Subject, calibration: Samples | None,
         clock.begin("quantize")
         source = _split(tryouts, source)
         variants = _int8(source, calibration, spec, tryouts)
-        for variant in _in_time(variants, limit, tryouts, one_at_least=spec.precision == "int8"):
+        is_fixed = spec.precision == "int8"
+        reserve_s = 0.0 if is_fixed else _SEARCHING * limit.seconds
+        for variant in _in_time(variants, limit, tryouts, one_at_least=is_fixed, reserve_s=reserve_s):
             tryouts.attempt(variant)
         _search(tryouts, subject, spec, limit.left_s, clock)
     elif spec.precision == "auto":
@@ -124,11 +128,15 @@ def _try_others(tryouts: Tryouts, subject: Subject, calibration: Samples | None,
 
 
 def _in_time(
-    variants: Iterator[Variant], limit: TimeLimit, tryouts: Tryouts, *, one_at_least: bool = False
-) -> Iterator[Variant]:
-    """Those that there is time to make; the first anyway, where nothing was tried before or `one_at_least`."""
+    variants: Iterator[Variant], limit: TimeLimit, tryouts: Tryouts, *, one_at_least: bool = False,
+    reserve_s: float = 0.0,
+) -> Iterator[Variant]:  # fmt: skip
+    """Those that there is time to make; the first anyway, where nothing was tried before or `one_at_least`.
+
+    `reserve_s` of the time is left for the search, unless some INT8 is good enough and none will be needed.
+    """
     is_due = one_at_least or len(tryouts.candidates()) == 1
-    while is_due or not limit.is_over:
+    while is_due or limit.left_s > (0.0 if tryouts.has_int8() else reserve_s):
         is_due = False
         try:
             variant = next(variants)
@@ -136,6 +144,8 @@ def _in_time(
             return
         yield variant
     note = f"no more variants were tried after {limit.seconds:g} s"
+    if not limit.is_over:
+        note = f"no more variants were tried after {limit.seconds - reserve_s:g} s: the others are for the search"
     tryouts.notes.extend([note] if note not in tryouts.notes else [])
 
 
@@ -171,7 +181,7 @@ def _search(tryouts: Tryouts, subject: Subject, spec: Spec, time_limit_s: float,
     Whether it found one.
     """
     int8 = [one for one in tryouts.tried if one.variant.precision == "int8"]
-    if spec.precision != "auto" or not int8 or any(one.passed for one in int8) or "search" in clock.stages_s:
+    if spec.precision != "auto" or not int8 or tryouts.has_int8() or "search" in clock.stages_s:
         return False
     clock.begin("search")
     least_s = min(_LEAST_SEARCH_S, spec.time_limit_s)
@@ -209,7 +219,7 @@ def _int8(of: Variant, calibration: Samples, spec: Spec, tryouts: Tryouts) -> It
         except Exception as error:
             tryouts.notes.append(f"INT8 was not possible: {said(error)}")
             return
-        if any(one.passed for one in tryouts.tried if one.variant.precision == "int8"):
+        if tryouts.has_int8():
             return
 
 

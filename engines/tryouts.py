@@ -140,6 +140,10 @@ class Tryouts:
         count = max(_FEWEST, min(self.judges.count, math.ceil(_GLIMPSE_SAMPLES_S / row_s)))
         return self.judges if count >= self.judges.count else SomeSamples(self.judges, range(count))
 
+    def has_int8(self) -> bool:
+        """Whether some INT8 engine is good enough."""
+        return any(one.passed and one.variant.precision == "int8" for one in self.tried)
+
     def is_true(self, tried: Tried) -> bool:
         """Whether one that loses too much is at least what its graph says, as those that passed are; where not, that is
         why it was refused.
