@@ -10,6 +10,7 @@ from engines.choice import Subject
 from engines.clock import Clock, TimeLimit
 from engines.engine import Engine, make_engine
 from engines.errors import ModelRefused
+from engines.hardware import has_vnni
 from engines.mixed import try_mixed
 from engines.npz import Samples
 from engines.reference import Reference
@@ -21,6 +22,7 @@ from engines.variants import (
     half_emulated,
     half_variant,
     int8_variants,
+    measured,
     pruned_variants,
     usual_calibrators,
     with_projections,
@@ -212,10 +214,18 @@ def _pruned(tryouts: Tryouts, subject: Subject, calibration: Samples, spec: Spec
 
 
 def _int8(of: Variant, calibration: Samples, spec: Spec, tryouts: Tryouts) -> Iterator[Variant]:
-    """With ranges by one calibrator; by the next where none of that was good enough."""
-    for calibrator in usual_calibrators(spec.calibrator):
+    """With ranges by the first calibrators; by the next where none of that was good enough.
+
+    Where the CPU has VNNI, weights of 7 bits are only worth a try if what it made of 8 was wrong.
+    """
+    first, second = (8, 7) if has_vnni() else (7, 8)
+    for calibrators in usual_calibrators(spec.calibrator):
         try:
-            yield from int8_variants(of, calibration, calibrator)
+            quantizer = measured(of, calibration, calibrators)
+            for calibrator in calibrators:
+                yield from int8_variants(of, quantizer, calibrator, first)
+                if second == 8 or tryouts.has_wrong(f"int8 {calibrator}"):
+                    yield from int8_variants(of, quantizer, calibrator, second)
         except Exception as error:
             tryouts.notes.append(f"INT8 was not possible: {said(error)}")
             return

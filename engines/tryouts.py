@@ -37,6 +37,8 @@ _TRIAL_S = 10.0
 _GLIMPSE_S, _GLIMPSE_SAMPLES_S, _FEWEST = 0.2, 1.0, 32
 """For one of many engines: seconds of timing, seconds of FP32 that its samples take, and how many these are at least.
 """
+_MANY, _FAR = 4, 2
+"""So many times as few samples are worth a look at a few first, and what loses so many budgets there is refused."""
 _ROWS_FOR_TRUTH = 16
 _SLOWEST = 1e-3
 _WORTH = 1.03
@@ -83,7 +85,7 @@ class Tryouts:
         """Compile a variant and judge its answers; None, and a candidate that failed, where it has none."""
         self.variants.append(variant)
         try:
-            tried = self._judged(variant, self.judges)
+            tried = self._judged(variant)
             if tried.passed:  # it is expensive, and one that loses too much serves nobody
                 self._require_true(tried)
         except Exception as error:  # whatever the runtimes think of it, this one is no candidate, and others may be
@@ -100,7 +102,8 @@ class Tryouts:
         Raises ModelRefused where it cannot be compiled or run.
         """
         try:
-            tried, first = self._judged(variant, few), self.tried[0]
+            tried, first = self._made(variant), self.tried[0]
+            self._judge(tried, few)
         except Exception as error:
             raise ModelRefused(said(error)) from error
         assert tried.compiled is not None
@@ -135,14 +138,20 @@ class Tryouts:
         self._elsewhere.append(msgspec.structs.replace(judged, target=target))
 
     def few(self) -> Samples:
-        """The first samples, as many as the FP32 engine answers in about a second."""
+        """As many samples as the FP32 engine answers in about a second, from all over: a set may be sorted by class."""
         row_s = 1 / self._first_pace.rows_per_s
         count = max(_FEWEST, min(self.judges.count, math.ceil(_GLIMPSE_SAMPLES_S / row_s)))
-        return self.judges if count >= self.judges.count else SomeSamples(self.judges, range(count))
+        if count >= self.judges.count:
+            return self.judges
+        return SomeSamples(self.judges, [i * self.judges.count // count for i in range(count)])
 
     def has_int8(self) -> bool:
         """Whether some INT8 engine is good enough."""
         return any(one.passed and one.variant.precision == "int8" for one in self.tried)
+
+    def has_wrong(self, beginning: str) -> bool:
+        """Whether an engine whose name begins so could not be had, or was not what its graph says."""
+        return any(one.name.startswith(beginning) for one in self._failed)
 
     def is_true(self, tried: Tried) -> bool:
         """Whether one that loses too much is at least what its graph says, as those that passed are; where not, that is
@@ -175,16 +184,33 @@ class Tryouts:
         """A few of the samples."""
         return itertools.islice(self.judges, _ROWS_FOR_TRUTH)
 
-    def _judged(self, variant: Variant, judges: Samples) -> Tried:
-        choice = self._base.choice
-        compiled, guards = self._compiled(variant)
-        run = target.runner(compiled, self._subject.names)
-        own = msgspec.structs.replace(choice, guards=guards, notes=[])
-        accuracy = judged_by(self._subject.reference, run, own, judges, self._spec, _TRIAL_S)
-        tried = Tried(variant, compiled, accuracy, len(target.export(compiled)), guards)
-        by_decisions = counts_decisions(self._spec, accuracy)
-        tried.reason = shortfall(accuracy, self.budget(tried), by_decisions=by_decisions, by_others=True)
+    def _judged(self, variant: Variant) -> Tried:
+        """By all samples, unless a few of many tell that it is far off."""
+        tried, few = self._made(variant), self.few()
+        if few.count * _MANY <= self.judges.count:
+            self._judge(tried, few)
+            if self._is_far_off(tried):
+                return tried
+        self._judge(tried, self.judges)
         return tried
+
+    def _made(self, variant: Variant) -> Tried:
+        compiled, guards = self._compiled(variant)
+        return Tried(variant, compiled, self._base.accuracy, len(target.export(compiled)), guards)
+
+    def _judge(self, tried: Tried, judges: Samples) -> None:
+        assert tried.compiled is not None
+        run = target.runner(tried.compiled, self._subject.names)
+        own = msgspec.structs.replace(self._base.choice, guards=tried.guards, notes=[])
+        tried.accuracy = judged_by(self._subject.reference, run, own, judges, self._spec, _TRIAL_S)
+        by_decisions = counts_decisions(self._spec, tried.accuracy)
+        tried.reason = shortfall(tried.accuracy, self.budget(tried), by_decisions=by_decisions, by_others=True)
+
+    def _is_far_off(self, tried: Tried) -> bool:
+        """Whether it is as good as certain that it loses several times what it may, whatever other samples say."""
+        accuracy = tried.accuracy
+        changed = accuracy.decisions_interval if counts_decisions(self._spec, accuracy) else None
+        return any(sure[0] > _FAR * self.budget(tried) for sure in (accuracy.interval, changed) if sure)
 
     def _compiled(self, variant: Variant) -> tuple[ov.CompiledModel, Guards]:
         choice = self._base.choice
@@ -244,6 +270,11 @@ class Tryouts:
             tried.pace.latency_us if self._spec.objective == "latency" else 1e6 / max(tried.pace.rows_per_s, _SLOWEST)
         )
 
+    def _likely_cost(self, tried: Tried) -> float:
+        """Engines that run the same kernels cost the same: what their times differ by is noise."""
+        passed = [one for one in self.tried if one.passed]
+        return min(self.cost(one) for one in [tried, *passed] if tried.variant.is_twin_of(one.variant))
+
     def by_merit(self) -> list[Tried]:
         """Those that passed and are what was asked for, the best first; FP32 among them where that may be chosen.
 
@@ -254,8 +285,8 @@ class Tryouts:
         if any(one.variant.pruned for one in found):  # it was asked for
             found = [one for one in found if one.variant.pruned]
         losses = [-math.inf if one is self.tried[0] else self.loss(one) for one in found]
-        costs = [self.cost(one) for one in found]
-        return [found[i] for i in ranked([Outcome(*both) for both in zip(losses, costs, strict=True)], _WORTH)]
+        points = [Outcome(loss, self._likely_cost(one)) for one, loss in zip(found, losses, strict=True)]
+        return [found[i] for i in ranked(points, _WORTH)]
 
     def why_none(self) -> str:
         """Of the variants that were asked for, why the first one is not good enough."""
@@ -270,7 +301,7 @@ class Tryouts:
 
     def _front(self) -> list[Tried]:
         passed = [one for one in self.tried if one.passed]
-        return [passed[i] for i in pareto_front([Outcome(self.loss(one), self.cost(one)) for one in passed])]
+        return [passed[i] for i in pareto_front([Outcome(self.loss(one), self._likely_cost(one)) for one in passed])]
 
 
 def said(error: Exception) -> str:

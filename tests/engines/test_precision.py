@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from onnx import helper
 
 from engines.agreement import WrongEngine
 from engines.errors import ModelRefused
+from engines.npz import Sample, SomeSamples
 from engines.reference import Reference
 from engines.report import Candidate, Report
 from engines.spec import Search, Spec
+from engines.targets.openvino_race import Pace
 from engines.tryouts import Tried, Tryouts
 from tests.support.builds import built
 from tests.support.onnx_models import FLOAT, build
@@ -77,7 +80,8 @@ def test_a_network_of_images_ends_in_int8_with_its_proof(tmp_path: Path) -> None
     assert any(layer.precision in ("int8", "uint8") for layer in report.layers)
     assert "quantize" in report.stages_s
     forms = {one.name for one in of(report, "int8")}
-    assert {"int8 mean_minmax, signed, 7-bit weights", "int8 mean_minmax, unsigned, 8-bit weights"} <= forms
+    pairs = itertools.product(("mean_minmax", "minmax"), ("signed", "unsigned"))
+    assert {f"int8 {calibrator}, {form}, 8-bit weights" for calibrator, form in pairs} <= forms
 
 
 def test_without_calibration_int8_is_not_offered_and_that_is_said(tmp_path: Path) -> None:
@@ -143,7 +147,7 @@ def test_a_search_starts_from_an_engine_that_is_what_its_graph_says(
         require_true(self, tried)
 
     monkeypatch.setattr(Tryouts, "_require_true", require)
-    spec = Spec(accuracy_budget=0.02, metric="cosine", trials=16, calibrator="minmax", objective="size")
+    spec = Spec(accuracy_budget=0.02, metric="cosine", trials=16, objective="size")
     manifest, report = built(tmp_path, model, spec, calibration={"x": rows})
     assert manifest.precision == "mixed"
     int8 = {one.name: one for one in of(report, "int8")}
@@ -152,6 +156,33 @@ def test_a_search_starts_from_an_engine_that_is_what_its_graph_says(
     assert int8[first].reason == "it overflows"
     assert int8[first].loss <= int8[second].loss, "the one that loses least is asked for first"
     assert all(second in one.name for one in of(report, "mixed"))
+
+
+def test_a_few_samples_are_enough_to_refuse_what_is_far_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """INT8 loses all of this model's answers; with the layer in float that spoils it, every sample is asked."""
+    monkeypatch.setattr(Tryouts, "few", lambda self: SomeSamples(self.judges, range(0, 64, 8)))
+    model, rows = planted()
+    spec = Spec(accuracy_budget=0.02, metric="cosine", trials=16, calibrator="minmax")
+    _, report = built(tmp_path, model, spec, calibration={"x": rows})
+    assert {(one.passed, one.samples) for one in of(report, "int8")} == {(False, 8)}
+    assert all(one.samples == (8 if one.trial else 64) for one in of(report, "mixed"))
+    assert any(one.passed and not one.trial for one in of(report, "mixed"))
+
+
+def test_a_few_samples_come_from_all_over(tmp_path: Path) -> None:
+    """A set may be sorted by class."""
+    asked: list[float] = []
+
+    class Sorted:
+        count, truth, synthetic = 1000, None, False
+
+        def __iter__(self) -> Iterator[Sample]:
+            return (Sample({"x": np.full(1, i)}, None) for i in range(1000))
+
+    tryouts = object.__new__(Tryouts)
+    tryouts.judges, tryouts._first_pace = Sorted(), Pace(1e6 / 50, 50.0)
+    asked = [float(one.inputs["x"][0]) for one in tryouts.few()]
+    assert asked == [20.0 * i for i in range(50)]
 
 
 def test_too_few_samples_for_the_budget_are_said(tmp_path: Path) -> None:

@@ -58,3 +58,21 @@ def test_fp32_is_not_left_for_what_is_no_faster() -> None:
     """Also where that one is right more often by chance."""
     found = tryouts(tried("fp32", Outcome(0.0, 102.0)), tried("int8 minmax", Outcome(-0.02, 100.0)))
     assert found.by_merit()[0] is found.tried[0]
+
+
+def test_engines_of_the_same_kernels_are_as_fast_as_each_other_whatever_was_measured() -> None:
+    """Two calibrators give the same graph but for its numbers; a tenth between their times is the machine's."""
+
+    def int8(name: str, form: str, outcome: Outcome) -> Tried:
+        made = tried(name, outcome)
+        return msgspec.structs.replace(made, variant=made.variant._replace(form=form))
+
+    found = tryouts(
+        tried("fp32", Outcome(0.0, 300.0)),
+        int8("int8 mean_minmax, unsigned", "unsigned", Outcome(0.009, 100.0)),
+        int8("int8 minmax, unsigned", "unsigned", Outcome(0.001, 110.0)),
+        int8("int8 minmax, signed", "signed", Outcome(0.0005, 108.0)),
+    )
+    first, *_ = found.by_merit()
+    assert first.variant.name == "int8 minmax, unsigned"
+    assert any(one is first for one in found._front())
