@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 import numpy as np
 
 from engines.batchproof import differs, is_float, join
-from engines.confidence import Judged, loss_interval
+from engines.confidence import Judged, loss_interval, share_interval
 from engines.errors import ModelRefused
 from engines.metrics import decisions, evaluate, fitting, loss, measure
 from engines.npz import Sample, Samples
@@ -100,9 +100,9 @@ def shortfall(accuracy: Accuracy, budget: float | None, *, by_decisions: bool = 
     return ""
 
 
-def is_sure(accuracy: Accuracy, budget: float) -> bool:
+def is_sure(interval: tuple[float, float] | None, budget: float) -> bool:
     """Whether there were samples enough to tell a loss of this size from chance: their interval reaches no further."""
-    return accuracy.interval is not None and accuracy.interval[1] <= budget
+    return interval is not None and interval[1] <= budget
 
 
 def _batches(samples: Samples, axes: dict[str, int], rows: int, judge: _Judge) -> Iterator[list[Sample]]:
@@ -227,6 +227,7 @@ class _Judge:
             loss=None if value is None or reference is None else loss(self._metric, reference, value),
             interval=loss_interval(self._metric, self._judged),
             decisions_changed=self._changed if self._is_scores else None,
+            decisions_interval=share_interval(self._changed, self._count) if self._is_scores else None,
             others={name: lost / self._count for name, lost in self._others.items()},
             tolerance=self._tolerance,
         )

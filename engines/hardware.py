@@ -11,7 +11,9 @@ import platform
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Gpu", "cpu_fingerprint", "cpu_model", "gpus", "usable_threads"]
+__all__ = ["Gpu", "cpu_fingerprint", "cpu_model", "gpus", "has_vnni", "usable_threads"]
+
+_VNNI = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
 
 
 def usable_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -55,6 +57,17 @@ def _cpuinfo() -> dict[str, str]:
 def cpu_model() -> str:
     """The processor's own name, for reports."""
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def has_vnni() -> bool:
+    """Whether sums of byte products are made in 32 bits here; without, pairs of them overflow 16 bits.
+
+    oneDNN can be told to leave out newer instructions, which is heeded.
+    """
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if most and most not in ("ALL", "DEFAULT") and not any(name in most for name in ("VNNI", "AMX", "AVX10")):
+        return False
+    return not _VNNI.isdisjoint((_cpuinfo().get("flags") or "").split())
 
 
 def cpu_fingerprint(threads: int = 0) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from engines.errors import ModelRefused
 from engines.spec import LABEL_METRICS, Metric
 
-__all__ = ["HIGHER_IS_BETTER", "Measure", "decisions", "evaluate", "fitting", "loss", "measure"]
+__all__ = ["HIGHER_IS_BETTER", "Measure", "decisions", "evaluate", "fitting", "loss", "measure", "right"]
 
 HIGHER_IS_BETTER: dict[Metric, bool] = {
     "top1": True, "top5": True, "f1": True, "cosine": True, "rmse": False, "mae": False,
@@ -91,6 +91,35 @@ def decisions(scores: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
 
 
+def right(count: int, answers: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Which samples have their label among the first `count` classes, all samples at once; one score a sample is read
+    as `measure` reads it.
+    """
+    if answers.shape[1] == 1 and answers.dtype.kind != "i":
+        answers = _against(0.5 if _are_shares(answers) else 0.0, answers)
+    return _hits(count, answers, truth)
+
+
+def _hits(count: int, answers: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    if answers.dtype.kind == "i":
+        found: np.ndarray = decisions(answers) == truth
+        return found
+    own = np.take_along_axis(answers, truth[:, None], axis=1)
+    earlier = np.arange(answers.shape[1]) < truth[:, None]
+    rank = ((answers > own) | ((answers == own) & earlier)).sum(axis=1)
+    hits: np.ndarray = (rank < count) & ~np.isnan(answers).any(axis=1)
+    return hits
+
+
+def _are_shares(scores: np.ndarray) -> bool:
+    return not ((scores < -_ROUNDED) | (scores > 1 + _ROUNDED)).any()
+
+
+def _against(threshold: float, scores: np.ndarray) -> np.ndarray:
+    """Scores of class 1 [samples, 1] as those of classes 0 and 1."""
+    return np.concatenate([np.full_like(scores, threshold), scores], axis=1)
+
+
 def _sizes(array: np.ndarray) -> tuple[int, ...]:
     return tuple(size for size in array.shape[1:] if size != 1)
 
@@ -103,13 +132,7 @@ class _Top:
 
     def add(self, answers: np.ndarray, truth: np.ndarray) -> None:
         self._samples += len(answers)
-        if answers.dtype.kind == "i":
-            self._hits += int((decisions(answers) == truth).sum())
-            return
-        own = np.take_along_axis(answers, truth[:, None], axis=1)
-        earlier = np.arange(answers.shape[1]) < truth[:, None]
-        rank = ((answers > own) | ((answers == own) & earlier)).sum(axis=1)
-        self._hits += int(((rank < self._count) & ~np.isnan(answers).any(axis=1)).sum())
+        self._hits += int(_hits(self._count, answers, truth).sum())
 
     def value(self) -> float:
         return self._hits / self._samples if self._samples else math.nan
@@ -141,9 +164,9 @@ class _Labelled:
         if answers.shape[1] > 1 or answers.dtype.kind == "i":
             self._above_half.add(answers, truth)
             return
-        self._are_shares &= not ((answers < -_ROUNDED) | (answers > 1 + _ROUNDED)).any()
+        self._are_shares &= _are_shares(answers)
         for readings, threshold in ((self._above_half, 0.5), (self._above_zero, 0.0)):
-            readings.add(np.concatenate([np.full_like(answers, threshold), answers], axis=1), truth)
+            readings.add(_against(threshold, answers), truth)
 
     def value(self) -> float:
         return (self._above_half if self._are_shares else self._above_zero).value()

@@ -10,6 +10,7 @@ from engines.choice import Subject
 from engines.clock import Clock, TimeLimit
 from engines.engine import Engine, make_engine
 from engines.errors import ModelRefused
+from engines.hardware import has_vnni
 from engines.mixed import try_mixed
 from engines.npz import Samples
 from engines.reference import Reference
@@ -21,6 +22,7 @@ from engines.variants import (
     half_emulated,
     half_variant,
     int8_variants,
+    measured,
     pruned_variants,
     usual_calibrators,
     with_projections,
@@ -31,6 +33,8 @@ __all__ = ["Improved", "improve"]
 _NO_CALIBRATION = "INT8 was not offered: it needs calibration samples, and none came with the model"
 _LEAST_SEARCH_S = 10.0
 """For the search, where quantizing took all the time there was and that was no less."""
+_SEARCHING = 0.5
+"""Share of the time limit that is the search's, while all of INT8 loses too much."""
 
 
 class Improved(msgspec.Struct):
@@ -116,7 +120,9 @@ def _try_others(tryouts: Tryouts, subject: Subject, calibration: Samples | None,
         clock.begin("quantize")
         source = _split(tryouts, source)
         variants = _int8(source, calibration, spec, tryouts)
-        for variant in _in_time(variants, limit, tryouts, one_at_least=spec.precision == "int8"):
+        is_fixed = spec.precision == "int8"
+        reserve_s = 0.0 if is_fixed else _SEARCHING * limit.seconds
+        for variant in _in_time(variants, limit, tryouts, one_at_least=is_fixed, reserve_s=reserve_s):
             tryouts.attempt(variant)
         _search(tryouts, subject, spec, limit.left_s, clock)
     elif spec.precision == "auto":
@@ -124,11 +130,15 @@ def _try_others(tryouts: Tryouts, subject: Subject, calibration: Samples | None,
 
 
 def _in_time(
-    variants: Iterator[Variant], limit: TimeLimit, tryouts: Tryouts, *, one_at_least: bool = False
-) -> Iterator[Variant]:
-    """Those that there is time to make; the first anyway, where nothing was tried before or `one_at_least`."""
+    variants: Iterator[Variant], limit: TimeLimit, tryouts: Tryouts, *, one_at_least: bool = False,
+    reserve_s: float = 0.0,
+) -> Iterator[Variant]:  # fmt: skip
+    """Those that there is time to make; the first anyway, where nothing was tried before or `one_at_least`.
+
+    `reserve_s` of the time is left for the search, unless some INT8 is good enough and none will be needed.
+    """
     is_due = one_at_least or len(tryouts.candidates()) == 1
-    while is_due or not limit.is_over:
+    while is_due or limit.left_s > (0.0 if tryouts.has_int8() else reserve_s):
         is_due = False
         try:
             variant = next(variants)
@@ -136,6 +146,8 @@ def _in_time(
             return
         yield variant
     note = f"no more variants were tried after {limit.seconds:g} s"
+    if not limit.is_over:
+        note = f"no more variants were tried after {limit.seconds - reserve_s:g} s: the others are for the search"
     tryouts.notes.extend([note] if note not in tryouts.notes else [])
 
 
@@ -171,12 +183,15 @@ def _search(tryouts: Tryouts, subject: Subject, spec: Spec, time_limit_s: float,
     Whether it found one.
     """
     int8 = [one for one in tryouts.tried if one.variant.precision == "int8"]
-    if spec.precision != "auto" or not int8 or any(one.passed for one in int8) or "search" in clock.stages_s:
+    if spec.precision != "auto" or not int8 or tryouts.has_int8() or "search" in clock.stages_s:
         return False
     clock.begin("search")
     least_s = min(_LEAST_SEARCH_S, spec.time_limit_s)
+    start = next(filter(tryouts.is_true, sorted(int8, key=tryouts.loss)), None)
+    if start is None:
+        return False
     try:
-        try_mixed(tryouts, min(int8, key=tryouts.loss), subject, spec, max(time_limit_s, least_s))
+        try_mixed(tryouts, start, subject, spec, max(time_limit_s, least_s))
     except Exception as error:
         tryouts.notes.append(said(error))
         return False
@@ -199,14 +214,22 @@ def _pruned(tryouts: Tryouts, subject: Subject, calibration: Samples, spec: Spec
 
 
 def _int8(of: Variant, calibration: Samples, spec: Spec, tryouts: Tryouts) -> Iterator[Variant]:
-    """With ranges by one calibrator; by the next where none of that was good enough."""
-    for calibrator in usual_calibrators(spec.calibrator):
+    """With ranges by the first calibrators; by the next where none of that was good enough.
+
+    Where the CPU has VNNI, weights of 7 bits are only worth a try if what it made of 8 was wrong.
+    """
+    first, second = (8, 7) if has_vnni() else (7, 8)
+    for calibrators in usual_calibrators(spec.calibrator):
         try:
-            yield from int8_variants(of, calibration, calibrator)
+            quantizer = measured(of, calibration, calibrators)
+            for calibrator in calibrators:
+                yield from int8_variants(of, quantizer, calibrator, first)
+                if second == 8 or tryouts.has_wrong(f"int8 {calibrator}"):
+                    yield from int8_variants(of, quantizer, calibrator, second)
         except Exception as error:
             tryouts.notes.append(f"INT8 was not possible: {said(error)}")
             return
-        if any(one.passed for one in tryouts.tried if one.variant.precision == "int8"):
+        if tryouts.has_int8():
             return
 
 

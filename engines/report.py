@@ -91,6 +91,8 @@ class Accuracy(msgspec.Struct, frozen=True):
     """The loss lies between these with 95 %, as far as samples like these tell; None where they cannot."""
     decisions_changed: int | None
     """Samples whose largest score is another than the reference's; None where the output is no list of scores."""
+    decisions_interval: tuple[float, float] | None = None
+    """The share of all samples that `decisions_changed` stands for lies between these with 95 %."""
     others: dict[str, float] = {}
     """What the outputs lose that the metric is not taken of: 1 - cosine, for whole numbers the share unequal."""
     tolerance: float | None = None
@@ -100,9 +102,9 @@ class Accuracy(msgspec.Struct, frozen=True):
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One engine that was tried: judged by its own answers, and timed beside the others where it runs here.
 
-    `latency_us` is that of one row alone, `rows_per_s` that of many; None: not measured here. `loss` and `interval` as
-    in `Accuracy`. `judged_by` is the runtime that gave the answers. `float_layers` are the layers of an INT8 graph that
-    stayed in floating point.
+    `latency_us` is that of one row alone, `rows_per_s` that of many; None: not measured here. `loss` and the intervals
+    as in `Accuracy`. `judged_by` is the runtime that gave the answers. `float_layers` are the layers of an INT8 graph
+    that stayed in floating point.
     """
 
     name: str
@@ -115,6 +117,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     interval: tuple[float, float] | None
     decisions_changed: int | None
     samples: int
+    decisions_interval: tuple[float, float] | None = None
     latency_us: float | None
     rows_per_s: float | None
     size_bytes: int

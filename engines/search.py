@@ -14,9 +14,9 @@ from contextlib import suppress
 from typing import Literal
 
 from engines import samplers
-from engines.trials import Evaluate, Ledger, Outcome, Spent, Trial, choose, holds, pareto_front
+from engines.trials import Evaluate, Ledger, Outcome, Spent, Trial, choose, holds, pareto_front, ranked
 
-__all__ = ["Method", "Outcome", "Trial", "choose", "pareto_front", "search"]
+__all__ = ["Method", "Outcome", "Trial", "choose", "pareto_front", "ranked", "search"]
 
 Method = Literal["greedy", "grid", "random", "bayesian", "genetic"]
 _RANKING = 0.5

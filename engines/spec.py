@@ -79,8 +79,9 @@ class Spec:
     Where INT8 breaks the budget, `search` says how layers are chosen that stay in floating point, over `trials` engines
     at most. `time_limit_s` bounds the making and judging of all that is tried beside the FP32 engine (halves, pruned
     forms, INT8, the search); it is looked at between steps. One variant is always tried, and where INT8 is asked for,
-    one of INT8; a search that is needed has 10 s at least, or `time_limit_s` if that is less. What comes before
-    and after is outside of it: the FP32 engine and its proof, the race, the proof of the winner.
+    one of INT8. While no INT8 is good enough, half of it is left for the search, and 10 s at least, or `time_limit_s`
+    if that is less. What comes before and after is outside of it: the FP32 engine and its proof, the race, the proof of
+    the winner.
 
     `calibrator` is how ranges of activations follow from samples. `sparsity` removes two of every four weights, or
     whole filters, where the budget allows it.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from engines.errors import ModelRefused
 
-__all__ = ["Evaluate", "Ledger", "Outcome", "Spent", "Trial", "choose", "holds", "pareto_front"]
+__all__ = ["Evaluate", "Ledger", "Outcome", "Spent", "Trial", "choose", "holds", "pareto_front", "ranked"]
 
 _UNUSABLE = math.inf
 
@@ -121,3 +121,15 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
         if not front or points[i][0] < points[front[-1]][0] or tuple(points[i]) == tuple(points[front[-1]]):
             front.append(i)
     return front
+
+
+def ranked(points: Sequence[tuple[float, float]], noise: float) -> list[int]:
+    """Indices of all (loss, cost) points, the best first: that which loses least of those that cost no more than
+    `noise` times as much as the cheapest, then in the same way of what is left. Of equal losses the cheaper one.
+    """
+    left, order = list(range(len(points))), []
+    while left:
+        most = noise * min(points[i][1] for i in left)
+        order.append(min((i for i in left if points[i][1] <= most), key=lambda i: points[i]))
+        left.remove(order[-1])
+    return order

@@ -23,7 +23,7 @@ from engines.passes.float_layers import quantized_layers
 from engines.reference import Reference
 from engines.report import Accuracy, Candidate
 from engines.samples import SCALES
-from engines.search import Outcome, pareto_front
+from engines.search import Outcome, pareto_front, ranked
 from engines.spec import Spec
 from engines.targets import openvino as target
 from engines.targets.openvino_race import Pace, race
@@ -37,10 +37,12 @@ _TRIAL_S = 10.0
 _GLIMPSE_S, _GLIMPSE_SAMPLES_S, _FEWEST = 0.2, 1.0, 32
 """For one of many engines: seconds of timing, seconds of FP32 that its samples take, and how many these are at least.
 """
+_MANY, _FAR = 4, 2
+"""So many times as few samples are worth a look at a few first, and what loses so many budgets there is refused."""
 _ROWS_FOR_TRUTH = 16
 _SLOWEST = 1e-3
 _WORTH = 1.03
-"""What a coarser engine has to be better by than a finer one: less is noise."""
+"""What an engine has to be better by for that to count: less is noise."""
 
 
 class Tried(msgspec.Struct):
@@ -83,8 +85,9 @@ class Tryouts:
         """Compile a variant and judge its answers; None, and a candidate that failed, where it has none."""
         self.variants.append(variant)
         try:
-            tried = self._judged(variant, self.judges)
-            self._require_true(tried)
+            tried = self._judged(variant)
+            if tried.passed:  # it is expensive, and one that loses too much serves nobody
+                self._require_true(tried)
         except Exception as error:  # whatever the runtimes think of it, this one is no candidate, and others may be
             self._failed.append(_failed(variant, said(error)))
             return None
@@ -99,7 +102,8 @@ class Tryouts:
         Raises ModelRefused where it cannot be compiled or run.
         """
         try:
-            tried, first = self._judged(variant, few), self.tried[0]
+            tried, first = self._made(variant), self.tried[0]
+            self._judge(tried, few)
         except Exception as error:
             raise ModelRefused(said(error)) from error
         assert tried.compiled is not None
@@ -134,10 +138,34 @@ class Tryouts:
         self._elsewhere.append(msgspec.structs.replace(judged, target=target))
 
     def few(self) -> Samples:
-        """The first samples, as many as the FP32 engine answers in about a second."""
+        """As many samples as the FP32 engine answers in about a second, from all over: a set may be sorted by class."""
         row_s = 1 / self._first_pace.rows_per_s
         count = max(_FEWEST, min(self.judges.count, math.ceil(_GLIMPSE_SAMPLES_S / row_s)))
-        return self.judges if count >= self.judges.count else SomeSamples(self.judges, range(count))
+        if count >= self.judges.count:
+            return self.judges
+        return SomeSamples(self.judges, [i * self.judges.count // count for i in range(count)])
+
+    def has_int8(self) -> bool:
+        """Whether some INT8 engine is good enough."""
+        return any(one.passed and one.variant.precision == "int8" for one in self.tried)
+
+    def has_wrong(self, beginning: str) -> bool:
+        """Whether an engine whose name begins so could not be had, or was not what its graph says."""
+        return any(one.name.startswith(beginning) for one in self._failed)
+
+    def is_true(self, tried: Tried) -> bool:
+        """Whether one that loses too much is at least what its graph says, as those that passed are; where not, that is
+        why it was refused.
+        """
+        try:
+            tried.compiled, tried.guards = self._compiled(tried.variant)
+            self._require_true(tried)
+        except Exception as error:
+            tried.reason = said(error)
+            return False
+        finally:
+            tried.compiled = None
+        return True
 
     def _require_true(self, tried: Tried) -> None:
         """Raise WrongEngine where the runtime makes something else of the graph than it says: without VNNI, sums of
@@ -156,19 +184,38 @@ class Tryouts:
         """A few of the samples."""
         return itertools.islice(self.judges, _ROWS_FOR_TRUTH)
 
-    def _judged(self, variant: Variant, judges: Samples) -> Tried:
-        choice = self._base.choice
-        model = with_batch_axes(variant.model, choice.axes) if choice.axes else variant.model
-        graph = target.read_model(model)
-        guards = choice.guards.of_another(target.guards_of(graph))
-        compiled = target.compile_model(graph, *self._config)
-        run = target.runner(compiled, self._subject.names)
-        own = msgspec.structs.replace(choice, guards=guards, notes=[])
-        accuracy = judged_by(self._subject.reference, run, own, judges, self._spec, _TRIAL_S)
-        tried = Tried(variant, compiled, accuracy, len(target.export(compiled)), guards)
-        by_decisions = counts_decisions(self._spec, accuracy)
-        tried.reason = shortfall(accuracy, self.budget(tried), by_decisions=by_decisions, by_others=True)
+    def _judged(self, variant: Variant) -> Tried:
+        """By all samples, unless a few of many tell that it is far off."""
+        tried, few = self._made(variant), self.few()
+        if few.count * _MANY <= self.judges.count:
+            self._judge(tried, few)
+            if self._is_far_off(tried):
+                return tried
+        self._judge(tried, self.judges)
         return tried
+
+    def _made(self, variant: Variant) -> Tried:
+        compiled, guards = self._compiled(variant)
+        return Tried(variant, compiled, self._base.accuracy, len(target.export(compiled)), guards)
+
+    def _judge(self, tried: Tried, judges: Samples) -> None:
+        assert tried.compiled is not None
+        run = target.runner(tried.compiled, self._subject.names)
+        own = msgspec.structs.replace(self._base.choice, guards=tried.guards, notes=[])
+        tried.accuracy = judged_by(self._subject.reference, run, own, judges, self._spec, _TRIAL_S)
+        by_decisions = counts_decisions(self._spec, tried.accuracy)
+        tried.reason = shortfall(tried.accuracy, self.budget(tried), by_decisions=by_decisions, by_others=True)
+
+    def _is_far_off(self, tried: Tried) -> bool:
+        """Whether it is as good as certain that it loses several times what it may, whatever other samples say."""
+        accuracy = tried.accuracy
+        changed = accuracy.decisions_interval if counts_decisions(self._spec, accuracy) else None
+        return any(sure[0] > _FAR * self.budget(tried) for sure in (accuracy.interval, changed) if sure)
+
+    def _compiled(self, variant: Variant) -> tuple[ov.CompiledModel, Guards]:
+        choice = self._base.choice
+        graph = target.read_model(with_batch_axes(variant.model, choice.axes) if choice.axes else variant.model)
+        return target.compile_model(graph, *self._config), choice.guards.of_another(target.guards_of(graph))
 
     def budget(self, tried: Tried) -> float:
         """The largest loss allowed."""
@@ -183,15 +230,20 @@ class Tryouts:
         return max(accuracy.loss, (changed or 0) / max(1, accuracy.samples))
 
     def note_unsure(self, accuracy: Accuracy) -> None:
-        """Say so where a loss as large as the budget could not be told from chance."""
+        """Say so where a loss as large as the budget could not be told from chance, nor such a share of changed
+        decisions where these count.
+        """
         budget = budget_of(self._spec, accuracy)
-        if is_sure(accuracy, budget):
-            return
-        reach = f"up to {accuracy.interval[1]:.3g}" if accuracy.interval else "any size"
-        self.notes.append(
-            f"{accuracy.samples} samples are too few to tell a loss of {budget:.3g} from chance: with 95 % it may be "
-            f"{reach}"
-        )
+        few = f"{accuracy.samples} samples are too few to tell a"
+        if not is_sure(accuracy.interval, budget):
+            reach = f"up to {accuracy.interval[1]:.3g}" if accuracy.interval else "any size"
+            self.notes.append(f"{few} loss of {budget:.3g} from chance: with 95 % it may be {reach}")
+        changed = accuracy.decisions_interval if counts_decisions(self._spec, accuracy) else None
+        if changed is not None and not is_sure(changed, budget):
+            self.notes.append(
+                f"{few} share of {budget:.3g} changed decisions from chance: with 95 % it may be up to "
+                f"{changed[1]:.3g} ({accuracy.decisions_changed} were seen to change)"
+            )
 
     def race(self) -> None:
         """Time FP32 and all that passed, side by side; a note where that cannot be done."""
@@ -218,14 +270,23 @@ class Tryouts:
             tried.pace.latency_us if self._spec.objective == "latency" else 1e6 / max(tried.pace.rows_per_s, _SLOWEST)
         )
 
+    def _likely_cost(self, tried: Tried) -> float:
+        """Engines that run the same kernels cost the same: what their times differ by is noise."""
+        passed = [one for one in self.tried if one.passed]
+        return min(self.cost(one) for one in [tried, *passed] if tried.variant.is_twin_of(one.variant))
+
     def by_merit(self) -> list[Tried]:
-        """Those that passed and are what was asked for, the best first; FP32 among them where that may be chosen."""
+        """Those that passed and are what was asked for, the best first; FP32 among them where that may be chosen.
+
+        Of those whose costs are within noise of each other, FP32 comes first, then what loses least.
+        """
         wanted = self._spec.precision
         found = [one for one in self.tried if one.passed and wanted in ("auto", one.variant.precision)]
         if any(one.variant.pruned for one in found):  # it was asked for
             found = [one for one in found if one.variant.pruned]
-        handicap = {id(one): 1.0 if one is self.tried[0] else _WORTH for one in found}
-        return sorted(found, key=lambda one: self.cost(one) * handicap[id(one)])
+        losses = [-math.inf if one is self.tried[0] else self.loss(one) for one in found]
+        points = [Outcome(loss, self._likely_cost(one)) for one, loss in zip(found, losses, strict=True)]
+        return [found[i] for i in ranked(points, _WORTH)]
 
     def why_none(self) -> str:
         """Of the variants that were asked for, why the first one is not good enough."""
@@ -240,7 +301,7 @@ class Tryouts:
 
     def _front(self) -> list[Tried]:
         passed = [one for one in self.tried if one.passed]
-        return [passed[i] for i in pareto_front([Outcome(self.loss(one), self.cost(one)) for one in passed])]
+        return [passed[i] for i in pareto_front([Outcome(self.loss(one), self._likely_cost(one)) for one in passed])]
 
 
 def said(error: Exception) -> str:
@@ -264,6 +325,7 @@ def _figures(accuracy: Accuracy) -> dict[str, Any]:
     return {
         "metric": accuracy.metric, "value": accuracy.value, "loss": accuracy.loss, "interval": accuracy.interval,
         "decisions_changed": accuracy.decisions_changed, "samples": accuracy.samples,
+        "decisions_interval": accuracy.decisions_interval,
     }  # fmt: skip
 
 

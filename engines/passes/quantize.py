@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import onnx
 
 from engines.errors import ModelRefused
 from engines.passes.binary_layers import find_binary_layers
+from engines.passes.measured_ranges import collect_together
 from engines.passes.stored_casts import store_casts
 from engines.reference import Arrays
 
@@ -35,59 +37,71 @@ def quantize(
     overflow_fix: bool = True,
 ) -> onnx.ModelProto:  # fmt: skip
     """A copy with Q/DQ pairs, as `Quantizer` makes it."""
-    return Quantizer(model, samples, count, calibrator).quantized(overflow_fix=overflow_fix)
+    return Quantizer(model, samples, count, [calibrator]).quantized(calibrator, overflow_fix=overflow_fix)
 
 
 class Quantizer:
-    """Ranges and means of one model, measured once on `count` samples, for copies with weights of 7 and of 8 bits.
+    """Ranges and means of one model, measured once on `count` samples, for copies by each of the calibrators, with
+    weights of 7 and of 8 bits.
 
     Binary layers are left as they are: they have fewer bits. `model` has opset 21 and no operators of others' domains
     (NNCF runs none). Raises ModelRefused where NNCF cannot.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, samples: Iterable[Arrays], count: int, calibrator: str = "mean_minmax"
+        self, model: onnx.ModelProto, samples: Iterable[Arrays], count: int, calibrators: Sequence[str]
     ) -> None:
         with _said_by_nncf():
-            self._prepare(store_casts(model), samples, count, calibrator)
+            self._prepare(store_casts(model), samples, count, calibrators)
 
-    def _prepare(self, model: onnx.ModelProto, samples: Iterable[Arrays], count: int, calibrator: str) -> None:
+    def _prepare(
+        self, model: onnx.ModelProto, samples: Iterable[Arrays], count: int, calibrators: Sequence[str]
+    ) -> None:
         """The first half of `nncf.quantize`, which would measure anew for each copy."""
         import nncf
         from nncf.common.factory import build_graph
         from nncf.onnx.graph.passes import apply_preprocess_passes
-        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
-        from nncf.quantization.algorithms.pipeline import collect_statistics
-        from nncf.quantization.algorithms.post_training.pipeline import create_ptq_pipeline
-        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-        parameters = AdvancedQuantizationParameters(
-            activations_range_estimator_params=getattr(RangeEstimatorParametersSet, CALIBRATORS[calibrator]),
-            # before depthwise convolutions it would take a scale a channel: TensorRT refuses them, and they cut ranges
-            activations_quantization_params=QuantizationParameters(per_channel=False),
-            disable_channel_alignment=True,  # there is none for ONNX
-        )
-        self._pipeline = create_ptq_pipeline(
-            preset=nncf.QuantizationPreset.PERFORMANCE, subset_size=count, advanced_parameters=parameters,
-            ignored_scope=nncf.IgnoredScope(names=[layer.node.name for layer in find_binary_layers(model)[0]]),
-        )  # fmt: skip
+        ignored = [layer.node.name for layer in find_binary_layers(model)[0]]
         self._model = apply_preprocess_passes(model)
         self._graph = build_graph(self._model)
-        points = self._pipeline.get_statistic_points_for_step(0, self._model, self._graph)
-        self._statistics = collect_statistics(points, self._model, self._graph, nncf.Dataset(samples))
+        self._pipelines = {calibrator: _pipeline(calibrator, count, ignored) for calibrator in calibrators}
+        points = [
+            pipeline.get_statistic_points_for_step(0, self._model, self._graph) for pipeline in self._pipelines.values()
+        ]
+        self._statistics = collect_together(points, self._model, self._graph, nncf.Dataset(samples))
 
-    def quantized(self, *, overflow_fix: bool = True) -> onnx.ModelProto:
+    def quantized(self, calibrator: str, *, overflow_fix: bool = True) -> onnx.ModelProto:
         """A copy with Q/DQ pairs; weights use 7 of their 8 bits with `overflow_fix`."""
         from nncf.onnx.graph.passes import compress_quantize_weights_transformation
         from nncf.quantization.advanced_parameters import OverflowFix
 
         fix = OverflowFix.ENABLE if overflow_fix else OverflowFix.DISABLE
         with _said_by_nncf():
-            ((ranges, _),) = self._pipeline.pipeline_steps
+            pipeline = self._pipelines[calibrator]
+            ((ranges, _),) = pipeline.pipeline_steps
             ranges._overflow_fix = fix  # it belongs to the second half alone
-            made: onnx.ModelProto = self._pipeline.run_step(0, self._statistics, self._model, self._graph)
+            made: onnx.ModelProto = pipeline.run_step(0, self._statistics, self._model, self._graph)
             compress_quantize_weights_transformation(made)
         return made
+
+
+def _pipeline(calibrator: str, count: int, ignored: list[str]) -> Any:
+    import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
+    from nncf.quantization.algorithms.post_training.pipeline import create_ptq_pipeline
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    parameters = AdvancedQuantizationParameters(
+        activations_range_estimator_params=getattr(RangeEstimatorParametersSet, CALIBRATORS[calibrator]),
+        # before depthwise convolutions it would take a scale a channel: TensorRT refuses them, and they cut ranges
+        activations_quantization_params=QuantizationParameters(per_channel=False),
+        disable_channel_alignment=True,  # there is none for ONNX
+    )
+    return create_ptq_pipeline(
+        preset=nncf.QuantizationPreset.PERFORMANCE, subset_size=count, advanced_parameters=parameters,
+        ignored_scope=nncf.IgnoredScope(names=ignored),
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engines.hardware import has_vnni
 from engines.manifest import Manifest
 from engines.reference import Reference
 from engines.report import Report
@@ -48,7 +49,8 @@ def assert_complete(report: Report, samples: int) -> None:
             assert one.rows_per_s > 0, one
         else:
             assert one.reason, one
-    assert {f"int8 mean_minmax, {form}, 7-bit weights" for form in ("signed", "unsigned")} <= {
+    bits = 8 if has_vnni() else 7
+    assert {f"int8 mean_minmax, {form}, {bits}-bit weights" for form in ("signed", "unsigned")} <= {
         one.name for one in report.candidates
     }
 

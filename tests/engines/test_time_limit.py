@@ -9,8 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from engines import engine
+from engines import engine, precision
+from engines.search import Outcome
 from engines.spec import Spec
+from tests.engines.test_tryouts import tried as of_figures
+from tests.engines.test_tryouts import tryouts
 from tests.support.builds import built
 from tests.support.onnx_models import FLOAT, build
 
@@ -51,6 +54,34 @@ def test_halves_are_within_it(tmp_path: Path) -> None:
     precisions, notes = tried(tmp_path, Spec(objective="size", time_limit_s=NO_TIME_S))
     assert precisions == ["fp16"]
     assert "FP16 as other targets compute it was not judged: 0.001 s were over" in notes
+
+
+class Passing:
+    """A limit of 60 s, of which each look takes 10."""
+
+    seconds, left_s = 60.0, 60.0
+
+    @property
+    def is_over(self) -> bool:
+        return self.left_s <= 0
+
+
+@pytest.mark.parametrize(("passes_at", "made"), [(None, 3), (1, 6), (3, 6)])
+def test_while_no_int8_is_good_enough_half_of_it_is_left_for_the_search(passes_at: int | None, made: int) -> None:
+    names, limit = [f"int8 {i}" for i in range(9)], Passing()
+    found = tryouts(of_figures("fp32", Outcome(0, 1)), of_figures("fp16", Outcome(0, 1)))
+    seen = []
+    variants = (of_figures(name, Outcome(0.1, 1)).variant for name in names)
+    for variant in precision._in_time(variants, limit, found, reserve_s=30.0):  # type: ignore[arg-type]
+        seen.append(variant.name)
+        limit.left_s -= 10
+        reason = "" if len(seen) == passes_at else "too much"
+        found.tried.append(of_figures(variant.name, Outcome(0.1, 1), reason=reason))
+    assert len(seen) == made
+    assert found.notes == [
+        "no more variants were tried after 60 s" if passes_at
+        else "no more variants were tried after 30 s: the others are for the search"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("budget_s", "ran", "there_are"), [(1e-9, 1, 6), (60.0, 5, 5)])

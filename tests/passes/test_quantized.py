@@ -97,9 +97,14 @@ def test_the_overflow_fix_leaves_a_bit_of_every_weight_free(fix: bool, most: int
     assert most * 0.95 <= largest <= most + 1
 
 
+@pytest.fixture(scope="module")
+def quantizer() -> Quantizer:
+    """Of all calibrators: the samples can be read once alone."""
+    return Quantizer(MODEL, iter(SAMPLES), len(SAMPLES), list(CALIBRATORS))
+
+
 @pytest.mark.parametrize("calibrator", CALIBRATORS)
-def test_what_is_measured_once_is_what_nncf_measures_each_time(calibrator: str) -> None:
-    quantizer = Quantizer(MODEL, SAMPLES, len(SAMPLES), calibrator)
+def test_what_is_measured_once_is_what_nncf_measures_each_time(calibrator: str, quantizer: Quantizer) -> None:
     for fix in (nncf.OverflowFix.DISABLE, nncf.OverflowFix.ENABLE):
         parameters = nncf.AdvancedQuantizationParameters(
             overflow_fix=fix,
@@ -110,7 +115,7 @@ def test_what_is_measured_once_is_what_nncf_measures_each_time(calibrator: str) 
             MODEL, nncf.Dataset(SAMPLES), preset=nncf.QuantizationPreset.PERFORMANCE, subset_size=len(SAMPLES),
             advanced_parameters=parameters,
         )  # fmt: skip
-        shared = quantizer.quantized(overflow_fix=fix is nncf.OverflowFix.ENABLE)
+        shared = quantizer.quantized(calibrator, overflow_fix=fix is nncf.OverflowFix.ENABLE)
         assert shared.SerializeToString(deterministic=True) == alone.SerializeToString(deterministic=True)
 
 

@@ -227,7 +227,7 @@ def test_int8_leaves_them_as_they_are(tmp_path: Path) -> None:
     calibration = {"x": np.random.default_rng(5).standard_normal((32, 3, 8, 8)).astype(np.float32)}
     model = classifier()
     samples = [{"x": row[None]} for row in calibration["x"]]
-    made = quantize.Quantizer(model, samples, len(samples)).quantized()
+    made = quantize.quantize(model, samples, len(samples))
     assert names_of(made) == ["conv2", "conv4"]
     assert any(node.op_type == "QuantizeLinear" for node in made.graph.node), "the others are INT8"
     _, report = built(tmp_path, model, Spec(accuracy_budget=0.5), calibration=calibration)

@@ -78,6 +78,12 @@ def test_a_row_of_the_table_has_every_figure(report: Report) -> None:
     assert "all 7 layers that can be INT8 are" in shown
 
 
+def test_changed_decisions_have_their_interval(report: Report) -> None:
+    """None changed of the 64 samples; of all that there may be, that tells little."""
+    assert report.accuracy.decisions_changed == 0
+    assert "Largest score elsewhere in 0 of 64 samples, with 95 % a share between 0 and 0.0566" in words(report)
+
+
 def test_layers_that_stayed_float_are_named(report: Report) -> None:
     shown = words(searched(report))
     assert "INT8 in 5 layers; 2 more stayed in floating point" in shown

@@ -48,7 +48,7 @@ HEAVY = frozenset({"bvlc_alexnet", "vgg19", "inception_v1", "resnet50", "densene
 def forms(model: onnx.ModelProto, rows: list[Arrays]) -> dict[str, onnx.ModelProto]:
     """The graphs of one network for a GPU, by precision."""
     split, _ = split_projections(model)
-    quantized = Quantizer(split, rows, len(rows)).quantized(overflow_fix=False)
+    quantized = Quantizer(split, rows, len(rows), ["mean_minmax"]).quantized("mean_minmax", overflow_fix=False)
     int8 = free_residuals(sign_activations(quantized)[0])[0]
     return {"fp32": model, "fp16": to_half(model)[0], "int8": int8, "mixed": to_half(int8)[0]}
 

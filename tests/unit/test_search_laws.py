@@ -8,7 +8,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.search import Method, Outcome, choose, pareto_front, search
+from engines.search import Method, Outcome, choose, pareto_front, ranked, search
 from engines.trials import Trial
 
 numbers = st.one_of(st.integers(-3, 3).map(float), st.floats())
@@ -86,3 +86,16 @@ def test_limits_hold_and_nothing_is_measured_twice(
     assert late in ([], [frozenset(layers)])
     assert len(kept) <= max(trials, 2)
     assert choose(tried, budget) or frozenset(layers) in kept
+
+
+def test_among_costs_that_differ_by_noise_the_smallest_loss_is_first() -> None:
+    points = [(0.009, 100.0), (0.001, 102.9), (0.0, 104.0), (0.002, 200.0), (0.002, 199.0)]
+    assert ranked(points, 1.03) == [1, 0, 2, 4, 3]
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1), st.floats(1, 1e6) | st.just(math.inf)), max_size=12))
+def test_every_point_is_ranked_once_and_none_before_what_is_clearly_cheaper(points: list[tuple[float, float]]) -> None:
+    order = ranked(points, 1.03)
+    assert sorted(order) == list(range(len(points)))
+    for place, i in enumerate(order):
+        assert all(points[i][1] <= 1.03 * points[j][1] for j in order[place:])
