@@ -174,6 +174,7 @@ def test_what_each_pass_did_is_told() -> None:
     assert changes == (
         PassChange("inline functions", 2, 2, {}, {}),
         PassChange("store constants", 2, 2, {}, {}),
+        PassChange("couple gates", 2, 2, {}, {}),
         PassChange("opset 21", 2, 2, {}, {}),
         PassChange("store shapes", 2, 2, {}, {}),
         PassChange("name nodes", 2, 2, {}, {}),
