@@ -231,7 +231,7 @@ def test_a_model_that_answers_all_samples_alike_is_said_to() -> None:
     stored = {"zero": np.float32(0), "c": np.ones(4, np.float32)}
     model = build(nodes, {"x": (FLOAT, ["N", 4])}, {"y": (FLOAT, ["N", 4])}, stored)
     notes = [change.note for change in canonical(model)[1]]
-    assert [notes[2], notes[4]] == ["every sample is answered alike, so that a change of the answers may not show"] * 2
+    assert [notes[3], notes[5]] == ["every sample is answered alike, so that a change of the answers may not show"] * 2
 
 
 def test_answers_that_are_only_rounding_are_compared_on_a_twin() -> None:
