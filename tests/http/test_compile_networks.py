@@ -101,7 +101,8 @@ def test_from_upload_to_answers(server: Server, name: str) -> None:
     assert report["accuracy"]["synthetic"] is True
     assert all(layer["precision"] and layer["op_type"] for layer in report["layers"])
     assert [one["name"] for one in report["passes"]] == [
-        "inline functions", "store constants", "couple gates", "opset 21", "store shapes", "name nodes", "fold batch norm",
+        "inline functions", "store constants", "couple gates", "opset 21", "store shapes", "name nodes",
+        "fold batch norm",
     ]  # fmt: skip
     page = httpx.get(f"{server.url}{done['report']}", headers={"accept": "text/html"}, timeout=60)
     assert (page.status_code, page.headers["content-type"].partition(";")[0]) == (200, "text/html")
