@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: serve test test-targets test-native lint bench samples clean
+.PHONY: serve test test-targets test-native lint bench bench-binary samples clean
 
 serve: $(VENV)/.installed
 	$(BIN)/bitserve serve --host $(HOST) --port $(PORT)
@@ -31,6 +31,9 @@ lint: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
+
+bench-binary: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks binary
 
 samples: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet '.[samples]'

@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.report import write_readme, write_result
 
-NAMES = ("resnet18", "small_models", "guards", "builds", "precision", "plans")
+NAMES = ("resnet18", "small_models", "guards", "builds", "precision", "plans", "binary")
 
 
 def main(names: list[str]) -> int:
