@@ -126,9 +126,8 @@ void Convolution::pixels(
         for (std::size_t i = 0; i < count; ++i)
             gather(image, begin + i, group, scratch.rows.data() + i * words * kernel_.word_bytes);
         std::int32_t* dots = scratch.dots.data();
-        kernel_.count(scratch.rows.data(), static_cast<int>(count), words, weights_[group].data(), filters, dots, stride_);
-        const std::size_t all = count * stride_;
-        for (std::size_t i = 0; i < all; ++i) dots[i] = total - 2 * dots[i];
+        kernel_.multiply(
+            scratch.rows.data(), static_cast<int>(count), words, weights_[group].data(), filters, total, dots, stride_);
         if (!g.pads_with_one)
             for (std::size_t i = 0; i < count; ++i)
                 if (!is_inside(begin + i)) correct(begin + i, group, dots + i * stride_);

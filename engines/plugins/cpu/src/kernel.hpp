@@ -18,10 +18,11 @@ struct Kernel {
     // Bytes of a word of the input as `count` reads it; words of 0 are bytes of 0.
     std::size_t word_bytes;
     void (*expand)(const std::uint32_t* words, std::size_t count, void* prepared);
-    // counts[pixel * stride + channel] = bits that differ between the pixel's row and the channel's weights.
+    // dots[pixel * stride + channel] = total - 2 * (bits that differ between the pixel's row and the channel's weights).
     // `stride` is `channels` rounded up to `lanes`; prepared memory is aligned to 64 bytes.
-    void (*count)(
-        const void* rows, int pixels, int words, const void* weights, int channels, std::int32_t* counts, int stride);
+    void (*multiply)(
+        const void* rows, int pixels, int words, const void* weights, int channels, std::int32_t total, std::int32_t* dots,
+        int stride);
     // out[channel * places + pixel] = dots[pixel * stride + channel] * multiplier[channel] + bias[channel], each rounded
     void (*finish)(
         const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias,

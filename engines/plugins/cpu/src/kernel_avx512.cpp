@@ -30,7 +30,7 @@ void expand(const std::uint32_t* words, std::size_t count, void* prepared) { std
 
 template <int Pixels, int Blocks>
 void tile(
-    const std::uint32_t* rows, const std::uint32_t* weights, int words, std::int32_t* counts, int stride) {
+    const std::uint32_t* rows, const std::uint32_t* weights, int words, std::int32_t total, std::int32_t* dots, int stride) {
     __m512i sums[Pixels][Blocks];
     for (auto& pixel : sums)
         for (auto& block : pixel) block = _mm512_setzero_si512();
@@ -46,34 +46,41 @@ void tile(
     }
     for (int p = 0; p < Pixels; ++p)
         for (int b = 0; b < Blocks; ++b)
-            _mm512_storeu_si512(counts + static_cast<std::size_t>(p) * stride + b * kLanes, sums[p][b]);
+            _mm512_storeu_si512(
+                dots + static_cast<std::size_t>(p) * stride + b * kLanes,
+                _mm512_sub_epi32(_mm512_set1_epi32(total), _mm512_add_epi32(sums[p][b], sums[p][b])));
 }
 
 template <int Blocks>
 void column(
-    const std::uint32_t* rows, int pixels, const std::uint32_t* weights, int words, std::int32_t* counts, int stride) {
+    const std::uint32_t* rows, int pixels, const std::uint32_t* weights, int words, std::int32_t total, std::int32_t* dots,
+    int stride) {
+    const auto run = [&](auto tile_of, int from) {
+        tile_of(
+            rows + static_cast<std::size_t>(from) * words, weights, words, total,
+            dots + static_cast<std::size_t>(from) * stride, stride);
+    };
     int p = 0;
-    for (; p + 4 <= pixels; p += 4)
-        tile<4, Blocks>(
-            rows + static_cast<std::size_t>(p) * words, weights, words, counts + static_cast<std::size_t>(p) * stride, stride);
-    for (; p < pixels; ++p)
-        tile<1, Blocks>(
-            rows + static_cast<std::size_t>(p) * words, weights, words, counts + static_cast<std::size_t>(p) * stride, stride);
+    for (; p + 4 <= pixels; p += 4) run(tile<4, Blocks>, p);
+    if (pixels - p == 3) run(tile<3, Blocks>, p);
+    if (pixels - p == 2) run(tile<2, Blocks>, p);
+    if (pixels - p == 1) run(tile<1, Blocks>, p);
 }
 
-void count(
-    const void* rows, int pixels, int words, const void* weights, int channels, std::int32_t* counts, int stride) {
+void multiply(
+    const void* rows, int pixels, int words, const void* weights, int channels, std::int32_t total, std::int32_t* dots,
+    int stride) {
     const auto* from = static_cast<const std::uint32_t*>(rows);
     const auto* table = static_cast<const std::uint32_t*>(weights);
     const std::size_t block = static_cast<std::size_t>(words) * kLanes;
     const int blocks = rounded_up(channels, kLanes) / kLanes;
     int b = 0;
-    for (; b + 4 <= blocks; b += 4) column<4>(from, pixels, table + b * block, words, counts + b * kLanes, stride);
-    for (; b < blocks; ++b) column<1>(from, pixels, table + b * block, words, counts + b * kLanes, stride);
+    for (; b + 4 <= blocks; b += 4) column<4>(from, pixels, table + b * block, words, total, dots + b * kLanes, stride);
+    for (; b < blocks; ++b) column<1>(from, pixels, table + b * block, words, total, dots + b * kLanes, stride);
 }
 
 }  // namespace
 
-const Kernel avx512_kernel{"avx512", usable, kLanes, prepared_bytes, prepare, 4, expand, count, finish_by_avx2};
+const Kernel avx512_kernel{"avx512", usable, kLanes, prepared_bytes, prepare, 4, expand, multiply, finish_by_avx2};
 
 }  // namespace bnn

@@ -28,14 +28,15 @@ std::int32_t differing(const std::uint32_t* one, const std::uint32_t* other, int
     return i < words ? found + __builtin_popcount(one[i] ^ other[i]) : found;
 }
 
-void count(
-    const void* rows, int pixels, int words, const void* weights, int channels, std::int32_t* counts, int stride) {
+void multiply(
+    const void* rows, int pixels, int words, const void* weights, int channels, std::int32_t total, std::int32_t* dots,
+    int stride) {
     const auto* row = static_cast<const std::uint32_t*>(rows);
     const auto* weight = static_cast<const std::uint32_t*>(weights);
     for (int pixel = 0; pixel < pixels; ++pixel)
         for (int channel = 0; channel < channels; ++channel)
-            counts[static_cast<std::size_t>(pixel) * stride + channel] =
-                differing(row + static_cast<std::size_t>(pixel) * words, weight + static_cast<std::size_t>(channel) * words, words);
+            dots[static_cast<std::size_t>(pixel) * stride + channel] =
+                total - 2 * differing(row + static_cast<std::size_t>(pixel) * words, weight + static_cast<std::size_t>(channel) * words, words);
 }
 
 }  // namespace
@@ -49,6 +50,6 @@ void finish_plainly(
                 static_cast<float>(dots[static_cast<std::size_t>(pixel) * stride + channel]) * multiplier[channel] + bias[channel];
 }
 
-const Kernel portable_kernel{"portable", usable, 1, plain_bytes, prepare, 4, expand, count, finish_plainly};
+const Kernel portable_kernel{"portable", usable, 1, plain_bytes, prepare, 4, expand, multiply, finish_plainly};
 
 }  // namespace bnn
