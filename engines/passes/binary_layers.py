@@ -5,7 +5,8 @@ Algebra   s = f * (x >= t ? 1 : -1), w = a[o] * b with b of -1 and +1: conv(s, w
 Pattern   Conv, Gemm or MatMul whose data `binary_signs` knows, and whose stored weights have one magnitude a filter
 Check     two dimensions, no auto_pad, groups of whole words; values before it are padded with 0, or with f by a Pad of
           its own, which then is the layer's. What is refused is told with its reason
-Rewrite   BinaryPack of x by t, BinaryConv2d of bits, multiplier f * a, bias c; a product is a convolution of one place
+Rewrite   BinaryPack of x by t, BinaryConv2d of bits, multiplier f * a, bias c; a product is a convolution of one place.
+          Where packing reads a sum alone, it becomes a threshold (`binary_thresholds`)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from engines.graphs import copy_of, read_anywhere
 from engines.passes.binary_signs import NotBinary, Signs, Wiring, signs_of
+from engines.passes.binary_thresholds import fuse_thresholds
 from engines.passes.half_slots import attribute_of
 from engines.passes.names import FreeNames
 from engines.plugins.ops import DOMAIN, VERSION, WORD, ConvAttributes, pack_bits
@@ -72,6 +74,8 @@ def with_binary_layers(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     for node in nodes:
         layer = by_output.get(node.output[0]) if node.output else None
         graph.node.extend([node] if layer is None else _on_bits(layer, graph, names, packed))
+    _drop_unread(copy)  # the signs that were packed: they read the sums before them, too
+    fuse_thresholds(copy)
     _drop_unread(copy)
     copy.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     return copy, tuple(layer.node.name for layer in found)

@@ -58,10 +58,7 @@ _SIGNS = """
   {name}_own = Slice ({name}_flat, first, {count}, last)
   {name} = Transpose <perm = [0, 3, 1, 2]> ({name}_own)
 """
-_CONV = f"""
-{_IMPORTS}
-BinaryConv2d <channels, group, strides, dilations, pads, pad_value> (bits, weights, multiplier, bias) => (y)
-{{
+_DOTS = f"""
   masks = Constant <value = int32[32] {{{_MASKS}}}> ()
   zero = Constant <value = int32[1] {{0}}> ()
   plus = Constant <value = float[1] {{1}}> ()
@@ -87,17 +84,51 @@ BinaryConv2d <channels, group, strides, dilations, pads, pad_value> (bits, weigh
   padded = Pad (x, amounts, border)
   dots = Conv <strides: ints = @strides, dilations: ints = @dilations, group: int = @group> (padded, w)
   filter_axes = Constant <value = int64[3] {{0, 2, 3}}> ()
+"""
+_CONV = f"""
+{_IMPORTS}
+BinaryConv2d <channels, group, strides, dilations, pads, pad_value> (bits, weights, multiplier, bias) => (y)
+{{
+{_DOTS}
   scale = Unsqueeze (multiplier, filter_axes)
   shift = Unsqueeze (bias, filter_axes)
   scaled = Mul (dots, scale)
   y = Add (scaled, shift)
 }}
 """
+_GROUPED = """
+  minus_count = Neg (count)
+  word = Constant <value = int64[1] {32}> ()
+  missing = Mod (minus_count, word)
+  seven = Constant <value = int64[7] {0, 0, 0, 0, 0, 0, 0}> ()
+  fill = Concat <axis = 0> (seven, missing)
+  nothing = Squeeze (zero)
+  whole = Pad (places_first, fill, nothing)
+  shape = Constant <value = int64[5] {0, 0, 0, -1, 32}> ()
+  grouped = Reshape (whole, shape)
+  weighted = Mul (grouped, masks)
+  plain = ReduceSum <keepdims = 0> (weighted, last)
+"""
+_THRESHOLD = f"""
+{_IMPORTS}
+BinaryThreshold2d <channels, group, strides, dilations, pads, pad_value> (bits, weights, thresholds, flips) => (words)
+{{
+{_DOTS}
+  limits = Unsqueeze (thresholds, filter_axes)
+  limit_floats = Cast <to = 1> (limits)
+  below = Less (dots, limit_floats)
+  set = Cast <to = 6> (below)
+  places_first = Transpose <perm = [0, 2, 3, 1]> (set)
+  count = Shape <start = 3, end = 4> (places_first)
+{_GROUPED}
+  words = BitwiseXor (plain, flips)
+}}
+"""
 
 
 def functions() -> tuple[FunctionProto, ...]:
-    """Of BinaryPack and BinaryConv2d."""
-    return parse_function(_PACK), parse_function(_CONV)
+    """Of all operators."""
+    return parse_function(_PACK), parse_function(_CONV), parse_function(_THRESHOLD)
 
 
 def with_bodies(model: ModelProto) -> ModelProto:

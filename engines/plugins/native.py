@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -71,29 +72,54 @@ class Native:
         attributes: ConvAttributes,
     ) -> np.ndarray:  # fmt: skip
         """As `reference.binary_conv2d`, by this kernel, on one thread."""
-        own = attributes
-        rows, height, width, _ = bits.shape
-        filters, high, wide, _ = weights.shape
-        (a, b), (c, d), (top, left, bottom, right) = own.strides, own.dilations, own.pads
-        sizes = [
-            (size - (kernel_size - 1) * dilation - 1) // stride + 1
-            for size, kernel_size, dilation, stride in (
-                (height + top + bottom, high, c, a), (width + left + right, wide, d, b),
-            )
-        ]  # fmt: skip
-        out = np.empty((rows, filters, *sizes), np.float32)
-        shape = [
-            own.channels, height, width, filters, own.group, high, wide, a, b, c, d, top, left, bottom, right,
-            own.pad_value,
-        ]  # fmt: skip
-        bits, weights = (np.ascontiguousarray(one, np.int32) for one in (bits, weights))
-        done = self._library.bnn_convolve(
-            self.kernels().index(kernel), (ctypes.c_int * len(shape))(*shape), _address(bits), ctypes.c_size_t(rows),
-            _address(weights), _floats(multiplier), _floats(bias), _address(out),
+        shape, sizes = _geometry(bits, weights, attributes)
+        out = np.empty((len(bits), len(weights), *sizes), np.float32)
+        further = _floats(multiplier), _floats(bias), _address(out)
+        self._call(self._library.bnn_convolve, kernel, shape, bits, weights, further)
+        return out
+
+    def threshold2d(
+        self, kernel: str, bits: np.ndarray, weights: np.ndarray, thresholds: np.ndarray, flips: np.ndarray,
+        attributes: ConvAttributes,
+    ) -> np.ndarray:  # fmt: skip
+        """As `reference.binary_threshold2d`, in the same way."""
+        shape, sizes = _geometry(bits, weights, attributes)
+        out = np.empty((len(bits), *sizes, words_of(len(weights))), np.int32)
+        further = _whole(thresholds), _whole(flips), _address(out)
+        self._call(self._library.bnn_threshold, kernel, shape, bits, weights, further)
+        return out
+
+    def _call(
+        self,
+        function: Any,
+        kernel: str,
+        shape: list[int],
+        bits: np.ndarray,
+        weights: np.ndarray,
+        further: Iterable[Any],
+    ) -> None:
+        done = function(
+            self.kernels().index(kernel), (ctypes.c_int * len(shape))(*shape), _whole(bits), ctypes.c_size_t(len(bits)),
+            _whole(weights), *further,
         )  # fmt: skip
         if not done:
             raise EngineError(f"kernel {kernel!r} does not run on this processor")
-        return out
+
+
+def _geometry(bits: np.ndarray, weights: np.ndarray, own: ConvAttributes) -> tuple[list[int], list[int]]:
+    """The numbers that the library wants, and the height and width of what comes out."""
+    _, height, width, _ = bits.shape
+    filters, high, wide, _ = weights.shape
+    (a, b), (c, d), (top, left, bottom, right) = own.strides, own.dilations, own.pads
+    sizes = [
+        (height + top + bottom - (high - 1) * c - 1) // a + 1, (width + left + right - (wide - 1) * d - 1) // b + 1,
+    ]  # fmt: skip
+    shape = [own.channels, height, width, filters, own.group, high, wide, a, b, c, d, *own.pads, own.pad_value]
+    return shape, sizes
+
+
+def _whole(array: np.ndarray) -> Any:
+    return _address(np.ascontiguousarray(array, np.int32))
 
 
 def _address(array: np.ndarray) -> Any:

@@ -9,6 +9,9 @@ The layout is that of Larq Compute Engine (`core/bitpacking`), so that padding w
     BinaryConv2d  bits INT32 [rows, height, width, words], weights INT32 [filters, kernel height, kernel width, words of
                   a group], multiplier FP32 [filters], bias FP32 [filters] -> FP32 [rows, filters, height', width']
                   dot * multiplier + bias, each rounded once; dot is a whole number
+    BinaryThreshold2d
+                  the same bits and weights, thresholds INT32 [filters], flips INT32 [words] -> INT32 [rows, height',
+                  width', words]; a value is -1 where (dot < threshold) != flip
 """
 
 from __future__ import annotations
@@ -48,8 +51,8 @@ def unpack_bits(words: np.ndarray, channels: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvAttributes:
-    """Those of a BinaryConv2d. `channels` counts all of the input; with several groups, those of a group are a multiple
-    of 32. `pads` are top, left, bottom, right, and count as `pad_value`: +1, or 0 for nothing.
+    """Those of a BinaryConv2d or BinaryThreshold2d. `channels` counts all of the input; with several groups, those of a
+    group are a multiple of 32. `pads` are top, left, bottom, right, and count as `pad_value`: +1, or 0 for nothing.
     """
 
     channels: int

@@ -6,7 +6,7 @@ import numpy as np
 
 from engines.plugins.ops import ConvAttributes, pack_bits, unpack_bits
 
-__all__ = ["binary_conv2d", "binary_dots", "binary_pack"]
+__all__ = ["binary_conv2d", "binary_dots", "binary_pack", "binary_threshold2d"]
 
 
 def binary_pack(x: np.ndarray, thresholds: np.ndarray, *, strict: bool = False) -> np.ndarray:
@@ -56,3 +56,12 @@ def binary_conv2d(
     dots = binary_dots(bits, weights, attributes).astype(np.float32)
     scaled: np.ndarray = dots * multiplier.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
     return scaled
+
+
+def binary_threshold2d(
+    bits: np.ndarray, weights: np.ndarray, thresholds: np.ndarray, flips: np.ndarray, attributes: ConvAttributes
+) -> np.ndarray:
+    """INT32 [rows, height', width', words]."""
+    dots = binary_dots(bits, weights, attributes)
+    below = dots < thresholds.reshape(1, -1, 1, 1)
+    return pack_bits(np.moveaxis(below, 1, -1) != unpack_bits(flips, len(thresholds)))

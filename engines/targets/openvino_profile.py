@@ -24,7 +24,7 @@ _PROFILED_RUNS = 5
 _NO_LAYER = frozenset({"Const", "Input", "Output", "Parameter", "Result"})
 _PRECISIONS = {"f64": "fp64", "f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "uint8"}
 _NOT_RUN = "not_executed"
-_BINARY = frozenset({"BinaryPack", "BinaryConv2d"})
+_BINARY = frozenset({"BinaryPack", "BinaryConv2d", "BinaryThreshold2d"})
 
 
 def layers_of(compiled: ov.CompiledModel, graph: ov.Model) -> tuple[Layer, ...]:
@@ -57,7 +57,7 @@ def _as_binary(layers: tuple[Layer, ...], graph: ov.Model) -> tuple[Layer, ...]:
     if not kinds:
         return layers
     ran = " and ".join(name for name, count in Native().runs().items() if count)
-    kernels = {"BinaryConv2d": f"bnn {ran or 'not run'}", "BinaryPack": "bnn native"}
+    kernels = {**dict.fromkeys(_BINARY, f"bnn {ran or 'not run'}"), "BinaryPack": "bnn native"}
     return tuple(
         msgspec.structs.replace(layer, op_type=kind, precision="binary", kernel=kernels[kind])
         if (kind := kinds.get(layer.source or layer.name)) else layer

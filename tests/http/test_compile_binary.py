@@ -10,7 +10,7 @@ import pytest
 
 from engines.plugins.extension import extension_path
 from engines.reference import Reference
-from tests.plugins.test_binary_layers import classifier
+from tests.plugins.test_binary_layers import LAYERS, classifier
 from tests.support.servers import Server, running
 from tests.support.uploads import ended, send
 
@@ -29,7 +29,7 @@ def test_it_serves_natively_and_answers_as_onnx_runtime_does(server: Server) -> 
     done = ended(server, send(server, "binary", model.SerializeToString()))
     assert done["state"] == "succeeded", done["error"]
     report = httpx.get(f"{server.url}{done['report']}").json()
-    binary = [layer for layer in report["layers"] if layer["op_type"] == "BinaryConv2d"]
+    binary = [layer for layer in report["layers"] if layer["op_type"] in LAYERS]
     assert [(layer["source"], layer["precision"]) for layer in binary] == [("conv2", "binary"), ("conv4", "binary")]
     assert all(layer["kernel"].startswith("bnn ") for layer in binary)
     assert report["tools"]["binary kernels"] != "none"

@@ -23,6 +23,8 @@ from tests.plugins.binary_networks import FORMS, Network, one_layer
 from tests.support.builds import built
 from tests.support.onnx_models import FLOAT, build
 
+LAYERS = ("BinaryThreshold2d", "BinaryConv2d")
+"""The first of two gives bits to the second."""
 compiled = pytest.mark.skipif(extension_path() is None, reason="needs a C++ compiler when bitserve is installed")
 
 
@@ -212,8 +214,8 @@ def classifier(seed: int = 0) -> onnx.ModelProto:
 def test_a_build_runs_them_natively_and_its_report_says_by_what(tmp_path: Path) -> None:
     model = classifier()
     manifest, report = built(tmp_path, model)
-    binary = [layer for layer in report.layers if layer.op_type == "BinaryConv2d"]
-    assert [layer.source for layer in binary] == ["conv2", "conv4"]
+    binary = [layer for layer in report.layers if layer.op_type in LAYERS]
+    assert [(layer.op_type, layer.source) for layer in binary] == list(zip(LAYERS, ("conv2", "conv4"), strict=True))
     assert {(layer.precision, layer.kernel.split()[0]) for layer in binary} == {("binary", "bnn")}
     assert not {"portable", "not"} & {layer.kernel.split()[1] for layer in binary}
     floats = sum(tensor.ByteSize() for tensor in model.graph.initializer)
@@ -231,7 +233,7 @@ def test_int8_leaves_them_as_they_are(tmp_path: Path) -> None:
     assert names_of(made) == ["conv2", "conv4"]
     assert any(node.op_type == "QuantizeLinear" for node in made.graph.node), "the others are INT8"
     _, report = built(tmp_path, model, Spec(accuracy_budget=0.5), calibration=calibration)
-    assert [layer.source for layer in report.layers if layer.op_type == "BinaryConv2d"] == ["conv2", "conv4"]
+    assert [layer.source for layer in report.layers if layer.op_type in LAYERS] == ["conv2", "conv4"]
 
 
 def test_without_native_kernels_they_run_as_convolutions_and_it_is_said(
@@ -240,7 +242,7 @@ def test_without_native_kernels_they_run_as_convolutions_and_it_is_said(
     runtime.core()
     monkeypatch.setattr(runtime, "_has_binary_operators", False)
     manifest, report = built(tmp_path, classifier())
-    assert not [layer for layer in report.layers if layer.op_type == "BinaryConv2d"]
+    assert not [layer for layer in report.layers if layer.op_type in LAYERS]
     assert "2 binary layers run as convolutions of floats: their native kernels are not compiled" in manifest.notes
 
 

@@ -13,6 +13,14 @@ const bnn::Kernel* at(int index) {
     return nullptr;
 }
 
+bnn::Geometry geometry_of(const int* shape) {
+    return {
+        shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6], shape[7], shape[8], shape[9], shape[10],
+        shape[11], shape[12], shape[13], shape[14], shape[15] != 0};
+}
+
+void one_part(std::size_t count, const std::function<void(std::size_t, std::size_t)>& work) { work(0, count); }
+
 }  // namespace
 
 // Name of a kernel that was compiled, the fastest first; none beyond the last.
@@ -40,10 +48,17 @@ BNN_EXPORT int bnn_convolve(
     const float* multiplier, const float* bias, float* out) {
     const bnn::Kernel* kernel = at(index);
     if (kernel == nullptr || !kernel->usable()) return 0;
-    const bnn::Geometry geometry{
-        shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6], shape[7], shape[8], shape[9], shape[10],
-        shape[11], shape[12], shape[13], shape[14], shape[15] != 0};
-    bnn::Convolution(geometry, weights, *kernel)
-        .run(bits, batch, multiplier, bias, out, [](std::size_t count, const auto& work) { work(0, count); });
+    bnn::Convolution(geometry_of(shape), weights, *kernel)
+        .run(bits, batch, bnn::Floats{multiplier, bias, out}, one_part);
+    return 1;
+}
+
+// The same, to bits.
+BNN_EXPORT int bnn_threshold(
+    int index, const int* shape, const std::uint32_t* bits, std::size_t batch, const std::uint32_t* weights,
+    const std::int32_t* thresholds, const std::uint32_t* flips, std::uint32_t* out) {
+    const bnn::Kernel* kernel = at(index);
+    if (kernel == nullptr || !kernel->usable()) return 0;
+    bnn::Convolution(geometry_of(shape), weights, *kernel).run(bits, batch, bnn::Bits{thresholds, flips, out}, one_part);
     return 1;
 }

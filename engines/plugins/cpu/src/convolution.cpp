@@ -55,9 +55,8 @@ Convolution::Convolution(const Geometry& geometry, const std::uint32_t* weights,
     }
 }
 
-void Convolution::run(
-    const std::uint32_t* bits, std::size_t batch, const float* multiplier, const float* bias, float* out,
-    const Parallel& parallel) const {
+void Convolution::dots(
+    const std::uint32_t* bits, std::size_t batch, const Finish& finish, const Parallel& parallel) const {
     const Geometry& g = geometry_;
     const std::size_t places = static_cast<std::size_t>(g.out_height()) * g.out_width();
     const std::size_t parts = (places + kPixels - 1) / kPixels;
@@ -76,12 +75,40 @@ void Convolution::run(
         scratch.rows.resize(kPixels * g.row_words() * kernel_.word_bytes);
         scratch.dots.resize(kPixels * stride_);
         for (std::size_t part = begin; part < end; ++part) {
-            const std::size_t image = part / parts, first = part % parts * kPixels;
-            pixels(
-                images + image * words * kernel_.word_bytes, first, std::min(kPixels, places - first), multiplier, bias,
-                out + image * places * g.filters, scratch);
+            const std::size_t image = part / parts, first = part % parts * kPixels, count = std::min(kPixels, places - first);
+            for (int group = 0; group < g.groups; ++group) {
+                pixels(images + image * words * kernel_.word_bytes, first, count, group, scratch);
+                finish(image, first, count, group, scratch.dots.data());
+            }
         }
     });
+}
+
+void Convolution::run(
+    const std::uint32_t* bits, std::size_t batch, const Floats& floats, const Parallel& parallel) const {
+    const std::size_t places = static_cast<std::size_t>(geometry_.out_height()) * geometry_.out_width();
+    const int filters = geometry_.filters / geometry_.groups;
+    const auto finish = [&](std::size_t image, std::size_t begin, std::size_t count, int group, const std::int32_t* dots) {
+        const std::size_t channel = static_cast<std::size_t>(group) * filters;
+        kernel_.finish(
+            dots, static_cast<int>(count), stride_, filters, floats.multiplier + channel, floats.bias + channel,
+            floats.out + (image * geometry_.filters + channel) * places + begin, places);
+    };
+    dots(bits, batch, finish, parallel);
+}
+
+void Convolution::run(
+    const std::uint32_t* bits, std::size_t batch, const Bits& bits_out, const Parallel& parallel) const {
+    const std::size_t places = static_cast<std::size_t>(geometry_.out_height()) * geometry_.out_width();
+    const int filters = geometry_.filters / geometry_.groups;
+    const std::size_t words = (geometry_.filters + 31) / 32;
+    const auto finish = [&](std::size_t image, std::size_t begin, std::size_t count, int group, const std::int32_t* dots) {
+        const std::size_t channel = static_cast<std::size_t>(group) * filters;
+        kernel_.threshold(
+            dots, static_cast<int>(count), stride_, filters, bits_out.thresholds + channel, bits_out.flips + channel / 32,
+            bits_out.out + (image * places + begin) * words + channel / 32, words);
+    };
+    dots(bits, batch, finish, parallel);
 }
 
 void Convolution::gather(const std::uint8_t* image, std::size_t place, int group, std::uint8_t* to) const {
@@ -116,26 +143,18 @@ bool Convolution::is_inside(std::size_t place) const {
 }
 
 void Convolution::pixels(
-    const std::uint8_t* image, std::size_t begin, std::size_t count, const float* multiplier, const float* bias, float* out,
-    Scratch& scratch) const {
+    const std::uint8_t* image, std::size_t begin, std::size_t count, int group, Scratch& scratch) const {
     const Geometry& g = geometry_;
     const int filters = g.filters / g.groups, words = g.row_words();
     const std::int32_t total = g.channels / g.groups * g.kernel_height * g.kernel_width;
-    const std::size_t places = static_cast<std::size_t>(g.out_width()) * g.out_height();
-    for (int group = 0; group < g.groups; ++group) {
-        for (std::size_t i = 0; i < count; ++i)
-            gather(image, begin + i, group, scratch.rows.data() + i * words * kernel_.word_bytes);
-        std::int32_t* dots = scratch.dots.data();
-        kernel_.multiply(
-            scratch.rows.data(), static_cast<int>(count), words, weights_[group].data(), filters, total, dots, stride_);
-        if (!g.pads_with_one)
-            for (std::size_t i = 0; i < count; ++i)
-                if (!is_inside(begin + i)) correct(begin + i, group, dots + i * stride_);
-        const std::size_t channel = static_cast<std::size_t>(group) * filters;
-        kernel_.finish(
-            dots, static_cast<int>(count), stride_, filters, multiplier + channel, bias + channel,
-            out + channel * places + begin, places);
-    }
+    for (std::size_t i = 0; i < count; ++i)
+        gather(image, begin + i, group, scratch.rows.data() + i * words * kernel_.word_bytes);
+    kernel_.multiply(
+        scratch.rows.data(), static_cast<int>(count), words, weights_[group].data(), filters, total, scratch.dots.data(),
+        stride_);
+    if (g.pads_with_one) return;
+    for (std::size_t i = 0; i < count; ++i)
+        if (!is_inside(begin + i)) correct(begin + i, group, scratch.dots.data() + i * stride_);
 }
 
 // Bits of 0 stand where the input ends, and were counted as +1: what they added is taken back.

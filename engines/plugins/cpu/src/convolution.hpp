@@ -38,23 +38,39 @@ class Buffer {
 // Calls `work(begin, end)` for parts of [0, count) that fill it, perhaps side by side.
 using Parallel = std::function<void(std::size_t count, const std::function<void(std::size_t, std::size_t)>& work)>;
 
+// out: [batch][filters][out height][out width] = dot * multiplier + bias
+struct Floats {
+    const float* multiplier;
+    const float* bias;
+    float* out;
+};
+
+// out: [batch][out height][out width][words]; a bit is set where (dot < threshold) != flip. Filters are in one group, or
+// those of each fill whole words. flips: [words]
+struct Bits {
+    const std::int32_t* thresholds;
+    const std::uint32_t* flips;
+    std::uint32_t* out;
+};
+
 class Convolution {
   public:
     // weights: [filters][kernel height][kernel width][words of a group's channels]
     Convolution(const Geometry& geometry, const std::uint32_t* weights, const Kernel& kernel);
 
-    // bits: [batch][height][width][words]; out: [batch][filters][out height][out width] = dot * multiplier + bias
-    void run(
-        const std::uint32_t* bits, std::size_t batch, const float* multiplier, const float* bias, float* out,
-        const Parallel& parallel) const;
+    // bits: [batch][height][width][words]
+    void run(const std::uint32_t* bits, std::size_t batch, const Floats& floats, const Parallel& parallel) const;
+    void run(const std::uint32_t* bits, std::size_t batch, const Bits& bits_out, const Parallel& parallel) const;
 
     const Kernel& kernel() const { return kernel_; }
 
   private:
     struct Scratch;
-    void pixels(
-        const std::uint8_t* image, std::size_t begin, std::size_t count, const float* multiplier, const float* bias,
-        float* out, Scratch& scratch) const;
+    using Finish = std::function<void(
+        std::size_t image, std::size_t begin, std::size_t count, int group, const std::int32_t* dots)>;
+    void dots(const std::uint32_t* bits, std::size_t batch, const Finish& finish, const Parallel& parallel) const;
+    // Of `count` output pixels and one group.
+    void pixels(const std::uint8_t* image, std::size_t begin, std::size_t count, int group, Scratch& scratch) const;
     // What an output pixel reads, tap after tap, as the kernel reads it; 0 where the input ends.
     void gather(const std::uint8_t* image, std::size_t place, int group, std::uint8_t* to) const;
     bool is_inside(std::size_t place) const;

@@ -27,7 +27,16 @@ struct Kernel {
     void (*finish)(
         const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias,
         float* out, std::size_t places);
+    // Bit `channel` of words[pixel * step + channel / 32]: (dots[pixel * stride + channel] < thresholds[channel]) != flips.
+    // Thresholds have `stride` entries, flips are words of bits; bits beyond the channels come out 0.
+    void (*threshold)(
+        const std::int32_t* dots, int pixels, int stride, int channels, const std::int32_t* thresholds,
+        const std::uint32_t* flips, std::uint32_t* words, std::size_t step);
 };
+
+void threshold_plainly(
+    const std::int32_t* dots, int pixels, int stride, int channels, const std::int32_t* thresholds,
+    const std::uint32_t* flips, std::uint32_t* words, std::size_t step);
 
 void finish_plainly(
     const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias, float* out,
@@ -40,6 +49,9 @@ extern const Kernel avx512_kernel;
 void finish_by_avx2(
     const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias, float* out,
     std::size_t places);
+void threshold_by_avx2(
+    const std::int32_t* dots, int pixels, int stride, int channels, const std::int32_t* thresholds,
+    const std::uint32_t* flips, std::uint32_t* words, std::size_t step);
 #endif
 
 inline int rounded_up(int number, int multiple) { return (number + multiple - 1) / multiple * multiple; }

@@ -200,6 +200,26 @@ void finish_by_avx2(
         out + whole_channels * places, places);
 }
 
-const Kernel avx2_kernel{"avx2", usable, kLanes, prepared_bytes, prepare, kNibbles, expand, multiply, finish_by_avx2};
+void threshold_by_avx2(
+    const std::int32_t* dots, int pixels, int stride, int channels, const std::int32_t* thresholds,
+    const std::uint32_t* flips, std::uint32_t* words, std::size_t step) {
+    const int whole = channels / 32 * 32;
+    for (int pixel = 0; pixel < pixels; ++pixel)
+        for (int first = 0; first < whole; first += 32) {
+            const std::int32_t* from = dots + static_cast<std::size_t>(pixel) * stride + first;
+            std::uint32_t word = 0;
+            for (int i = 0; i < 32; i += 8) {
+                const __m256i limit = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(thresholds + first + i));
+                const __m256i below = _mm256_cmpgt_epi32(limit, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
+                word |= static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(below))) << i;
+            }
+            words[pixel * step + first / 32] = word ^ flips[first / 32];
+        }
+    if (whole < channels)
+        threshold_plainly(
+            dots + whole, pixels, stride, channels - whole, thresholds + whole, flips + whole / 32, words + whole / 32, step);
+}
+
+const Kernel avx2_kernel{"avx2", usable, kLanes, prepared_bytes, prepare, kNibbles, expand, multiply, finish_by_avx2, threshold_by_avx2};
 
 }  // namespace bnn

@@ -81,6 +81,6 @@ void multiply(
 
 }  // namespace
 
-const Kernel avx512_kernel{"avx512", usable, kLanes, prepared_bytes, prepare, 4, expand, multiply, finish_by_avx2};
+const Kernel avx512_kernel{"avx512", usable, kLanes, prepared_bytes, prepare, 4, expand, multiply, finish_by_avx2, threshold_by_avx2};
 
 }  // namespace bnn

@@ -50,6 +50,21 @@ void finish_plainly(
                 static_cast<float>(dots[static_cast<std::size_t>(pixel) * stride + channel]) * multiplier[channel] + bias[channel];
 }
 
-const Kernel portable_kernel{"portable", usable, 1, plain_bytes, prepare, 4, expand, multiply, finish_plainly};
+void threshold_plainly(
+    const std::int32_t* dots, int pixels, int stride, int channels, const std::int32_t* thresholds,
+    const std::uint32_t* flips, std::uint32_t* words, std::size_t step) {
+    for (int pixel = 0; pixel < pixels; ++pixel)
+        for (int first = 0; first < channels; first += 32) {
+            const int count = channels - first < 32 ? channels - first : 32;
+            std::uint32_t word = 0;
+            for (int i = 0; i < count; ++i)
+                word |= static_cast<std::uint32_t>(
+                            dots[static_cast<std::size_t>(pixel) * stride + first + i] < thresholds[first + i])
+                        << i;
+            words[pixel * step + first / 32] = word ^ flips[first / 32];
+        }
+}
+
+const Kernel portable_kernel{"portable", usable, 1, plain_bytes, prepare, 4, expand, multiply, finish_plainly, threshold_plainly};
 
 }  // namespace bnn

@@ -1,0 +1,73 @@
+"""Keep bits between two binary layers: signs of a layer's sums are told by whole numbers, and no floats are written.
+
+Algebra   y = d * m + c, d a whole number from -K to K, m and c FP32, each operation rounded. Rounding is monotone, so
+          the sign of y against t changes once as d rises: bit = (d < threshold), or its opposite where m is negative.
+          The threshold is found by evaluating y as it is computed, at each of these numbers, and not by algebra: ties
+          at t fall as they fall in floats
+Pattern   BinaryPack(BinaryConv2d(...), t), the sum read by that alone
+Check     one group, or groups of whole words
+Rewrite   BinaryThreshold2d with the layer's name and weights
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from engines.passes.half_slots import attribute_of
+from engines.passes.names import FreeNames
+from engines.plugins.ops import DOMAIN, WORD, pack_bits
+
+__all__ = ["fuse_thresholds", "thresholds_of"]
+
+
+def fuse_thresholds(model: ModelProto) -> None:
+    """In place: every pair that can be becomes one operator. What nobody reads any more stays."""
+    graph = model.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    reads = Counter(name for node in graph.node for name in node.input)
+    reads.update(value.name for value in graph.output)
+    made = {node.output[0]: node for node in graph.node if node.domain == DOMAIN and node.op_type == "BinaryConv2d"}
+    names, fused = FreeNames(graph), dict[str, NodeProto]()
+    for pack in graph.node:
+        layer = made.get(pack.input[0]) if pack.domain == DOMAIN and pack.op_type == "BinaryPack" else None
+        if layer is None or reads[layer.output[0]] != 1:
+            continue
+        weights, multiplier, bias, limits = (
+            numpy_helper.to_array(stored[name]) for name in (*layer.input[1:4], pack.input[1])
+        )
+        group = attribute_of(layer, "group") or 1
+        if group > 1 and len(weights) // group % WORD:
+            continue
+        sums = attribute_of(layer, "channels") // group * weights.shape[1] * weights.shape[2]
+        found, flips = thresholds_of(multiplier, bias, limits, sums, strict=bool(attribute_of(pack, "strict")))
+        inputs = [*layer.input[:2]]
+        for name, array in (("thresholds", found), ("flips", pack_bits(flips))):
+            inputs.append(names(f"{layer.name}.{name}"))
+            graph.initializer.append(numpy_helper.from_array(array, inputs[-1]))
+        node = helper.make_node("BinaryThreshold2d", inputs, [pack.output[0]], name=layer.name, domain=DOMAIN)
+        node.attribute.extend(layer.attribute)
+        fused[pack.output[0]] = node
+    nodes = [fused.get(node.output[0], node) for node in graph.node]
+    gone = {pack.input[0] for pack in graph.node if pack.output[0] in fused}
+    del graph.node[:]
+    graph.node.extend(node for node in nodes if node.output[0] not in gone)
+
+
+def thresholds_of(
+    multiplier: np.ndarray, bias: np.ndarray, limits: np.ndarray, sums: int, *, strict: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Thresholds INT32 [filters] and flips BOOL [filters]: a value is -1 where (d < threshold) != flip, for whole
+    numbers d from -`sums` to `sums`.
+    """
+    numbers = np.arange(-sums, sums + 1, dtype=np.int32)
+    floats = numbers.astype(np.float32)
+    found, flips = np.empty(len(multiplier), np.int32), multiplier < 0
+    for i, (factor, shift, limit) in enumerate(zip(multiplier, bias, limits, strict=True)):
+        values = floats * factor + shift
+        positive = values > limit if strict else values >= limit
+        changed = ~positive if flips[i] else positive  # False, then True
+        found[i] = numbers[0] + np.searchsorted(changed, True)
+    return found, flips
