@@ -142,12 +142,25 @@ def _explain(found: ErrorDetails) -> str:
 def _unknown_key(where: list[str], value: Any) -> str:
     section = _section(where[:-1])
     names = list(section.model_fields) if section else []
-    close = difflib.get_close_matches(where[-1], names, n=1, cutoff=0.4)
     said = f"{'.'.join(where)} = {_toml(value)}: unknown key; allowed here: {', '.join(names)}"
+    home = next((path for path in _PLACES if path != where[:-1] and where[-1] in _fields(path)), None)
+    if home is not None:
+        line = _example_line([*home, where[-1]]) or f"[{where[-1]}]"
+        return f"{said}; it belongs {f'in [{home[0]}]' if home else 'above all sections'}; for example: {line}"
+    close = difflib.get_close_matches(where[-1], names, n=1, cutoff=0.4)
     if not close:
-        return said
+        examples = (_example_line([*where[:-1], name]) for name in names)
+        return f"{said}; for example: {next(filter(None, examples), '')}"
     right = ".".join([*where[:-1], close[0]])
     return f"{said}; did you mean: " + (f"[{right}]" if isinstance(value, dict) else f"{close[0]} = {_toml(value)}")
+
+
+def _fields(where: list[str]) -> Collection[str]:
+    section = _section(where)
+    return section.model_fields if section else ()
+
+
+_PLACES: list[list[str]] = [[], ["batching"], ["queue"], ["priorities"]]
 
 
 def _section(where: list[str]) -> type[BaseModel] | None:

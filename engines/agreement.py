@@ -172,7 +172,7 @@ def integer_bits(
 
 
 def _integers_agree(run: Run, reference: Run, inputs: Sequence[TensorSpec], sampler: Sampler, bits: int) -> str | None:
-    """Nothing where they agree, what differs, or None where the reference raises or a guard refuses."""
+    """Nothing where they agree, what differs, or None where one of them raises or a guard refuses."""
     rng = np.random.default_rng(bits)
     for seed in range(3):
         row = sampler.draw(seed)
@@ -184,9 +184,9 @@ def _integers_agree(run: Run, reference: Run, inputs: Sequence[TensorSpec], samp
                 row[spec.name] = np.asarray(drawn)
         try:
             expected = reference(row)
+            got = run(row)
         except Exception:
             return None
-        got = run(row)
         if fired(got):
             return None
         for name, want in expected.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import openvino as ov
 from engines import batchproof
 from engines.agreement import WrongEngine, agree_at, check_agreement, integer_bits, prove_at, twin_of
 from engines.batchproof import Blind, Proven, Refuted
-from engines.errors import ModelRefused
+from engines.errors import EngineFailed, ModelRefused
 from engines.frontend.kinds import exact_outputs
 from engines.frontend.ranges import takes_sizes_from_values
 from engines.guarded import Guards, first_difference, is_integer
@@ -66,6 +67,8 @@ class Choice(msgspec.Struct):
     notes: list[str]
     integer_bits: int
     guards: Guards
+    seed: int
+    """Of the first drawn sample that the engine runs."""
     bounds: dict[str, int]
     """Of integer inputs that the engine computes rightly below this number only."""
     steady: bool
@@ -106,9 +109,11 @@ class _Trial:
         self.subject, self.axes = subject, axes
         by_values = takes_sizes_from_values(subject.model)
         limits = integer_limits(by_values)
-        sampler = sampler or _sampler(subject, axes, limits)
+        given, sampler = sampler, sampler or _sampler(subject, axes, limits)
         self.graph = target.read_model(with_batch_axes(subject.model, axes) if axes else subject.model)
         self.run = _runner(self.graph, subject.names)
+        if given is None:
+            sampler = _taken_by_both(sampler, subject, self.run, limits)
         self.rounding = rounding_bound(subject.model)
         bound, exact = agreement_bound(subject.model), exact_outputs(subject.model)
         self.guards = Guards(target.guards_of(self.graph), bound, exact)
@@ -131,6 +136,19 @@ class _Trial:
         agree_at(
             self.others, self.run.watched, subject.reference, subject.model, _runner_of(subject), self.guards
         )  # fmt: skip
+
+    def first_seed(self) -> int:
+        """Of a sample that can be timed. Raises ModelRefused where there is none."""
+        failed: EngineFailed | None = None
+        for seed in range(len(SCALES) if self.guards.raises else 0):
+            try:
+                self.run(self.sampler.draw(seed))
+                return seed
+            except EngineFailed as error:
+                failed = error
+        if failed is not None:
+            raise ModelRefused(f"the engine refuses every sample: {failed}")
+        return 0
 
     def integer_bits(self) -> int:
         subject = self.subject
@@ -173,6 +191,22 @@ def _sampler(subject: Subject, axes: dict[str, int], limits: Sequence[int]) -> S
         if len(subject.own) < 2:
             raise
         return GivenSampler(subject.inputs, axes, subject.own)
+
+
+def _taken_by_both(sampler: Sampler, subject: Subject, run: Run, limits: Sequence[int]) -> Sampler:
+    """Samples on which the engine does not raise either, where there are some: else those that the reference takes."""
+
+    def both(row: Arrays) -> Arrays:
+        run(row)
+        return subject.reference(row)
+
+    try:
+        for row in sampler.rows():
+            run(row)
+    except EngineFailed:
+        with contextlib.suppress(ModelRefused):
+            return find_sampler(subject.inputs, sampler.axes, both, limits)
+    return sampler
 
 
 def _try_axes(subject: Subject, axes: dict[str, int]) -> Choice | Refuted | Blind:
@@ -232,7 +266,7 @@ def _choice(
 ) -> Choice:  # fmt: skip
     return Choice(
         trial.graph, inputs, axes, output_axes, proof, trial.sampler, notes, trial.integer_bits(), trial.guards,
-        trial.bounds, steady,
+        trial.first_seed(), trial.bounds, steady,
     )  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from engines.agreement import WrongEngine
 from engines.choice import Choice, Run, Subject, agrees, choose
 from engines.clock import Clock, TimeLimit
 from engines.errors import ModelRefused
-from engines.guarded import fired
 from engines.hardware import usable_threads
 from engines.layers import first_differing_layer
 from engines.manifest import StreamTiming
@@ -74,22 +73,19 @@ def make_engine(
     config = timings[0].streams, timings[0].threads
     blob = target.export(target.compile_model(choice.graph, *config))
     clock.begin("check")
-    served = target.reimported(blob, *config)  # as a server will run it
-    accuracy = _checked(subject, choice, served, samples, spec, precision)
+    run = target.runner(target.reimported(blob, *config), subject.names, blob)  # as a server will run it
+    accuracy = _checked(subject, choice, run, samples, spec, precision)
     max_batch = (spec.max_batch or USUAL_BATCH) if choice.axes else 1
-    return Engine(
-        precision, choice, timings, blob, accuracy, layers_of(served, choice.graph),
-        _speeds(choice, served, max_batch), max_batch,
-    )  # fmt: skip
+    layers, speeds = layers_of(run.compiled, choice.graph), _speeds(choice, run.compiled, max_batch)
+    return Engine(precision, choice, timings, blob, accuracy, layers, speeds, max_batch)
 
 
 def _checked(
-    subject: Subject, choice: Choice, compiled: ov.CompiledModel, given: Sequence[Samples], spec: Spec, precision: str
+    subject: Subject, choice: Choice, run: target.runner, given: Sequence[Samples], spec: Spec, precision: str
 ) -> Accuracy:
     """The engine that will serve, held against the reference and the truth of the first samples that were given, and
     against the reference on all others. Raises WrongEngine or ModelRefused.
     """
-    run = target.runner(compiled, subject.names)
     judged = given or [DrawnSamples(choice.sampler, len(SCALES))]
     if subject.ideal is None:
         accuracy = _compared(subject, choice, run, judged[0], spec)
@@ -191,14 +187,15 @@ class _Answered(NamedTuple):
 
 def _answered(run: target.runner, choice: Choice, samples: Samples, budget_s: float | None) -> _Answered:
     """Those looked at within the budget; where nothing can refuse, all. Raises ModelRefused for none."""
-    if not any(choice.guards.judged):
+    guards = choice.guards
+    if not any(guards.judged) and not guards.raises:
         return _Answered(samples, range(samples.count), samples.count)
     limit = TimeLimit(_budget_s(samples, budget_s) or math.inf)
     refused, seen = {}, 0
     for sample in samples:
-        heard = fired(run.watched(sample.inputs)) - choice.guards.false_alarms
-        if heard:
-            refused[seen] = choice.guards.said[min(heard)]
+        said = guards.refusal(run.watched, sample.inputs)
+        if said:
+            refused[seen] = said
         seen += 1
         if limit.is_over:
             break
@@ -251,5 +248,5 @@ def _speeds(choice: Choice, compiled: ov.CompiledModel, max_batch: int) -> tuple
 
 def batch_of(choice: Choice, rows: int) -> Arrays:
     """An input of so many rows, all different; of one where the model is not batched."""
-    drawn = [choice.sampler.draw(seed) for seed in range(rows)]
+    drawn = [choice.sampler.draw(choice.seed + row) for row in range(rows)]
     return batchproof.join(drawn, choice.axes) if choice.axes else drawn[0]

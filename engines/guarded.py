@@ -11,9 +11,10 @@ from collections.abc import Callable, Container, Mapping, Sequence
 import numpy as np
 
 from engines import batchproof
-from engines.errors import ModelRefused
+from engines.errors import EngineFailed, ModelRefused
 from engines.manifest import GUARD_OUTPUT
 from engines.passes.guard_integers import UNDEFINED, WRAPS
+from engines.passes.guard_stored import TAKES_WIDE
 from engines.reference import Arrays
 from engines.samples import Sampler, find_sampler
 from engines.tensor import TensorSpec
@@ -70,11 +71,14 @@ class Guards:
         """Whether the inputs are bound to the values that were tried, so that more guards may be left out."""
         self.wrong_row: Arrays = {}
         """The sample of the last difference; nothing where samples are refused instead."""
+        self.raises = False
+        """Whether the engine raised on a sample: it refuses that one then, as a guard does."""
 
     def of_another(self, said: Sequence[str]) -> Guards:
         """What was learned here for another graph of the same model, whose guards these are."""
         quiet = {self.said[i] for i in self.false_alarms}
         other = Guards(said, self.bound, self.exact)
+        other.raises = self.raises
         other.false_alarms = {i for i, text in enumerate(said) if text in quiet}
         return other
 
@@ -90,20 +94,51 @@ class Guards:
     def first_difference(self, run: Run, reference: Run, rows: Sequence[Arrays], bound: float) -> str:
         """The same as the function, leaving out rows that the engine itself refuses; not all of them."""
         refused = 0
+        self._hear_no_constant(run, reference, rows, bound)
         for row in rows:
-            expected, got = reference(row), run(row)
-            found, alarms = _difference(expected, got, bound, self.exact), fired(got)
-            if not found:
-                self.false_alarms |= {index for index in alarms if self._may_be_false(index)}
-            heard = alarms - self.false_alarms
-            refused += bool(heard)
-            if found and not heard:
+            expected, got = reference(row), self._ran(run, row)
+            if isinstance(got, EngineFailed):
+                found, said = "", [str(got)]
+            else:
+                found, alarms = _difference(expected, got, bound, self.exact), fired(got)
+                if not found:
+                    self.false_alarms |= {index for index in alarms if self._may_be_false(index)}
+                said = [self.said[index] for index in sorted(alarms - self.false_alarms)]
+            refused += bool(said)
+            if found and not said:
                 self.wrong_row = row
                 return found
             if refused == len(rows):
                 self.wrong_row = {}
-                return f"the engine refuses every sample: {self.said[min(heard)]}"
+                return f"the engine refuses every sample: {said[0]}"
         return ""
+
+    def refusal(self, run: Run, row: Arrays) -> str:
+        """Why the engine refuses a sample; nothing where it does not."""
+        got = self._ran(run, row)
+        if isinstance(got, EngineFailed):
+            return str(got)
+        heard = fired(got) - self.false_alarms
+        return self.said[min(heard)] if heard else ""
+
+    def _ran(self, run: Run, row: Arrays) -> Arrays | EngineFailed:
+        try:
+            return run(row)
+        except EngineFailed as error:
+            self.raises = True
+            return error
+
+    def _hear_no_constant(self, run: Run, reference: Run, rows: Sequence[Arrays], bound: float) -> None:
+        """A stored number that every sample takes, and every answer is right, does no harm to the next one either."""
+        taken = {index for index, text in enumerate(self.said) if text.endswith(TAKES_WIDE)} - self.false_alarms
+        for row in rows if taken else ():
+            got = self._ran(run, row)
+            if isinstance(got, EngineFailed):
+                continue
+            taken &= fired(got)
+            if not taken or _difference(reference(row), got, bound, self.exact):
+                return
+        self.false_alarms |= taken
 
     def _may_be_false(self, index: int) -> bool:
         """What ONNX leaves undefined is only missed where it is used. What is defined, and wrong in the engine, may be

@@ -8,6 +8,7 @@ import importlib
 import math
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,30 +17,53 @@ __all__ = ["Gpu", "cpu_fingerprint", "cpu_model", "gpus", "has_vnni", "usable_th
 _VNNI = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
 
 
-def usable_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+def usable_threads(cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
     """min(CPU affinity, cgroup quota), at least 1.
 
-    The quota is read from cgroup v2 `cpu.max` ("quota period" in us, "max" = none) or v1 `cpu.cfs_quota_us`; a
-    fractional quota is rounded up, since a stream with half a core still runs. Both places are those that a
-    container sees at the root of its own cgroup namespace.
+    The quota is the least on the way from the process's own group, as `own` tells, to the root that is mounted: each
+    group bounds all below it. A fractional quota is rounded up, since a stream with half a core still runs.
     """
     affinity = len(os.sched_getaffinity(0))
-    return max(1, math.ceil(min(affinity, _quota_cores(cgroup))))
+    quotas = (_quota_cores(group) for group in _groups(cgroup, own))
+    return max(1, math.ceil(min(affinity, *quotas, math.inf)))
 
 
-def _quota_cores(cgroup: Path) -> float:
+def _groups(cgroup: Path, own: Path) -> Iterator[Path]:
+    """The folders that may hold a quota: of cgroup v2, and of v1, which has one tree for each set of controllers.
+
+    A container may be told its group as its host sees it, which is not mounted; then only the root is there.
+    """
+    yield from (cgroup, cgroup / "cpu")
     try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            roots = [cgroup, cgroup / "unified"]
+        elif "cpu" in controllers.split(","):
+            roots = [cgroup / "cpu", cgroup / controllers]
+        else:
+            continue
+        parts = [part for part in path.split("/") if part]
+        if ".." not in parts:  # a group beside the root, or above it
+            yield from (root.joinpath(*parts[:depth]) for root in roots for depth in range(len(parts), -1, -1))
+
+
+def _quota_cores(group: Path) -> float:
+    """Of `cpu.max` ("quota period" in us, "max" = none) in cgroup v2, or of `cpu.cfs_quota_us` in v1 (-1 = none)."""
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
     except (OSError, ValueError):
         try:
-            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+            quota = (group / "cpu.cfs_quota_us").read_text().strip()
+            period = (group / "cpu.cfs_period_us").read_text().strip()
         except OSError:
             return math.inf
-    if quota in ("max", "-1"):
-        return math.inf
     try:
-        return int(quota) / int(period)
+        return math.inf if quota in ("max", "-1") else int(quota) / int(period)
     except (ValueError, ZeroDivisionError):
         return math.inf
 

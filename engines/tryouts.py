@@ -16,7 +16,7 @@ from engines.agreement import WrongEngine
 from engines.choice import Subject
 from engines.engine import COARSE, Engine, batch_of, counts_decisions, judged_by
 from engines.errors import EngineError, ModelRefused
-from engines.guarded import Guards, fired, first_difference
+from engines.guarded import Guards, first_difference
 from engines.npz import DrawnSamples, Sample, Samples, SomeSamples
 from engines.passes.dynamic_batch import with_batch_axes
 from engines.passes.float_layers import quantized_layers
@@ -174,8 +174,7 @@ class Tryouts:
         assert tried.compiled is not None
         model = tried.variant.model
         run = target.runner(tried.compiled, self._subject.names)
-        heard = set(range(len(tried.guards.said))) - tried.guards.false_alarms
-        rows = [one.inputs for one in self.judges_first() if not fired(run.watched(one.inputs)) & heard]
+        rows = [one.inputs for one in self.judges_first() if not tried.guards.refusal(run.watched, one.inputs)]
         wrong = first_difference(run, Reference(model), rows, agreement_bound(model))
         if wrong:
             raise WrongEngine(wrong, {})

@@ -186,7 +186,7 @@ def _sequence_id(parameters: Mapping[str, object]) -> int | str:
 
 def _unsigned(parameters: Mapping[str, object], key: str) -> int:
     value = parameters.get(key, 0)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
         raise BadRequest(f"parameter '{key}' must be an unsigned integer, got {value!r}")
     return value
 

@@ -1,7 +1,7 @@
 """Guards on whole numbers: OpenVINO 2026.4 holds 32 bits of them, and computes many operators on them in FP32.
 
-Measured on its CPU plugin: Add, Sub, Mul and CumSum wrap at 32 bits; comparisons, Div, Mod, Clip, Pow, Trilu, products
-of matrices and every reduction read whole numbers as FP32, which holds all of them up to 2**24 and not beyond.
+Measured on its CPU plugin: Add, Sub, Mul, Neg, Abs and CumSum wrap at 32 bits; comparisons, Div, Mod, Clip, Pow, Trilu,
+products of matrices and every reduction read whole numbers as FP32, which holds all up to 2**24 and not beyond.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["UNDEFINED", "WIDE", "WRAPS", "guard_cast", "guard_integers", "must_b
 WIDE = frozenset({TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64})
 """What the engine cuts to 32 bits, signed."""
 INTEGERS = WIDE | {TensorProto.INT32}
-_EXACT: dict[str, tuple[int, ...]] = {"Add": (), "CumSum": (0,), "Mul": (), "Sub": ()}
+_EXACT: dict[str, tuple[int, ...]] = {"Abs": (), "Add": (), "CumSum": (0,), "Mul": (), "Neg": (), "Sub": ()}
 """Operators that may give more than they are given, and the positions of their data; none = all inputs."""
 _GROWING: dict[str, tuple[int, ...]] = {
     "Einsum": (), "Gemm": (), "MatMul": (), "Pow": (), "ReduceL1": (0,), "ReduceProd": (0,), "ReduceSum": (0,),
@@ -29,6 +29,8 @@ _ROUNDED: dict[str, tuple[int, ...]] = {
     "Trilu": (0,),
 }  # fmt: skip
 """Operators that read whole numbers as FP32."""
+_DIVISIONS = frozenset({"Div", "Mod"})
+"""By zero, the engine gives a number, where ONNX Runtime raises."""
 _PRODUCTS = frozenset({"ConvInteger", "MatMulInteger"})
 """Of bytes: only their sums can become large."""
 _KNOWN = {**_EXACT, **_ROUNDED}
@@ -72,8 +74,8 @@ def guard_cast(checks: Checks, node: NodeProto) -> tuple[list[NodeProto], list[t
 
 def guard_integers(
     checks: Checks, node: NodeProto, variable: Sequence[str]
-) -> tuple[list[NodeProto], list[NodeProto], str, str]:
-    """Nodes to run before and after it, the name of the count, and what that counts.
+) -> tuple[list[NodeProto], list[NodeProto], list[tuple[str, str]]]:
+    """Nodes to run before and after it, the names of the counts, and what each counts.
 
     `variable` are the data inputs that are not constant. A constant beyond 2**24 may be rounded: it keeps its place
     among numbers below.
@@ -85,17 +87,21 @@ def guard_integers(
         turned = after.op("Abs", after.op("Sub", shadow, after.number(node.output[0])))
         wrapped = after.op("Not", after.op("Less", turned, after.constant(_HALF_TURN)))
         count = after.count(after.op("Or", wrapped, _beyond(after, shadow, _BEYOND_31_BITS)))
-        return before.nodes, after.nodes, count, WRAPS
+        return before.nodes, after.nodes, [(count, WRAPS)]
     what = "meets or gives integers beyond 2**24, which the engine rounds there"
     if node.op_type in _PRODUCTS:
-        return [], after.nodes, after.count(_beyond(after, after.number(node.output[0]), _FP32_EXACT)), what
+        return [], after.nodes, [(after.count(_beyond(after, after.number(node.output[0]), _FP32_EXACT)), what)]
     counts = [before.count(_beyond(before, before.number(name), _FP32_EXACT)) for name in variable]
     if node.op_type in _GROWING:
         counts.append(before.count(_beyond(before, _shadow(before, node), _FP32_EXACT)))
     total = counts[0]
     for count in counts[1:]:
         total = before.op("Add", total, count)
-    return before.nodes, [], total, what
+    found = [(total, what)]
+    if node.op_type in _DIVISIONS and node.input[1] in variable:
+        divides = before.op("Less", before.constant(0), before.op("Abs", before.number(node.input[1])))
+        found.append((before.count(before.op("Not", divides)), "divides by zero"))
+    return before.nodes, [], found
 
 
 def _beyond(b: Nodes, number: str, bound: float) -> str:

@@ -28,6 +28,7 @@ from engines.passes.guard_limits import COUNTED, FARTHEST, KEPT, guard_count, ke
 from engines.passes.guard_ops import Checks, Nodes
 from engines.passes.guard_scales import guard_scales, may_keep_a_size
 from engines.passes.guard_sizes import SIZE_INPUT, guard_size, range_forwards
+from engines.passes.guard_stored import TAKES_WIDE, StoredWide
 from engines.passes.sequence_lens import LENGTHS, WEIGHTS, forget_unread, has_lengths, reason_to_keep
 
 __all__ = ["with_guards"]
@@ -85,6 +86,7 @@ class _Pass:
         self.said: list[str] = []
         self.changed = False
         self.checks = Checks()
+        self._stored_wide = StoredWide(self.checks)
         self._checked = checked_lookups(model)
         self._from_shapes = from_shapes(model)
         self._never_empty = never_empty(model)
@@ -94,17 +96,25 @@ class _Pass:
     def guard(self, graph: GraphProto, outer: Mapping[str, _Value]) -> list[str]:
         """Add guards to a graph in place; names of the scalar counts, one for each entry of `said`."""
         known = {**outer, **dict(_values(graph))}
+        stored = lambda name: known[name].stored if name in known else None  # noqa: E731
         counts: list[str] = []
         nodes = list(graph.node)
         del graph.node[:]
         for node in nodes:
             before, after, found = self._guards_of(node, known)
+            taken, uses = self._stored_wide.uses(node, stored, in_body=graph is not self._top)
+            before, found = [*before, *taken], [*found, *((use, TAKES_WIDE) for use in uses)]
             graph.node.extend([*before, node, *after])
             self.changed |= bool(before or after)
             counts += [count for count, _ in found]
             if graph is self._top:
                 self.said += [f"{node.op_type} {node.name or node.output[0]!r} {what}" for _, what in found]
-        if graph is self._top:
+        if graph is not self._top:
+            for value in graph.output:
+                nodes, uses = self._stored_wide.given(value.name, stored)
+                graph.node.extend(nodes)
+                counts += uses
+        else:
             for value in graph.output:
                 if value.type.tensor_type.elem_type == TensorProto.DOUBLE:
                     nodes, count = self.checks.beyond_fp32(value.name)
@@ -122,8 +132,7 @@ class _Pass:
             return nodes, [], counts
         variable = self._inexact(node, known)
         if variable:
-            before, after, count, why = guard_integers(self.checks, node, variable)
-            return before, after, [(count, why)]
+            return guard_integers(self.checks, node, variable)
         if has_lengths(node):
             nodes, count, why = self._check_lengths(node, known)
             if count:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import openvino as ov
 
-from engines.errors import ModelRefused
+from engines.errors import EngineFailed, ModelRefused
 from engines.manifest import GUARD_OUTPUT, StreamTiming
 from engines.operators import Found, find_nodes, listed, operator_of
 from engines.passes.binary_layers import with_binary_layers
@@ -147,10 +147,14 @@ def reimported(blob: bytes, streams: int, threads: int) -> ov.CompiledModel:
 
 
 class runner:
-    """Runs a compiled model synchronously, by tensor names; returns copies."""
+    """Runs a compiled model synchronously, by tensor names; returns copies.
 
-    def __init__(self, compiled: ov.CompiledModel, outputs: Sequence[str]) -> None:
-        self._request = compiled.create_infer_request()
+    Raises EngineFailed where the engine raises, which spoils the model for every later run: it is imported anew from
+    `blob`, which must be given where it was imported itself (such a model is exported empty).
+    """
+
+    def __init__(self, compiled: ov.CompiledModel, outputs: Sequence[str], blob: bytes = b"") -> None:
+        self.compiled, self._request, self._blob = compiled, compiled.create_infer_request(), blob
         self._outputs = outputs
         self.is_guarded = any(GUARD_OUTPUT in port.names for port in compiled.outputs)
 
@@ -162,10 +166,17 @@ class runner:
         return self._run(inputs, [*self._outputs, GUARD_OUTPUT] if self.is_guarded else self._outputs)
 
     def _run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
-        for name, array in inputs.items():
-            self._request.set_tensor(name, ov.Tensor(np.asarray(array, order="C"), shared_memory=False))
-        self._request.start_async()
-        self._request.wait()
+        try:
+            for name, array in inputs.items():
+                self._request.set_tensor(name, ov.Tensor(np.asarray(array, order="C"), shared_memory=False))
+            self._request.start_async()
+            self._request.wait()
+        except Exception as error:
+            streams, threads = (self.compiled.get_property(n) for n in ("NUM_STREAMS", "INFERENCE_NUM_THREADS"))
+            self._blob = self._blob or export(self.compiled)
+            self.compiled = reimported(self._blob, streams, threads)
+            self._request = self.compiled.create_infer_request()
+            raise EngineFailed(first_line(error)) from error
         return {name: self._request.get_tensor(name).data.copy() for name in outputs}
 
 

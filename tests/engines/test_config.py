@@ -17,6 +17,13 @@ MISTAKES = {
     "[batching]\nmax_batchsize = 8": ["unknown key", "max_queue_delay_us", "did you mean: max_batch_size = 8"],
     "[batchin]\nmax_batch_size = 8": ["batchin = {max_batch_size = 8}", "unknown key", "did you mean: [batching]"],
     "batching = 3": ["batching = 3", "expected a section", "for example: [batching]"],
+    "[batching]\ninstances = 'x'": [
+        'batching.instances = "x": unknown key',
+        "it belongs above all sections; for example: instances = 2",
+    ],
+    "max_queue_delay_us = 5": ["it belongs in [batching]; for example: max_queue_delay_us ="],
+    "[queue]\nzzz = 1": ["queue.zzz = 1: unknown key", "for example: max_queue_size = 64"],
+    "[queue]\nlabels = 1": ["it belongs above all sections; for example: [labels]"],
     "instances = 0": ["instances = 0", "greater than or equal to 1", "instances = 2"],
     "instances = true": ["instances = true", "integer"],
     "streams = 65": ["streams = 65", "less than or equal to 64", "streams = 2"],

@@ -88,7 +88,38 @@ def test_threads_follow_the_cgroup(files: dict[str, str], cores: int, tmp_path: 
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert usable_threads(tmp_path) == cores
+    assert usable_threads(tmp_path, tmp_path / "none") == cores
+
+
+QUOTA = {"v2": ("", "cpu.max", "{} 100000\n"), "v1": ("cpu", "cpu.cfs_quota_us", "{}\n"),
+         "v1 with others": ("cpu,cpuacct", "cpu.cfs_quota_us", "{}\n")}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", QUOTA)
+@pytest.mark.parametrize(
+    ("quotas", "cores"),
+    [
+        ({"a/b": 100000}, 1), ({"a": 100000}, 1), ({"a": 100000, "a/b": 6400000}, 1), ({"": 100000}, 1),
+        ({"a": 150000, "a/b": 6400000}, min(CORES, 2)), ({"a": -1, "a/b": 6400000}, CORES), ({"c": 100000}, CORES),
+    ],
+)  # fmt: skip
+def test_every_group_above_bounds_the_threads(kind: str, quotas: dict[str, int], cores: int, tmp_path: Path) -> None:
+    tree, name, text = QUOTA[kind]
+    for group, quota in quotas.items():
+        folder = tmp_path / tree / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text.format("max" if quota < 0 and kind == "v2" else quota))
+        (folder / "cpu.cfs_period_us").write_text("100000\n")
+    own = tmp_path / "own"
+    own.write_text(f"4:memory:/x\n1:{tree}:/a/b\n" if tree else "0::/a/b\n")
+    assert usable_threads(tmp_path, own) == cores
+
+
+@pytest.mark.parametrize("own", ["0::/../b\n", "0::/docker/1\n", "1:cpu:/docker/1\n", "", "x\n", "0::\n"])
+def test_a_group_that_is_not_mounted_is_passed_over(own: str, tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    (tmp_path / "own").write_text(own)
+    assert usable_threads(tmp_path, tmp_path / "own") == 1
 
 
 def test_the_fingerprint_names_instruction_sets_and_threads() -> None:

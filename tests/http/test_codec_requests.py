@@ -43,7 +43,7 @@ def test_priority_and_timeout():
     assert (decoded.priority, decoded.timeout_us) == (0, 0)
 
 
-@pytest.mark.parametrize("value", [7, 2**62, "stream-1"])
+@pytest.mark.parametrize("value", [7, 2**62, 2**64 - 1, "stream-1"])
 def test_a_sequence_id_is_a_number_or_a_string(value):
     decoded, _ = call(request(tensor(), parameters={"sequence_id": value}))
     assert decoded.sequence_id == value
@@ -52,9 +52,14 @@ def test_a_sequence_id_is_a_number_or_a_string(value):
 
 
 @pytest.mark.parametrize("key", ["priority", "timeout"])
-@pytest.mark.parametrize("value", [-1, 1.5, "1", True, 2**63, 2**80, 1e300])
+@pytest.mark.parametrize("value", [-1, 1.5, "1", True, 2**64, 2**80, 1e300])
 def test_priority_and_timeout_are_unsigned_integers(key, value):
     refused(request(tensor(), parameters={key: value}), f"parameter '{key}' must be an unsigned integer")
+
+
+def test_they_have_all_64_bits():
+    decoded, _ = call(request(tensor(), parameters={"priority": 2**64 - 1, "timeout": 2**64 - 1}))
+    assert (decoded.priority, decoded.timeout_us) == (2**64 - 1, 2**64 - 1)
 
 
 def test_unknown_keys_and_parameters_are_tolerated():
