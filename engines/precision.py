@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from engines.agreement import WrongEngine
 from engines.choice import Subject
 from engines.clock import Clock, TimeLimit
 from engines.engine import Engine, make_engine
@@ -91,7 +92,7 @@ def _first_that_holds(
         try:
             engine = _made(subject, tried.variant, samples, spec, threads, clock)
         except Exception as error:  # FP32 is there, and proven
-            tried.reason = said(error)
+            tried.reason, tried.is_wrong = said(error), isinstance(error, WrongEngine)
             continue
         if spec.precision == "auto" and base.choice.axes and not engine.choice.axes:
             tried.reason = f"its requests could not share a batch, as those of FP32 do: {engine.choice.proof.reason}"
@@ -182,7 +183,7 @@ def _search(tryouts: Tryouts, subject: Subject, spec: Spec, time_limit_s: float,
 
     Whether it found one.
     """
-    int8 = [one for one in tryouts.tried if one.variant.precision == "int8"]
+    int8 = [one for one in tryouts.tried if one.variant.precision == "int8" and not one.is_wrong]
     if spec.precision != "auto" or not int8 or tryouts.has_int8() or "search" in clock.stages_s:
         return False
     clock.begin("search")

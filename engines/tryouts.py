@@ -56,6 +56,8 @@ class Tried(msgspec.Struct):
     guards: Guards
     reason: str = ""
     pace: Pace | None = None
+    is_wrong: bool = False
+    """Its proof showed that the runtime means something else by its graph: nothing is to be made of it."""
 
     @property
     def passed(self) -> bool:

@@ -6,6 +6,9 @@ import msgspec
 import onnx
 import pytest
 
+from engines import precision
+from engines.choice import Subject
+from engines.clock import Clock
 from engines.guarded import Guards
 from engines.report import Accuracy
 from engines.search import Outcome
@@ -76,3 +79,18 @@ def test_engines_of_the_same_kernels_are_as_fast_as_each_other_whatever_was_meas
     first, *_ = found.by_merit()
     assert first.variant.name == "int8 minmax, unsigned"
     assert any(one is first for one in found._front())
+
+
+def test_a_search_begins_with_none_that_its_proof_showed_to_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a few samples it is the best, so that "all INT8" would hold the budget and end the search."""
+    found = tryouts(
+        tried("fp32", Outcome(0.0, 300.0)),
+        tried("int8 minmax, 8-bit", Outcome(0.001, 100.0), reason="OpenVINO answers differently", is_wrong=True),
+        tried("int8 minmax, 7-bit", Outcome(0.02, 100.0), reason="a loss of 0.02"),
+    )
+    begun: list[str] = []
+    monkeypatch.setattr(Tryouts, "is_true", lambda self, one: True)
+    monkeypatch.setattr(precision, "try_mixed", lambda found, start, *rest: begun.append(start.variant.name))
+    subject = Subject(onnx.ModelProto(), [], [], lambda inputs: inputs)
+    assert precision._search(found, subject, Spec(), 1.0, Clock(lambda stage, share: None))
+    assert begun == ["int8 minmax, 7-bit"]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import nncf
 import numpy as np
@@ -247,3 +251,20 @@ def test_one_scale_for_all_of_an_activation_also_before_depthwise_convolutions()
     nncf_alone = nncf.quantize(model, nncf.Dataset(SAMPLES), preset=nncf.QuantizationPreset.PERFORMANCE)
     with pytest.raises(ModelRefused, match="TensorRT takes one scale for all of an activation; these have more: "):
         refuse_for_tensorrt(nncf_alone)
+
+
+def test_nobody_is_told_that_nncf_was_used() -> None:
+    """In a process of its own, for under pytest NNCF is silent anyway; also without the lock of `engines` itself."""
+    code = """
+from engines.passes.quantize import quantize
+import onnx, sys
+sys.modules.pop("openvino_telemetry")
+try:
+    quantize(onnx.ModelProto(), [], 0)
+except Exception:
+    pass
+from nncf.telemetry.wrapper import NNCFTelemetryStub, telemetry
+assert isinstance(telemetry, NNCFTelemetryStub), telemetry
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("NNCF_", "PYTEST_"))}
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[2], timeout=60, check=True)
