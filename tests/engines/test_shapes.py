@@ -35,8 +35,8 @@ def cosine_less_mean(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_int8_of_resnet18_answers_other_pictures_as_fp32_does(tmp_path: Path) -> None:
-    """ResNet-50 takes a minute: `python -m benchmarks precision` holds it to the same. The budget leaves one engine that
-    may be chosen: with weights of 8 bits, of 7 where those overflow.
+    """ResNet-50 takes a minute: `python -m benchmarks precision` holds it to the same. The budget leaves one engine
+    that may be chosen: with weights of 8 bits, of 7 where those overflow.
     """
     budget = 0.0003 if has_vnni() else 0.0006
     spec = Spec(metric="cosine", accuracy_budget=budget, calibrator="minmax")
