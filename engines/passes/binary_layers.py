@@ -45,9 +45,7 @@ class BinaryLayer(NamedTuple):
 def find_binary_layers(model: ModelProto) -> tuple[list[BinaryLayer], dict[str, str]]:
     """All in the top graph, and those that nearly are, by name, with the reason why not."""
     graph = model.graph
-    wiring = Wiring(
-        {name: node for node in graph.node for name in node.output}, {one.name: one for one in graph.initializer}
-    )
+    wiring = Wiring(graph)
     found, refused = [], {}
     for node in graph.node:
         rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None

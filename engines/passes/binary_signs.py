@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, NodeProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 __all__ = ["NotBinary", "Signs", "Wiring", "signs_of"]
 
@@ -24,6 +25,11 @@ _COMPARISONS = {"GreaterOrEqual": (False, 1), "Less": (False, -1), "Greater": (T
 _MIRRORED = {"GreaterOrEqual": "LessOrEqual", "LessOrEqual": "GreaterOrEqual", "Greater": "Less", "Less": "Greater"}
 _MOVES = frozenset({"Reshape", "Flatten", "Identity", "Dropout"})
 _DEEPEST = 16
+_FOLDED = frozenset({
+    "Abs", "Add", "Cast", "Clip", "Div", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Mul", "Neg",
+    "Not", "ReduceMean", "Reshape", "Sign", "Sub", "Transpose", "Unsqueeze", "Where",
+})  # fmt: skip
+"""What stands between stored weights and their signs and scales."""
 
 
 class NotBinary(Exception):
@@ -43,14 +49,34 @@ class Signs(NamedTuple):
     moves: tuple[NodeProto, ...] = ()
 
 
-class Wiring(NamedTuple):
-    """Who makes a value, and the tensors that are stored."""
+class Wiring:
+    """Who makes a value, and what is stored, or follows from that alone: exporters write signs of weights, too."""
 
-    maker: Mapping[str, NodeProto]
-    stored: Mapping[str, TensorProto]
+    def __init__(self, graph: GraphProto) -> None:
+        self.maker = {name: node for node in graph.node for name in node.output}
+        self._stored = {tensor.name: tensor for tensor in graph.initializer}
+        self._followed: dict[str, np.ndarray | None] = {}
 
-    def constant(self, name: str) -> np.ndarray | None:
-        return numpy_helper.to_array(self.stored[name]) if name in self.stored else None
+    def constant(self, name: str, depth: int = 0) -> np.ndarray | None:
+        """None where it depends on an input."""
+        if name in self._stored:
+            return numpy_helper.to_array(self._stored[name])
+        if name not in self._followed:
+            self._followed[name] = self._follow(name, depth)
+        return self._followed[name]
+
+    def _follow(self, name: str, depth: int) -> np.ndarray | None:
+        node = self.maker.get(name)
+        if node is None or node.op_type not in _FOLDED or node.domain not in ("", "ai.onnx") or depth > _DEEPEST:
+            return None
+        given = {read: self.constant(read, depth + 1) for read in node.input if read}
+        if not given or any(array is None for array in given.values()):
+            return None
+        (found,) = _alone(node, given).run(None, given)
+        return np.asarray(found)
+
+    def is_constant(self, name: str) -> bool:
+        return self.constant(name) is not None
 
     def scalar(self, name: str) -> float | None:
         """The one number that a stored tensor has at all its places."""
@@ -58,6 +84,14 @@ class Wiring(NamedTuple):
         if array is None or not array.size or not (array == array.flat[0]).all():
             return None
         return float(array.flat[0])
+
+
+def _alone(node: NodeProto, given: Mapping[str, np.ndarray | None]) -> ReferenceEvaluator:
+    """One node as a model, for ONNX's own evaluator."""
+    kinds = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in given.items() if array is not None}
+    inputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]
+    graph = helper.make_graph([node], "one", inputs, [helper.make_empty_tensor_value_info(node.output[0])])
+    return ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
 
 
 def signs_of(name: str, wiring: Wiring, depth: int = 0) -> Signs:
@@ -87,10 +121,10 @@ def _condition(name: str, wiring: Wiring) -> Signs:
         raise NotBinary("")
     left, right = node.input[0], node.input[1]
     operator = node.op_type
-    if left in wiring.stored:
+    if wiring.is_constant(left):
         left, right, operator = right, left, _MIRRORED[operator]
     threshold = wiring.constant(right)
-    if threshold is None or left in wiring.stored or not np.isfinite(threshold).all():
+    if threshold is None or wiring.is_constant(left) or not np.isfinite(threshold).all():
         raise NotBinary("")
     strict, factor = _COMPARISONS[operator]
     return Signs(left, threshold, strict, float(factor))
@@ -107,7 +141,7 @@ def _where(node: NodeProto, wiring: Wiring, _: int) -> Signs:
 def _sum(node: NodeProto, wiring: Wiring, _: int) -> Signs:
     """Cast(condition) * 2a - a."""
     left, right = node.input[0], node.input[1]
-    if node.op_type == "Add" and left in wiring.stored:
+    if node.op_type == "Add" and wiring.is_constant(left):
         left, right = right, left
     taken = wiring.scalar(right)
     product = wiring.maker.get(left)
@@ -125,7 +159,7 @@ def _sum(node: NodeProto, wiring: Wiring, _: int) -> Signs:
 def _product(node: NodeProto, wiring: Wiring, depth: int) -> Signs:
     for value, other in ((node.input[0], node.input[1]), (node.input[1], node.input[0])):
         scale = wiring.scalar(other)
-        if scale is not None and value not in wiring.stored and np.isfinite(scale) and scale != 0:
+        if scale is not None and not wiring.is_constant(value) and np.isfinite(scale) and scale != 0:
             found = signs_of(value, wiring, depth + 1)
             return found._replace(factor=float(np.float32(found.factor) * np.float32(scale)))
     raise NotBinary("")

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from engines.errors import EngineFailed
 from engines.passes import quantize
 from engines.passes.binary_layers import find_binary_layers, with_binary_layers
 from engines.plugins.extension import extension_path
@@ -160,6 +161,32 @@ def weights(place: tuple[Any, ...], value: float) -> onnx.ModelProto:
     return model
 
 
+@compiled
+@pytest.mark.parametrize("scaled", [True, False])
+def test_signs_and_scales_of_weights_may_be_written_out(scaled: bool) -> None:
+    """As frameworks export layers that keep their weights as floats: Sign of them, times the mean of magnitudes."""
+    model = one_layer()
+    rng = np.random.default_rng(4)
+    floats = numpy_helper.from_array(rng.standard_normal((24, 40, 3, 3)).astype(np.float32), "floats")
+    axes = numpy_helper.from_array(np.array([1, 2, 3]), "axes")
+    written = [helper.make_node("Sign", ["floats"], ["signs"], name="signs")]
+    if scaled:
+        written += [
+            helper.make_node("Abs", ["floats"], ["sizes"], name="sizes"),
+            helper.make_node("ReduceMean", ["sizes", "axes"], ["mean"], name="mean", keepdims=1),
+            helper.make_node("Mul", ["signs", "mean"], ["scaled"], name="scaled"),
+        ]
+    model.graph.initializer.extend([floats, axes])
+    for node in reversed(written):
+        model.graph.node.insert(0, node)
+    next(node for node in model.graph.node if node.op_type == "Conv").input[1] = written[-1].output[0]
+    assert len(names_of(model)) == 1
+    inputs = wholes(20, 40)
+    expected = Reference(model)(inputs)["y"]
+    bound = 360 * float(np.finfo(np.float32).eps) * 360 if scaled else 0.0
+    np.testing.assert_allclose(on_bits(model, inputs), expected, rtol=0, atol=bound)
+
+
 def lone_sign() -> onnx.ModelProto:
     made = Network()
     made.nodes.append(helper.make_node("Sign", ["x"], ["s"], name="alone"))
@@ -259,7 +286,7 @@ def test_an_input_smaller_than_a_kernel_is_refused_and_the_next_is_answered() ->
     made = Network()
     model = made.model(made.conv(made.sign("x"), 40, 8, 5), 40, "H")
     run = target.runner(target.compile_model(target.read_model(model), 1, 1), ["y"])
-    with pytest.raises(RuntimeError, match="smaller than its kernel"):
+    with pytest.raises(EngineFailed, match="smaller than its kernel"):
         run(wholes(1, 40, 3))
     inputs = wholes(2, 40, 9)
     np.testing.assert_array_equal(run(inputs)["y"], Reference(model)(inputs)["y"])
