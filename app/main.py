@@ -124,7 +124,7 @@ def _answer_errors(app: FastAPI, routes: list[BaseRoute]) -> None:
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        headers = dict(error.headers or {})
+        headers = {key.lower(): value for key, value in (error.headers or {}).items()}
         if error.status_code == METHOD_NOT_ALLOWED:
             headers["allow"] = ", ".join(sorted(_allowed_methods(routes, request)))
         return _response(error.status_code, error.detail, headers)

@@ -27,17 +27,20 @@ class Shot:
 
 
 _ANY, _INDEX, _SIZE = range(100), range(-10, 10), range(1, 5)
+_VARIABLE, _LARGEST = -1, 8
 _MODELS: dict[str, list[tuple[str, str, list[int], range]]] = {
     "m": [("X", "FP32", [1, 16], _ANY)],
     "add_sub": [("INPUT0", "INT32", [1, 16], _ANY), ("INPUT1", "INT32", [1, 16], _ANY)],
     "planes": [("X", "FP32", [2, 3, 4], _ANY)],
     "rows": [("i", "INT64", [1, 4], _INDEX)],
+    "pictures": [("X", "FP32", [1, 1, _VARIABLE, _VARIABLE], _ANY)],
+    "controls": [("X", "FP32", [1, 4], _ANY), ("l", "INT64", [1], range(5)), ("k", "INT64", [1], range(1, 2))],
     "sizes": [
         ("X", "FP32", [1, 1], _ANY), ("shape", "INT64", [2], _SIZE), ("count", "INT64", [1], _SIZE),
         ("V", "FP32", [12], _ANY),
     ],
 }  # fmt: skip
-"""Inputs: name, datatype, shape, and the values that are right."""
+"""Inputs: name, datatype, shape (what is variable is from 1 to 8), and the values that are right."""
 _ODD: list[Any] = [
     None, True, -1, 0, 1, 2**31, 2**63, 2**64, -(2**63), 1e400, 1e39, 0.5, float("nan"), float("-inf"), "", "x", "NaN",
     [], {}, [[]], [[1], [2, 3]], ["a"], {"a": {}}, "\ud800", "\u0000", "a" * 5000, 10**100,
@@ -60,9 +63,10 @@ def _valid(rng: random.Random) -> tuple[str, dict[str, Any], bytes]:
     """A model, a request for it, and the bytes of its binary tensors."""
     model = rng.choice(list(_MODELS))
     inputs, rest = [], b""
-    for name, datatype, shape, right in _MODELS[model]:
+    for name, datatype, dims, right in _MODELS[model]:
+        shape = [rng.randint(1, _LARGEST) if dim == _VARIABLE else dim for dim in dims]
         values = [rng.choice(right) if rng.random() < 0.95 else rng.choice(_NUMBERS) for _ in range(math.prod(shape))]
-        tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(shape)}
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
         if rng.random() < 0.5:
             data = np.array(values).astype(BY_NAME[datatype].numpy).tobytes()
             data = rng.randbytes(len(data)) if rng.random() < 0.1 else data

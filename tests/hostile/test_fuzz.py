@@ -102,7 +102,7 @@ def test_fuzz_of_infer(server: Server):
     total = {status: sum(g.statuses.get(status, 0) for g in gunners) for status in (200, 400, 404)}
     assert total[200] > 50
     assert total[400] > 100, f"the fuzz does not reach what it should: {total}"
-    for model in ("rows", "sizes"):
+    for model in ("rows", "sizes", "pictures", "controls"):
         assert metric(server, "nv_inference_request_success", model=model) > 50
         assert metric(server, "nv_inference_request_failure", model=model) > 50
     bad = [line for line in server.log if "Traceback" in line or '"level": "ERROR"' in line]

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from onnx import TensorProto, helper
 
+from tests.hostile import controls
 from tests.support import onnx_models
 from tests.support.servers import TOKEN, Server, free_port, until
 
@@ -39,6 +40,7 @@ def repository() -> Path:
     add_sub: two inputs.
     wide: one float in, 256 KB out. slow: some milliseconds a row, one at a time. planes: two variable dimensions.
     rows: looks up four of ten rows by number. sizes: `count` and `shape` say how large its outputs are, up to 64.
+    pictures, controls: see there.
     """
     folder = Path(tempfile.mkdtemp(prefix="wire-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -61,6 +63,8 @@ def repository() -> Path:
     onnx_models.place(folder, "wide", _wide())
     onnx_models.place(folder, "rows", _rows())
     onnx_models.place(folder, "sizes", _sizes())
+    onnx_models.place(folder, "pictures", controls.pictures())
+    onnx_models.place(folder, "controls", controls.controls())
     onnx_models.place(folder, "slow", _slow(), config="[batching]\nmax_batch_size = 1\n")
     return folder
 

@@ -144,6 +144,17 @@ def test_wrong_methods(server: Server) -> None:
         assert refusal(server, method, path) == (405, "Method Not Allowed")
 
 
+def test_a_wrong_method_is_told_the_right_ones_once(server: Server) -> None:
+    for method, path in (("GET", "/v2/repository/index"), ("PUT", "/v2"), ("DELETE", "/v2/models/linear")):
+        allowed = httpx.request(method, f"{server.url}{path}").headers.get_list("allow")
+        assert len(allowed) == 1, (method, path, allowed)
+
+
+def test_a_timeout_has_all_64_bits(server: Server) -> None:
+    parameters = {"timeout": 2**64 - 1, "priority": 2**64 - 1}
+    assert server.infer("linear", {"x": ("FP32", np.zeros((1, 16)))}, parameters=parameters).status_code == 200
+
+
 # -- health ----------------------------------------------------------------------------------------------------------
 
 
