@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import tempfile
 import threading
 import time
@@ -17,11 +16,13 @@ import openvino as ov
 import psutil
 
 from app.builds.executor import BuildLimits, run_build
+from benchmarks import precision_avx2
 from benchmarks.networks import resnet18, resnet50
 from benchmarks.pictures import drawn_pictures
 from benchmarks.precision_models import MODELS
 from benchmarks.precision_plot import write_plot
 from benchmarks.report import RESULTS
+from benchmarks.resnet_race import IMAGES, compared, cosine_less_mean
 from engines import manifest as manifests
 from engines.handover import ENGINE_FILE
 from engines.manifest import Manifest
@@ -31,13 +32,10 @@ from engines.repository import MANIFEST_FILE, REPORT_FILE
 from engines.request import BuildRequest
 from engines.spec import Spec, encode_spec
 from engines.targets.openvino import compile_model, read_model, reimported, runner
-from engines.targets.openvino_race import race
 from tests.support.real_models import RealModel
 
 __all__ = ["run"]
 
-IMAGES = 64
-RACE_S = 20.0
 PLOT = RESULTS / "precision.svg"
 _LIMITS = BuildLimits(1800, 8 << 30)
 _EVERY_S = 0.05
@@ -86,24 +84,32 @@ def _resnet18() -> tuple[list[dict[str, str]], dict[str, Any]]:
     calibration = {"image": drawn_pictures(IMAGES, seed=0)}
     int8 = _build(resnet18(), _CLOSE, calibration)
     fp32 = _build(resnet18(), Spec(precision="fp32"), calibration)
-    engines = [fp32.engine(), int8.engine()]
-    asked = drawn_pictures(IMAGES, seed=1)  # others than those that its ranges were measured on
-    cosine = _cosine_less_mean(*(runner(engine, ["logits"])({"image": asked})["logits"] for engine in engines))
-    paces = race(engines, functools.partial(_first, asked), batched=True, budget_s=RACE_S)
+    found, limited = compared(fp32.engine(), int8.engine()), precision_avx2.measured()
     chosen, own = int8.candidate(int8.report.chosen), int8.candidate("fp32")
     what = "ResNet-18 (random weights) 224x224"
     rows = [
-        _row(_cosine_of(what, int8), f"{cosine:.5f}", _LEAST_COSINE),
+        _row(_cosine_of(what, int8.report.chosen), f"{found.cosine:.5f}", _LEAST_COSINE),
         _row(
-            "the same: rows/s against FP32, side by side", _times(paces[1].rows_per_s, paces[0].rows_per_s), ">= 1.8x"
+            "the same: rows/s against FP32, side by side",
+            _times(found.int8.rows_per_s, found.fp32.rows_per_s),
+            ">= 1.8x",
         ),
         _row("the same, as its build measured it", _times(chosen.rows_per_s, own.rows_per_s), ">= 1.8x"),
     ]
-    return rows, {**_details(int8), "cosine": cosine, "race": [pace._asdict() for pace in paces]}
+    limited_to = f"{what}, products limited to {precision_avx2.ISA}, so without VNNI"
+    rows += [
+        _row(_cosine_of(limited_to, limited["chosen"]), f"{limited['cosine']:.5f}", _LEAST_COSINE),
+        _row(
+            "the same: rows/s against FP32, side by side",
+            _times(limited["int8_rows_per_s"], limited["fp32_rows_per_s"]), ">= 1.8x",
+        ),
+    ]  # fmt: skip
+    race = {"fp32": found.fp32._asdict(), "int8": found.int8._asdict()}
+    return rows, {**_details(int8), "cosine": found.cosine, "race": race, "limited": limited}
 
 
-def _cosine_of(what: str, built: _Built) -> str:
-    return f"{what}: cosine of {built.report.chosen} to FP32, answers to {IMAGES} other pictures less their mean"
+def _cosine_of(what: str, chosen: str) -> str:
+    return f"{what}: cosine of {chosen} to FP32, answers to {IMAGES} other pictures less their mean"
 
 
 def _times(new: float | None, old: float | None) -> str:
@@ -115,7 +121,7 @@ def _resnet50() -> tuple[list[dict[str, str]], dict[str, Any]]:
     built = _build(model, _CLOSE, {name: drawn_pictures(IMAGES, seed=0)[:, None]})
     asked = {name: drawn_pictures(IMAGES, seed=1)}
     fp32 = runner(compile_model(read_model(with_batch_axes(model, {name: 0})), 1, 2), [answer])
-    cosine = _cosine_less_mean(*(run(asked)[answer] for run in (fp32, runner(built.engine(), [answer]))))
+    cosine = cosine_less_mean(*(run(asked)[answer] for run in (fp32, runner(built.engine(), [answer]))))
     int8 = [one for one in built.report.candidates if one.precision == "int8"]
     what = "ResNet-50 (random weights)"
     rows = [
@@ -124,7 +130,7 @@ def _resnet50() -> tuple[list[dict[str, str]], dict[str, Any]]:
             "< 90 s",
         ),
         _row("the same: peak memory of all its processes", f"{built.peak_bytes / 1e9:.2f} GB", "< 3 GB"),
-        _row(_cosine_of(what, built), f"{cosine:.5f}", _LEAST_COSINE),
+        _row(_cosine_of(what, built.report.chosen), f"{cosine:.5f}", _LEAST_COSINE),
     ]  # fmt: skip
     return rows, {**_details(built), "cosine": cosine}
 
@@ -151,16 +157,6 @@ def _details(built: _Built) -> dict[str, Any]:
         "chosen": report.chosen, "stages_s": report.stages_s, "seconds": built.seconds, "peak_bytes": built.peak_bytes,
         "batched": report.batched, "notes": report.notes, "candidates": msgspec.to_builtins(report.candidates),
     }  # fmt: skip
-
-
-def _first(images: np.ndarray, rows: int) -> dict[str, np.ndarray]:
-    return {"image": images[:rows]}
-
-
-def _cosine_less_mean(a: np.ndarray, b: np.ndarray) -> float:
-    """Of answers [rows, classes], each less its mean over the rows: what inputs change, not what all have in common."""
-    a, b = (one.astype(np.float64) - one.mean(axis=0, dtype=np.float64) for one in (a, b))
-    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
 
 def _build(

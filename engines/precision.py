@@ -200,13 +200,19 @@ def _search(tryouts: Tryouts, subject: Subject, spec: Spec, time_limit_s: float,
 
 
 def _pruned(tryouts: Tryouts, subject: Subject, calibration: Samples, spec: Spec, limit: TimeLimit) -> Variant | None:
-    """The most of it that holds the budget; None, and a note, where nothing does."""
+    """The most of it that holds the budget; None, and a note, where nothing does, or where a CPU alone is asked for
+    and gains nothing.
+    """
     assert spec.sparsity is not None
     try:
         for variant in _in_time(pruned_variants(subject.model, calibration, spec.sparsity), limit, tryouts):
             tried = tryouts.attempt(variant)
-            if tried is not None and tried.passed:
+            if tried is None or not tried.passed:
+                continue
+            if spec.targets != ("openvino",) or tryouts.pays(tried):
                 return variant
+            tryouts.notes.append(f"nothing was pruned: sparsity {spec.sparsity!r} holds the budget, but {tried.reason}")
+            return None
     except Exception as error:
         tryouts.notes.append(f"nothing was pruned: {said(error)}")
         return None

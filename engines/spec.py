@@ -84,7 +84,8 @@ class Spec:
     the winner.
 
     `calibrator` is how ranges of activations follow from samples. `sparsity` removes two of every four weights, or
-    whole filters, where the budget allows it.
+    whole filters, where the budget allows it and it is better by the objective. A CPU gains nothing by zeros, so that
+    two of four weights are removed only where a GPU is among the targets, and then for all of them.
 
     `targets` are what engines are made for. That of the CPU (openvino) always is: it serves wherever another cannot.
     Of GPU plans, `gpus` are those built for, such as "sm86" (TensorRT-RTX: sm80, sm86, sm89 and sm120 without it;

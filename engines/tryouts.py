@@ -40,6 +40,7 @@ _GLIMPSE_S, _GLIMPSE_SAMPLES_S, _FEWEST = 0.2, 1.0, 32
 _MANY, _FAR = 4, 2
 """So many times as few samples are worth a look at a few first, and what loses so many budgets there is refused."""
 _ROWS_FOR_TRUTH = 16
+_RACE_S, _PAYING_S = 3.0, 1.0
 _SLOWEST = 1e-3
 _WORTH = 1.03
 """What an engine has to be better by for that to count: less is noise."""
@@ -151,6 +152,20 @@ class Tryouts:
         """Whether some INT8 engine is good enough."""
         return any(one.passed and one.variant.precision == "int8" for one in self.tried)
 
+    def pays(self, tried: Tried) -> bool:
+        """Whether a pruned engine is better here than FP32 by the objective; where not, that is why it is refused.
+
+        This CPU skips no zeros: what is no smaller runs the same kernels, on as many numbers.
+        """
+        first = self.tried[0]
+        is_smaller = tried.size_bytes * _WORTH <= first.size_bytes
+        if is_smaller and self._spec.objective != "size":
+            self._race_of([first, tried], budget_s=_PAYING_S)
+        if is_smaller and self.cost(tried) * _WORTH <= self.cost(first):
+            return True
+        tried.reason, tried.compiled = f"it is no better here than FP32, by {self._spec.objective}", None
+        return False
+
     def has_wrong(self, beginning: str) -> bool:
         """Whether an engine whose name begins so could not be had, or was not what its graph says."""
         return any(one.name.startswith(beginning) for one in self._failed)
@@ -249,15 +264,14 @@ class Tryouts:
     def race(self) -> None:
         """Time FP32 and all that passed, side by side; a note where that cannot be done."""
         try:
-            self._race()
+            self._race_of([one for one in self.tried if one.passed])
         except Exception as error:
             self.notes.append(f"the engines could not be timed beside each other: {said(error)}")
 
-    def _race(self) -> None:
-        runners = [one for one in self.tried if one.passed]
+    def _race_of(self, runners: Sequence[Tried], budget_s: float = _RACE_S) -> None:
         engines = [one.compiled for one in runners if one.compiled is not None]
         choice = self._base.choice
-        paces = race(engines, functools.partial(batch_of, choice), batched=bool(choice.axes))
+        paces = race(engines, functools.partial(batch_of, choice), batched=bool(choice.axes), budget_s=budget_s)
         for one, pace in zip(runners, paces, strict=True):
             one.pace = pace
 
@@ -283,7 +297,8 @@ class Tryouts:
         """
         wanted = self._spec.precision
         found = [one for one in self.tried if one.passed and wanted in ("auto", one.variant.precision)]
-        if any(one.variant.pruned for one in found):  # it was asked for
+        if self._spec.targets != ("openvino",) and any(one.variant.pruned for one in found):
+            # what a GPU gains by it, and the CPU has to answer as the GPU does
             found = [one for one in found if one.variant.pruned]
         losses = [-math.inf if one is self.tried[0] else self.loss(one) for one in found]
         points = [Outcome(loss, self._likely_cost(one)) for one, loss in zip(found, losses, strict=True)]

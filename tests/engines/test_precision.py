@@ -18,7 +18,7 @@ from engines.errors import ModelRefused
 from engines.npz import Sample, SomeSamples
 from engines.reference import Reference
 from engines.report import Candidate, Report
-from engines.spec import Search, Spec
+from engines.spec import Search, Spec, Target
 from engines.targets.openvino_race import Pace
 from engines.tryouts import Tried, Tryouts
 from tests.packaged import DatasetMissing
@@ -288,7 +288,7 @@ def test_nodes_that_overflow_in_half_are_named_and_stay_in_fp32(tmp_path: Path) 
 
 def test_filters_are_removed_as_far_as_the_budget_allows(tmp_path: Path) -> None:
     pictures, labels = images()
-    spec = Spec(precision="fp32", metric="top1", accuracy_budget=0.03, sparsity="channels")
+    spec = Spec(precision="fp32", metric="top1", accuracy_budget=0.03, sparsity="channels", objective="size")
     manifest, report = built(
         tmp_path, CNN, spec, calibration={"image": pictures[:100]}, validation={"image": pictures, "labels": labels}
     )
@@ -300,9 +300,28 @@ def test_filters_are_removed_as_far_as_the_budget_allows(tmp_path: Path) -> None
     assert report.accuracy.loss <= 0.03
 
 
-def test_two_of_four_weights_go_and_int8_is_made_of_what_is_left(tmp_path: Path) -> None:
+def test_two_of_four_weights_stay_where_only_a_cpu_is_built_for(tmp_path: Path) -> None:
+    """It skips no zeros: to lose accuracy for them would be for nothing. INT8 is made of all weights."""
     pictures, labels = images()
     spec = Spec(precision="int8", metric="top1", accuracy_budget=0.1, sparsity="2:4")
+    _, report = built(
+        tmp_path, CNN, spec, calibration={"image": pictures[:100]}, validation={"image": pictures, "labels": labels}
+    )
+    assert report.chosen.startswith("int8")
+    assert not any(one.name.endswith("2:4") for one in of(report, "int8"))
+    pruned = next(one for one in report.candidates if one.name == "fp32, 2:4")
+    assert (pruned.passed, pruned.reason) == (False, "it is no better here than FP32, by throughput")
+    assert (
+        "nothing was pruned: sparsity '2:4' holds the budget, but it is no better here than FP32, by throughput"
+        in report.notes
+    )
+
+
+def test_two_of_four_weights_go_for_a_gpu_and_int8_is_made_of_what_is_left(tmp_path: Path) -> None:
+    """On the CPU too, whose answers stand in for the GPU's."""
+    pictures, labels = images()
+    targets: tuple[Target, ...] = ("openvino", "tensorrt-rtx")
+    spec = Spec(precision="int8", metric="top1", accuracy_budget=0.1, sparsity="2:4", targets=targets)
     _, report = built(
         tmp_path, CNN, spec, calibration={"image": pictures[:100]}, validation={"image": pictures, "labels": labels}
     )

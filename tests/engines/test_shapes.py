@@ -10,6 +10,7 @@ from onnx import helper
 
 from benchmarks.networks import resnet18
 from benchmarks.pictures import drawn_pictures
+from benchmarks.resnet_race import cosine_less_mean
 from engines.handover import ENGINE_FILE
 from engines.hardware import has_vnni
 from engines.manifest import Manifest
@@ -26,12 +27,6 @@ WIDTH, SIDE = 96, 40
 def served(folder: Path, manifest: Manifest, outputs: list[str]) -> runner:
     blob = (folder / "out" / ENGINE_FILE).read_bytes()
     return runner(reimported(blob, manifest.streams, manifest.threads), outputs)
-
-
-def cosine_less_mean(a: np.ndarray, b: np.ndarray) -> float:
-    """Of answers [rows, classes], each less its mean over the rows: what inputs change, not what all have in common."""
-    a, b = (one.astype(np.float64) - one.mean(axis=0, dtype=np.float64) for one in (a, b))
-    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
 
 def test_int8_of_resnet18_answers_other_pictures_as_fp32_does(tmp_path: Path) -> None:
