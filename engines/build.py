@@ -27,6 +27,7 @@ from engines.guarded import is_integer
 from engines.handover import ENGINE_FILE, PLAN_FILES, Plan, write_plan
 from engines.hardware import cpu_fingerprint
 from engines.inputs import as_model_inputs, declared_inputs
+from engines.legality import checked_form
 from engines.manifest import EngineFile, Manifest, PlanFile, Source
 from engines.npz import Samples, read_samples
 from engines.operators import operators_of
@@ -64,16 +65,17 @@ def build(
     where the model cannot be compiled, WrongEngine where it answers differently from the reference.
     """
     clock = Clock(progress)
-    clock.begin("read")
+    clock.begin("guard")
     spec = request.read_spec()
     if gpus:
         spec = dataclasses.replace(spec, gpus=gpus)
     require_supported(spec)
     sent, digest, size_bytes = frontend.read(request.source, spec)
+    clock.begin("read")
     digests = {**request.digests(), repository.MODEL_FILE: digest}
     samples, calibration = _given_samples(request, spec, sent)
     clock.begin("rewrite")
-    subject, changes = _rewritten(sent, spec, samples)
+    subject, changes = _rewritten(sent, spec, samples, clock)
     base = make_engine(subject, samples, spec, threads, clock)
 
     def plan_of(improved: Improved, gpu_plans: Sequence[GpuPlan], *notes: str) -> Plan:
@@ -154,22 +156,30 @@ def _given_samples(request: BuildRequest, spec: Spec, sent: onnx.ModelProto) -> 
     return [*validation, *calibration], calibration[0] if calibration else None
 
 
-def _rewritten(sent: onnx.ModelProto, spec: Spec, samples: Sequence[Samples]) -> tuple[Subject, list[PassChange]]:
+def _rewritten(
+    sent: onnx.ModelProto, spec: Spec, samples: Sequence[Samples], clock: Clock
+) -> tuple[Subject, list[PassChange]]:
     """The graph that every target reads, and the reference of what clients will send to it."""
     turned, note = time_first(sent)
-    reference = Reference(turned)
-    model, done = canonical(with_shapes(turned, spec.shapes) if spec.shapes else turned, reference)
+    checked_form("time first", sent, turned)
     first = [change_of("time first", operators_of(sent), operators_of(turned), note)] if note else []
+    reference = Reference(turned)
+    sized = checked_form("shapes", turned, with_shapes(turned, spec.shapes), new_types=True) if spec.shapes else turned
+    model, done = canonical(sized, reference, tell=clock.begin)
     changes, kinds = [*first, *done], {tensor.name: tensor.datatype for tensor in frontend.tensor_specs(model)[0]}
+    clock.begin("image inputs")
     for name, image in spec.inputs.items():
-        before = operators_of(model)
-        model = with_image_input(model, name, image.layout, image.mean, image.scale)
-        changes.append(change_of(f"pixels of input {name!r}", before, operators_of(model)))
+        before, title = model, f"pixels of input {name!r}"
+        made = with_image_input(before, name, image.layout, image.mean, image.scale)
+        model = checked_form(title, before, made, new_types=True)
+        changes.append(change_of(title, operators_of(before), operators_of(model)))
     answers: Run = reference
     if spec.inputs:
         answers = lambda arrays: reference(as_model_inputs(spec.inputs, arrays, kinds))  # noqa: E731
+    clock.begin("widen halves")
     wide, note = widen_halves(model)
     if note:
+        checked_form("widen halves", model, wide)
         changes.append(change_of("widen halves", operators_of(model), operators_of(wide), note))
         answers = in_halves(Reference(wide), answers)
     own = [sample.inputs for given in samples for sample in itertools.islice(given, _OWN_ROWS)]

@@ -5,7 +5,7 @@ inline functions -> store constants -> couple gates -> opset 21 -> store shapes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import onnx
@@ -22,6 +22,7 @@ from engines.passes.stored_shapes import store_shapes
 from engines.passes.weights import store_constants
 from engines.reference import Reference
 from engines.report import PassChange, change_of
+from engines.steps import CANONICAL_PASSES
 
 __all__ = ["PASSES", "Pass", "canonical"]
 
@@ -52,31 +53,38 @@ PASSES = (
     Pass("name nodes", name_nodes),
     Pass("fold batch norm", _fold_batchnorm, may_fail=True),
 )
+assert tuple(one.name for one in PASSES) == CANONICAL_PASSES, "a server and its plans' keys know them by name"
 
 
 def canonical(
-    model: onnx.ModelProto, reference: Reference | None = None, passes: Sequence[Pass] = PASSES
+    model: onnx.ModelProto,
+    reference: Reference | None = None,
+    passes: Sequence[Pass] = PASSES,
+    tell: Callable[[str], None] = lambda stage: None,
 ) -> tuple[onnx.ModelProto, tuple[PassChange, ...]]:
     """The model after all passes, and what each did. `model` itself is not changed.
 
-    `reference` runs the model as it was sent (one is made where it is None). Raises PassFailed, a ModelRefused that
+    `reference` runs the model as it was sent (one is made where it is None); `tell` is told the passes by name as they
+    begin, and the comparison. Raises PassFailed, a ModelRefused that
     names the pass, the rule it broke and the node where one is known.
 
     Running a large model takes longer than all passes. So answers are compared once, at the end; only where they differ
     do the passes run again, with a comparison after each, which tells the one that did it.
     """
     verifier = Verifier(model, reference or _reference(model))
-    done, changes = _run(model, passes, verifier, compare=False)
+    done, changes = _run(model, passes, verifier, tell, compare=False)
+    tell("compare")
     if verifier.same_answers(model, done):
         return done, changes
-    return _run(model, passes, verifier, compare=True)
+    return _run(model, passes, verifier, tell, compare=True)
 
 
 def _run(
-    model: onnx.ModelProto, passes: Sequence[Pass], verifier: Verifier, *, compare: bool
+    model: onnx.ModelProto, passes: Sequence[Pass], verifier: Verifier, tell: Callable[[str], None], *, compare: bool
 ) -> tuple[onnx.ModelProto, tuple[PassChange, ...]]:
     changes = []
     for one in passes:
+        tell(one.name)
         model, change = _apply(one, model, verifier, compare=compare)
         changes.append(change)
     return model, tuple(changes)

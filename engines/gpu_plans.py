@@ -18,6 +18,7 @@ from engines.choice import Choice, Subject
 from engines.clock import Clock
 from engines.errors import ModelRefused
 from engines.frontend.onnx import tensor_specs
+from engines.legality import checked_form
 from engines.passes.dynamic_batch import with_batch_axes
 from engines.passes.emulated_half import count_infinities, emulate_half
 from engines.passes.half import to_half
@@ -148,6 +149,7 @@ def _forms(tryouts: Tryouts, subject: Subject, spec: Spec) -> Iterator[Callable[
     def halved(name: str, precision: str, variant: Variant) -> _Form:
         infinite = count_infinities(variant.model, rows)
         graph, note = to_half(variant.model, infinite)
+        checked_form("half", variant.model, graph)
         return _Form(name, precision, graph, emulate_half(variant.model, infinite), note, is_sparse(variant))
 
     def whole(name: str, variant: Variant) -> _Form:
@@ -175,7 +177,7 @@ def _signed(tryouts: Tryouts) -> list[Variant]:
     found: dict[bytes, Variant] = {}
     for variant in tryouts.variants:
         if variant.precision in ("int8", "mixed"):
-            model = free_residuals(sign_activations(variant.model)[0])[0]
+            model = checked_form("sign", variant.model, free_residuals(sign_activations(variant.model)[0])[0])
             found.setdefault(model.SerializeToString(deterministic=True), variant._replace(model=model))
     return sorted(found.values(), key=lambda one: (one.precision != "int8", "8-bit" not in one.name))
 

@@ -21,7 +21,7 @@ from engines.samples import find_sampler, integer_limits
 from engines.tensor import DYNAMIC
 from engines.verify import rounding_bound
 
-__all__ = ["PassFailed", "Rewrite", "Verifier"]
+__all__ = ["PassFailed", "Rewrite", "Verifier", "checked_form"]
 
 Rewrite = Callable[[onnx.ModelProto], tuple[onnx.ModelProto, str]]
 """A pass: the model after it (the same object where nothing changed), and what is to be said of it."""
@@ -67,10 +67,8 @@ class Verifier:
 
     def verify_form(self, name: str, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
         """Raise PassFailed where the pass `name` broke a rule that can be seen without running the model."""
-        for rule, found in self._structure(before, after):
-            if found:
-                node, detail = found
-                raise PassFailed(name, rule, detail, node)
+        said = _checker_says(after, full=self._checks[0]) if self._checks else ""
+        _require_form(name, before, after, said)
 
     def same_answers(self, before: onnx.ModelProto, after: onnx.ModelProto) -> bool:
         """Whether the answers are those of the model as it was sent, as far as they can be compared."""
@@ -108,14 +106,40 @@ class Verifier:
         made = {name for node in model.graph.node for name in node.output}
         return Reference(with_outputs(model, [name for name in self._opened if name in made]))
 
-    def _structure(
-        self, before: onnx.ModelProto, after: onnx.ModelProto
-    ) -> Iterator[tuple[str, tuple[str, str] | None]]:
-        yield "same inputs", _changed("input", _inputs(before), _inputs(after))
-        yield "same outputs", _changed("output", _outputs(before), _outputs(after))
-        yield "every value is made once, before it is read", _undefined(after.graph, set())
-        said = _checker_says(after, full=self._checks[0]) if self._checks else ""
-        yield "the checker of ONNX accepts it", ("", said) if said else None
+
+def checked_form(
+    name: str, before: onnx.ModelProto, after: onnx.ModelProto, *, new_types: bool = False
+) -> onnx.ModelProto:
+    """`after`, which the pass `name` made of `before`, where it broke no rule that can be seen without running it.
+
+    `new_types`: other sizes and datatypes of inputs and outputs are what the pass is for; their names stay. Raises
+    PassFailed.
+    """
+    if after is not before:
+        said = [_checker_says(after, full=True)]
+        if said[0] and _checker_says(before, full=True):  # not this pass's fault; the plain rules may still hold
+            said = [] if _checker_says(before, full=False) else [_checker_says(after, full=False)]
+        _require_form(name, before, after, "".join(said), new_types=new_types)
+    return after
+
+
+def _require_form(
+    name: str, before: onnx.ModelProto, after: onnx.ModelProto, said: str, *, new_types: bool = False
+) -> None:
+    """Raise PassFailed with the first rule that is broken; `said` is what the checker of ONNX has to say."""
+    for rule, found in _structure(before, after, said, new_types=new_types):
+        if found:
+            node, detail = found
+            raise PassFailed(name, rule, detail, node)
+
+
+def _structure(
+    before: onnx.ModelProto, after: onnx.ModelProto, said: str, *, new_types: bool
+) -> Iterator[tuple[str, tuple[str, str] | None]]:
+    yield "same inputs", _changed("input", _inputs(before), _inputs(after), new_types=new_types)
+    yield "same outputs", _changed("output", _outputs(before), _outputs(after), new_types=new_types)
+    yield "every value is made once, before it is read", _undefined(after.graph, set())
+    yield "the checker of ONNX accepts it", ("", said) if said else None
 
 
 def _samples(model: onnx.ModelProto, reference: Reference | None) -> tuple[list[Arrays], str]:
@@ -185,13 +209,13 @@ def _outputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def _changed(
-    kind: str, before: Sequence[onnx.ValueInfoProto], after: Sequence[onnx.ValueInfoProto]
+    kind: str, before: Sequence[onnx.ValueInfoProto], after: Sequence[onnx.ValueInfoProto], *, new_types: bool
 ) -> tuple[str, str] | None:
     names, now = [value.name for value in before], [value.name for value in after]
     if names != now:
         return "", f"{kind}s were {names}, and are {now}"
     for old, new in zip(before, after, strict=True):
-        if old.type != new.type:
+        if old.type != new.type and not new_types:
             return "", f"{kind} {old.name!r} has another type or shape than before"
     return None
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["figures"]
 
 _MOST_BARS = 9
+_LEAST_SHOWN_S = 0.01
 
 
 def figures(report: Report) -> dict[str, Figure]:
@@ -46,7 +47,8 @@ def figures(report: Report) -> dict[str, Figure]:
 
 
 def _stages(stages_s: dict[str, float]) -> Figure | None:
-    bars = [Bar(name, seconds, f"{seconds:.2f} s") for name, seconds in stages_s.items()]
+    seen = {name: seconds for name, seconds in stages_s.items() if seconds >= _LEAST_SHOWN_S}
+    bars = [Bar(name, seconds, f"{seconds:.2f} s") for name, seconds in seen.items()]
     return bar_figure("stages", bars, "Seconds of each stage of the build")
 
 

@@ -36,6 +36,7 @@ from engines.manifest import Manifest, decode, encode
 from engines.manifest_check import check_manifest
 from engines.plugins.extension import extension_digest
 from engines.signature import SIGNATURE_FILE, sign
+from engines.steps import CANONICAL_PASSES
 
 __all__ = [
     "CALIBRATION_FILE", "CONFIG_FILE", "MANIFEST_FILE", "MODEL_FILE", "REPORT_FILE", "REPORT_PAGE", "SPEC_FILE",
@@ -55,7 +56,7 @@ _STAGING, _DISCARDED = ".staging", ".discarded."
 _LEFT_VERSION = re.compile(r"\.[0-9]+\.[^.]+\.staging")
 _COPIED_BYTES = 2**20
 _TOOLS = ("bitserve", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino", "optuna")
-PLAN_FORMAT = "16"
+PLAN_FORMAT = "17"
 """Part of every plan key: raise it when the build itself changes what it makes."""
 
 
@@ -166,13 +167,13 @@ def tool_versions() -> dict[str, str]:
 def plan_key(
     source_sha256: str, target: str = "openvino", threads: int = 0, given: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """The cache key of a plan: source, target, tools and hardware (`threads` 0 = all usable ones). 32 hex digits.
+    """The cache key of a plan: source, target, passes, tools, hardware (`threads` 0 = all usable ones). 32 hex digits.
 
     `given` are the hashes of what else its build is asked, by file name.
     """
     hardware, tools = cpu_fingerprint(threads), tool_versions()
     further = [f"{name}={value}" for pairs in (tools, dict(sorted(given.items()))) for name, value in pairs.items()]
-    parts = [PLAN_FORMAT, source_sha256, target, hardware, *further]
+    parts = [PLAN_FORMAT, source_sha256, target, ", ".join(CANONICAL_PASSES), hardware, *further]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import onnx
 
 from engines.errors import ModelRefused
+from engines.legality import checked_form
 from engines.npz import Samples
 from engines.passes.emulated_half import count_infinities, emulate_half
 from engines.passes.half import to_half
@@ -69,7 +70,7 @@ class Emulated(NamedTuple):
 def half_variant(model: onnx.ModelProto) -> Variant:
     """Weights of 16 bits for a CPU, which computes in FP32."""
     stored, note = store_half(model)
-    return Variant("fp16, weights alone", "fp16", stored, note)
+    return Variant("fp16, weights alone", "fp16", checked_form("store half", model, stored), note)
 
 
 def half_emulated(model: onnx.ModelProto, samples: Samples) -> Emulated:
@@ -77,10 +78,12 @@ def half_emulated(model: onnx.ModelProto, samples: Samples) -> Emulated:
     rows = [sample.inputs for sample in itertools.islice(samples, _ROWS_FOR_INFINITIES)]
     infinite = count_infinities(model, rows)
     half, note = to_half(model, infinite)
+    checked_form("half", model, half)
     if infinite:
         counted = ", ".join(f"{node} ({count})" for node, count in itertools.islice(infinite.items(), _MOST_NAMED))
         note = f"values became infinite in half at {len(infinite)} nodes, which stay in FP32: {counted}; {note}"
-    return Emulated("fp16, computed in half", "fp16", emulate_half(model, infinite), half.ByteSize(), note)
+    meaning = checked_form("emulate half", model, emulate_half(model, infinite))
+    return Emulated("fp16, computed in half", "fp16", meaning, half.ByteSize(), note)
 
 
 def usual_calibrators(asked: Calibrator | None) -> tuple[tuple[Calibrator, ...], ...]:
@@ -100,19 +103,20 @@ def pruned_variants(model: onnx.ModelProto, calibration: Samples, sparsity: Spar
         made, note = prune_24(model, _Rows(calibration))
         if made is model:
             raise ModelRefused(note)
-        yield Variant("fp32, 2:4", "fp32", made, note, pruned=True)
+        yield Variant("fp32, 2:4", "fp32", checked_form("prune 2:4", model, made), note, pruned=True)
         return
     for share in _SHARES:
         made, note = prune_channels(model, _Rows(calibration), share, multiple=_MULTIPLE)
         if made is model:
             raise ModelRefused(note)
+        checked_form("prune channels", model, made)
         yield Variant(f"fp32, {share:.0%} of the filters removed", "fp32", made, note, pruned=True)
 
 
 def with_projections(of: Variant) -> Variant:
     """What NNCF can quantize of recurrent layers is brought out of them; the same where there is nothing."""
     model, note = split_projections(of.model)
-    return of._replace(model=model, note=note)
+    return of._replace(model=checked_form("split projections", of.model, model), note=note)
 
 
 def measured(of: Variant, calibration: Samples, calibrators: Sequence[Calibrator]) -> Quantizer:
@@ -127,13 +131,16 @@ def int8_variants(of: Variant, quantizer: Quantizer, calibrator: Calibrator, bit
 
     Raises ModelRefused where NNCF cannot quantize the model, or finds nothing in it to quantize.
     """
+    # NNCF writes the sizes that it infers into the outputs
     made = quantizer.quantized(calibrator, overflow_fix=bits == 7)
+    checked_form("quantize", of.model, made, new_types=True)
     if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
         raise ModelRefused("NNCF found nothing in the model to quantize")
     signed, note = sign_activations(made)
+    checked_form("sign activations", made, signed)
     forms = {"signed": signed} if signed is made else {"signed": signed, "unsigned": made}
     for form, graph in forms.items():
-        freed, _ = free_residuals(graph)
+        freed = checked_form("free residuals", graph, free_residuals(graph)[0])
         name = f"int8 {calibrator}, {form}, {bits}-bit weights{of.name.removeprefix('fp32')}"
         yield Variant(name, "int8", freed, note, origin=of.model, pruned=of.pruned, form=form)
 

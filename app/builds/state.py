@@ -9,14 +9,18 @@ from collections.abc import Callable, Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from engines.steps import CANONICAL_PASSES
+
 __all__ = [
     "STAGES", "Advance", "Asked", "BuildState", "Event", "Progress", "is_served_instead", "percent_of",
     "served_instead", "upload_key",
 ]  # fmt: skip
 
 STAGES = {
-    "queued": 0, "read": 5, "rewrite": 10, "prove": 20, "measure": 40, "compile": 50, "check": 55, "halve": 56,
-    "prune": 57, "quantize": 60, "search": 70, "race": 80, "judge": 84,
+    "queued": 0, "guard": 2, "read": 4, "rewrite": 6,
+    **{name: 8 + number for number, name in enumerate(CANONICAL_PASSES)},
+    "compare": 16, "image inputs": 17, "widen halves": 18, "prove": 20, "measure": 40, "compile": 50, "check": 55,
+    "halve": 56, "prune": 57, "quantize": 60, "search": 70, "race": 80, "judge": 84,
     "build tensorrt-rtx": 86, "build tensorrt": 88, "publish": 90, "load": 95, "done": 100,
 }  # fmt: skip
 """In the order in which a build passes them, with the share of it that is done when one begins."""

@@ -11,9 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from app.builds import state
 from engines.errors import ModelRefused
 from engines.reference import Reference
 from engines.repository import PlanCache
+from engines.steps import CANONICAL_PASSES
 from engines.tensor import datatype
 from tests.engines import zoo
 from tests.engines.conftest import Built
@@ -236,6 +238,11 @@ def test_a_build_reports_its_stages(tmp_path: Path) -> None:
     stages: list[str] = []
     started = time.monotonic()
     manifest = compile_into(PlanCache(tmp_path / "cache"), source, lambda stage, share: stages.append(stage))
-    assert stages == ["read", "rewrite", "prove", "measure", "compile", "check", "publish"]
+    assert stages == [
+        "guard", "read", "rewrite", *CANONICAL_PASSES, "compare", "image inputs", "widen halves", "prove", "measure",
+        "compile", "check", "publish",
+    ]  # fmt: skip
+    percents = [state.STAGES[stage] for stage in stages]
+    assert percents == sorted(percents), "as a server shows them"
     assert 0 < manifest.build_s <= time.monotonic() - started + 0.01
     assert {timing.streams for timing in manifest.stream_timings} >= {manifest.streams}

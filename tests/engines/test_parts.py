@@ -60,7 +60,7 @@ def test_a_name_is_allowed_or_refused_never_else(name: str) -> None:
         assert (Path("/r") / name).resolve().parent == Path("/r")
 
 
-def test_a_plan_key_is_of_source_target_tools_and_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_key_is_of_source_target_passes_tools_and_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {plan_key("a" * 64), plan_key("b" * 64), plan_key("a" * 64, "other"), plan_key("a" * 64, threads=97)}
     monkeypatch.setattr(repository, "cpu_fingerprint", lambda threads: "other")
     keys.add(plan_key("a" * 64))
@@ -68,7 +68,9 @@ def test_a_plan_key_is_of_source_target_tools_and_machine(monkeypatch: pytest.Mo
     keys.add(plan_key("a" * 64))
     monkeypatch.setattr(repository, "PLAN_FORMAT", "other")
     keys.add(plan_key("a" * 64))
-    assert len(keys) == 7
+    monkeypatch.setattr(repository, "CANONICAL_PASSES", repository.CANONICAL_PASSES[:-1])
+    keys.add(plan_key("a" * 64))
+    assert len(keys) == 8
     assert all(len(key) == 32 and int(key, 16) >= 0 for key in keys)
 
 

@@ -22,7 +22,7 @@ from engines.errors import BadRepository
 from tests.support.onnx_models import linear, place
 from tests.support.servers import ADMIN, ROOT, Server, running, until
 
-STAGES = ["queued", "read", "rewrite", "prove", "measure", "compile", "check", "publish", "load"]
+STAGES = ["queued", "guard", "read", "opset 21", "compare", "prove", "measure", "compile", "check", "publish", "load"]
 MODEL = linear(scale=3).SerializeToString()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from engines.steps import CANONICAL_PASSES
 from tests.support.onnx_models import linear, place, slow
 from tests.support.servers import ADMIN, Server, running, until
 from tests.support.streams import asking
@@ -59,7 +60,10 @@ def test_every_stage_is_an_event_and_the_percent_never_falls(server: Server) -> 
         assert stream.headers["content-type"].startswith("text/event-stream")
         events = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data: ")]
     stages = [event["stage"] for event in events]
-    wanted = ["queued", "read", "prove", "measure", "compile", "publish", "load", "done"]
+    wanted = [
+        "queued", "guard", "read", *CANONICAL_PASSES, "compare", "prove", "measure", "compile", "publish", "load",
+        "done",
+    ]  # fmt: skip
     assert sorted(wanted, key=stages.index) == wanted
     percents = [event["percent"] for event in events]
     assert percents == sorted(percents)

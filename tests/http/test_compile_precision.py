@@ -41,5 +41,5 @@ def test_the_cnn_sample_ends_in_int8_and_answers_as_well_as_before(server: Serve
     answer = server.infer("cnn", {"image": ("FP32", pictures[:32].tolist())})
     scores = np.array(answer.json()["outputs"][0]["data"]).reshape(32, 10)
     assert (scores.argmax(axis=1) == labels[:32]).mean() > 0.85
-    page = httpx.get(f"{server.url}{done['report']}", headers={"accept": "text/html"})
+    page = httpx.get(f"{server.url}{done['report']}", headers={"accept": "text/html"}, timeout=60)
     assert (page.status_code, report["chosen"] in page.text) == (200, True)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import engines.build
+from engines import variants
 from engines.canonical import Pass, canonical
 from engines.errors import ModelRefused
 from engines.graphs import copy_of
-from engines.legality import PassFailed, Rewrite
+from engines.legality import PassFailed, Rewrite, checked_form
 from engines.passes.names import name_nodes
 from engines.reference import Reference
 from engines.report import PassChange
+from engines.spec import Spec
 from tests.passes.answers import assert_same_answers
 from tests.passes.test_fold_batchnorm import FOLDED
-from tests.support.onnx_models import FLOAT, build
+from tests.support.builds import built
+from tests.support.onnx_models import FLOAT, build, linear
 
 node = helper.make_node
 RNG = np.random.default_rng(0)
@@ -265,3 +270,55 @@ def test_a_model_that_breaks_the_strict_check_already_is_not_blamed_on_a_pass() 
     after, changes = canonical(model)
     assert after.opset_import[0].version == 21
     assert not any(change.note for change in changes)
+
+
+@pytest.mark.parametrize("name", [name for name in WRONG if WRONG[name][1] != "same answers"])
+def test_a_pass_outside_of_these_is_named_alike(name: str) -> None:
+    change, rule, where, words = WRONG[name]
+    before = perceptron()
+    after, _ = on_a_copy(change)(before)
+    with pytest.raises(PassFailed, match=words) as failed:
+        checked_form("half", before, after)
+    assert (failed.value.name, failed.value.rule, failed.value.node) == ("half", rule, where)
+    if name == "output widened":
+        assert checked_form("half", before, after, new_types=True) is after
+    else:
+        with pytest.raises(PassFailed):
+            checked_form("half", before, after, new_types=True)
+
+
+def test_what_was_broken_before_is_not_the_pass_s_fault() -> None:
+    before = perceptron()
+    use_an_unknown_attribute(before)
+    after = copy_of(before)
+    assert checked_form("half", before, after) is after
+
+
+def nowhere(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = copy_of(model)
+    copy.graph.node[0].input[0] = "nowhere"
+    return copy
+
+
+def test_forms_of_fewer_bits_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "store_half", lambda model: (nowhere(model), ""))
+    with pytest.raises(PassFailed, match=r"pass 'store half' broke the rule .*node 'first' \(MatMul\) reads 'nowhere'"):
+        variants.half_variant(perceptron())
+
+
+@pytest.mark.parametrize(
+    ("changed", "spec", "said"),
+    [
+        ("with_shapes", Spec(shapes={"x": (16,)}), "shapes"),
+        ("widen_halves", Spec(), "widen halves"),
+    ],
+)
+def test_what_a_build_makes_of_inputs_is_looked_at(
+    changed: str, spec: Spec, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(model: onnx.ModelProto, *_: object) -> object:
+        return (nowhere(model), "a note") if changed == "widen_halves" else nowhere(model)
+
+    monkeypatch.setattr(engines.build, changed, broken)
+    with pytest.raises(PassFailed, match=f"pass '{said}' broke the rule .* reads 'nowhere'"):
+        built(tmp_path, linear(), spec)
