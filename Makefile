@@ -20,7 +20,7 @@ test-native: $(VENV)/.installed-test
 	cmake -S engines/plugins/cpu -B $(VENV)/native -DSANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
 	cmake --build $(VENV)/native -j2 >/dev/null
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		$(BIN)/python -m pytest tests/plugins/test_kernels.py --extension $(VENV)/native/libbitserve_bnn.so
+		$(BIN)/python -m pytest tests/plugins/test_kernels.py --extension $(VENV)/native/libbitserve_bnn.plugin
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

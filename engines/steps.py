@@ -6,4 +6,12 @@ other passes have made is taken for one of these.
 
 __all__ = ["CANONICAL_PASSES"]
 
-CANONICAL_PASSES = ("inline functions", "store constants", "couple gates", "opset 21", "store shapes", "name nodes", "fold batch norm")
+CANONICAL_PASSES = (
+    "inline functions",
+    "store constants",
+    "couple gates",
+    "opset 21",
+    "store shapes",
+    "name nodes",
+    "fold batch norm",
+)

@@ -25,7 +25,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = folder / "source"  # a copy, since building leaves files beside the sources
     source.mkdir()
     for name in ("app", "engines"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.plugin"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)

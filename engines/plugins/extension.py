@@ -9,7 +9,7 @@ from pathlib import Path
 
 __all__ = ["extension_digest", "extension_path"]
 
-_NAME = "libbitserve_bnn.so"
+_NAME = "libbitserve_bnn.plugin"
 
 
 @functools.cache
