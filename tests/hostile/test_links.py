@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from app.cli_compile import _without_links
 from engines import repository
 from engines.errors import BadRepository, ModelRefused
 from engines.files import open_plain
@@ -91,6 +92,13 @@ def test_a_model_folder_that_leads_out_takes_no_version(version: Path, tmp_path:
     (models / "same").symlink_to("real")
     (models / "real").mkdir()
     assert repository.publish_version(models, "same", 1, files, b"{}").is_dir()
+
+
+def test_a_link_on_the_command_line_is_the_caller_s_own(version: Path) -> None:
+    target = as_link(version / "model.onnx")
+    request = _without_links(BuildRequest(version / "model.onnx", None, version / "calibration.npz"))
+    assert request == BuildRequest(target, None, version / "calibration.npz")
+    request.key()
 
 
 @pytest.fixture(scope="module")

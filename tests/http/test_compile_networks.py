@@ -12,8 +12,10 @@ import onnx
 import pytest
 
 from engines.reference import Arrays, Reference
+from engines.steps import CANONICAL_PASSES
 from tests.passes.networks import encoder, light, recurrent
-from tests.support.servers import ADMIN, Server, running
+from tests.support.onnx_models import build
+from tests.support.servers import ADMIN, Server, running, until
 from tests.support.uploads import arrays, ended, send
 
 RNG = np.random.default_rng(3)
@@ -60,10 +62,13 @@ def watch(server: Server, answer: httpx.Response) -> list[dict[str, Any]]:
         return [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data: ")]
 
 
-def ask(server: Server, name: str, arrays: Arrays) -> np.ndarray:
+def as_json(arrays: Arrays) -> dict[str, Any]:
     kinds = {"float32": "FP32", "int64": "INT64"}
-    given = {key: (kinds[array.dtype.name], array.tolist()) for key, array in arrays.items()}
-    answer = server.infer(name, given)
+    return {key: (kinds[array.dtype.name], array.tolist()) for key, array in arrays.items()}
+
+
+def ask(server: Server, name: str, arrays: Arrays) -> np.ndarray:
+    answer = server.infer(name, as_json(arrays))
     assert answer.status_code == 200, answer.text[:500]
     output = answer.json()["outputs"][0]
     return np.array(output["data"], F32).reshape(output["shape"])
@@ -81,7 +86,10 @@ def test_from_upload_to_answers(server: Server, name: str) -> None:
     assert answer.status_code == 202, answer.text
     events = watch(server, answer)
     assert (events[-1]["state"], events[-1]["percent"]) == ("succeeded", 100), events[-1]
-    stages = ["queued", "read", "rewrite", "prove", "measure", "compile", "check", "publish", "load", "done"]
+    stages = [
+        "queued", "guard", "read", "rewrite", *CANONICAL_PASSES, "compare", "image inputs", "widen halves", "prove",
+        "measure", "compile", "check", "publish", "load", "done",
+    ]  # fmt: skip
     assert list(dict.fromkeys(event["stage"] for event in events)) == stages
     want = next(iter(Reference(model)(inputs).values()))
     same(ask(server, name, inputs), want)
@@ -100,14 +108,60 @@ def test_from_upload_to_answers(server: Server, name: str) -> None:
     assert {"model.onnx", "engine.blob"} <= set(report["hashes"])
     assert report["accuracy"]["synthetic"] is True
     assert all(layer["precision"] and layer["op_type"] for layer in report["layers"])
-    assert [one["name"] for one in report["passes"]] == [
-        "inline functions", "store constants", "couple gates", "opset 21", "store shapes", "name nodes",
-        "fold batch norm",
-    ]  # fmt: skip
+    assert [one["name"] for one in report["passes"]] == list(CANONICAL_PASSES)
     page = httpx.get(f"{server.url}{done['report']}", headers={"accept": "text/html"}, timeout=60)
     assert (page.status_code, page.headers["content-type"].partition(";")[0]) == (200, "text/html")
     assert "<svg" in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
+    unloaded_and_back(server, name, inputs, other)
+
+
+def test_pixels_go_over_the_wire_as_bytes(server: Server) -> None:
+    """UINT8 NHWC in the body's own bytes: a quarter of the floats; mean, scale and layout are the engine's."""
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["h"], name="conv"),
+        onnx.helper.make_node("GlobalMaxPool", ["h"], ["p"], name="pool"),
+        onnx.helper.make_node("Flatten", ["p"], ["y"], name="flat"),
+    ]
+    weights = RNG.standard_normal((4, 3, 3, 3), dtype=F32)
+    floats = onnx.TensorProto.FLOAT
+    model = build(nodes, {"x": (floats, ["N", 3, 8, 6])}, {"y": (floats, ["N", 4])}, {"w": weights})
+    mean, scale = (10.0, 20.0, 30.0), (2.0, 4.0, 8.0)
+    spec = {"inputs": {"x": {"layout": "NHWC", "mean": mean, "scale": scale}}}
+    done = ended(server, send(server, "pixels", model.SerializeToString(), spec))
+    assert done["state"] == "succeeded", done["error"]
+    (told,) = httpx.get(f"{server.url}/v2/models/pixels").json()["inputs"]
+    assert (told["datatype"], told["shape"]) == ("UINT8", [-1, 8, 6, 3])
+    pictures = RNG.integers(0, 256, (5, 8, 6, 3), dtype=np.uint8)
+    head = json.dumps({"inputs": [{
+        "name": "x", "datatype": "UINT8", "shape": [5, 8, 6, 3], "parameters": {"binary_data_size": pictures.nbytes},
+    }]}).encode()  # fmt: skip
+    answer = httpx.post(
+        f"{server.url}/v2/models/pixels/infer", content=head + pictures.tobytes(), timeout=60,
+        headers={"Inference-Header-Content-Length": str(len(head))},
+    )  # fmt: skip
+    assert answer.status_code == 200, answer.text
+    given = np.moveaxis((pictures.astype(F32) - F32(mean)) / F32(scale), -1, 1)
+    (output,) = answer.json()["outputs"]
+    same(np.array(output["data"], F32).reshape(output["shape"]), Reference(model)({"x": given})["y"])
+    floated = server.infer("pixels", {"x": ("FP32", given[:1].tolist())})
+    assert (floated.status_code, "UINT8" in floated.json()["error"]) == (400, True)
+
+
+def unloaded_and_back(server: Server, name: str, inputs: Arrays, want: np.ndarray) -> None:
+    """What was compiled before is not compiled again."""
+    control, compiled = f"{server.url}/v2/repository/models/{name}", compiles(server)
+    assert httpx.post(f"{control}/unload", headers=ADMIN, timeout=60).status_code == 200
+    until(lambda: server.state(name, 2) == "UNAVAILABLE", "it is unloaded")
+    refused = server.infer(name, as_json(inputs))
+    assert (refused.status_code, "unloaded" in refused.json()["error"]) == (404, True), refused.text
+    assert httpx.post(f"{control}/load", headers=ADMIN, timeout=120).status_code == 200
+    same(ask(server, name, inputs), want)
+    assert compiles(server) == compiled
+
+
+def compiles(server: Server) -> list[str]:
+    return [line for line in server.log if "compiling" in line]
 
 
 def test_calibration_samples_are_what_the_engine_is_held_against(server: Server) -> None:
