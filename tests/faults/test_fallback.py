@@ -21,6 +21,7 @@ from engines.errors import EngineError, PlanInvalid
 from engines.report import decode_report
 from engines.repository import MANIFEST_FILE, REPORT_FILE, Manifest
 from engines.request import BuildRequest
+from engines.signature import KEY_FILE
 from engines.spec import Spec, encode_spec
 from tests.support.onnx_models import linear
 
@@ -94,7 +95,8 @@ class Shelf:
         request = self.request(spec)
         manifest = asyncio.run(plans.make(request, lambda line: None, warn=warnings.append))
         assert asyncio.run(plans.find(request)) == manifest, "it is in the cache, and believed"
-        assert [path.name for path in self.settings.cache_folder.iterdir()] == [manifest.key], "nothing else is left"
+        left = {path.name for path in self.settings.cache_folder.iterdir()}
+        assert left == {manifest.key, KEY_FILE}, "nothing else is left"
         return Made(self.settings.cache_folder / manifest.key, manifest, warnings)
 
 
@@ -130,7 +132,7 @@ def test_there_is_none_for_a_precision_that_was_asked_for(precision: str, shelf:
     shelf.compile_by(TRIES.format(ending=ENDINGS["abort"][0]))
     with pytest.raises(EngineError, match="ended by SIGABRT at stage 'quantize'"):
         shelf.make(Spec(precision=precision))  # type: ignore[arg-type]
-    assert not list(shelf.settings.cache_folder.iterdir())
+    assert [path.name for path in shelf.settings.cache_folder.iterdir()] == [KEY_FILE]
 
 
 @pytest.mark.parametrize("writes", range(3))
@@ -146,7 +148,7 @@ def test_killed_while_it_leaves_its_first_plan_there_is_none(writes: int, shelf:
     shelf.compile_by(WRITES.format(flag="--fallback", writes=writes))
     with pytest.raises(EngineError, match="ended by SIGKILL at stage 'check'"):
         shelf.make(Spec())
-    assert not list(shelf.settings.cache_folder.iterdir())
+    assert [path.name for path in shelf.settings.cache_folder.iterdir()] == [KEY_FILE]
 
 
 def test_a_disk_without_room_for_two_plans_may_have_it_for_one(shelf: Shelf) -> None:
@@ -168,7 +170,7 @@ def test_what_is_no_plan_is_not_taken_for_the_first_one(shelf: Shelf) -> None:
     shelf.compile_by('print(\'{"fallback": "k"}\', flush=True); import os; os.abort()')
     with pytest.raises(PlanInvalid, match=r"the compile left no engine\.blob"):
         shelf.make(Spec())
-    assert not list(shelf.settings.cache_folder.iterdir())
+    assert [path.name for path in shelf.settings.cache_folder.iterdir()] == [KEY_FILE]
 
 
 def test_the_command_says_it_on_stderr(

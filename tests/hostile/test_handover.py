@@ -21,6 +21,7 @@ from engines.manifest import BatchProof, EngineFile, Manifest, Source, encode
 from engines.repository import PlanCache
 from engines.request import BuildRequest
 from engines.sandbox import landlock
+from engines.signature import KEY_FILE, key_in
 from engines.tensor import TensorSpec
 from tests.support.servers import ROOT
 
@@ -59,6 +60,7 @@ class Place:
         self.repository = folder / "repository"
         self.cache = PlanCache(self.repository / ".cache")
         self.cache.store(manifest(OTHER), BLOB)
+        key_in(self.cache.folder)  # as the first server has left it
         model = self.repository / "m" / "1" / "model.onnx"
         model.parent.mkdir(parents=True)
         model.write_bytes(b"x")
@@ -80,7 +82,7 @@ class Place:
         with pytest.raises(EngineError) as refused:
             asyncio.run(make())
         assert self.files() == self.before, "nothing was changed, and nothing is left"
-        assert {path.name for path in self.cache.folder.iterdir()} == {OTHER}
+        assert {path.name for path in self.cache.folder.iterdir()} == {OTHER, KEY_FILE}
         return str(refused.value)
 
 
