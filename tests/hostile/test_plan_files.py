@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from app.settings import Settings
 from engines.errors import PlanInvalid
 from engines.handover import MANIFEST_FILE
 from engines.manifest import PlanFile, decode, encode
@@ -198,3 +199,8 @@ def test_a_key_is_made_only_where_that_is_wanted(tmp_path: Path) -> None:
     assert key_in(tmp_path / "absent") is None
     shutil.rmtree(tmp_path)
     assert key_in(tmp_path) is None
+
+
+def test_a_short_key_is_refused() -> None:
+    with pytest.raises(ValueError, match="a plan_key needs 16 characters at least"):
+        Settings(plan_key="short")  # type: ignore[arg-type]

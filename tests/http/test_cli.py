@@ -98,7 +98,7 @@ def _value(name: str) -> tuple[str, Any]:
     if name in VALUES:
         return VALUES[name]
     kind = Settings.model_fields[name].annotation
-    return ("5000", kind(5000)) if kind in (int, float) else ("other", "other")
+    return ("5000", kind(5000)) if kind in (int, float) else ("another, long enough", "another, long enough")
 
 
 def _read(settings: Settings, name: str) -> Any:
