@@ -45,7 +45,7 @@ class BinaryLayer(NamedTuple):
 def find_binary_layers(model: ModelProto) -> tuple[list[BinaryLayer], dict[str, str]]:
     """All in the top graph, and those that nearly are, by name, with the reason why not."""
     graph = model.graph
-    wiring = Wiring(graph)
+    wiring = Wiring(model)
     found, refused = [], {}
     for node in graph.node:
         rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
@@ -139,6 +139,9 @@ def _matmul(node: NodeProto, wiring: Wiring) -> BinaryLayer:
     if stored is None or stored.ndim != 2:
         raise NotBinary("")
     scale = _magnitudes(stored.T)
+    signs_of(node.input[0], wiring)  # first: of what is no sign, nobody wants to know the rank
+    if wiring.rank(node.input[0]) != 2:
+        raise NotBinary("its data has another rank than 2, or one that is not known")
     return _product(node, stored.T, scale, np.zeros(stored.shape[1], np.float32), wiring)
 
 

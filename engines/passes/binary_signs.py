@@ -5,18 +5,23 @@ Algebra   s = Where(x >= t, a, -a), or with > for >=. Comparisons the other way 
           below 0. Reshape, Flatten and Identity move signs without changing them; a product with a constant scales
           them; Clip to [-1, 1] or wider changes none
 Pattern   the value of one of those nodes, constants stored, t the same at all places of a channel
-Check     ONNX's Sign gives 0 for 0. So a lone Sign is taken only where its input cannot be 0, and refused by name else
+Check     x is FP32, and no constant widens it: signs have the shape of x. ONNX's Sign gives 0 for 0, so a lone Sign is
+          refused by name
 Rewrite   none here: `binary_layers` packs x by its threshold
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import functools
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from onnx import GraphProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
+
+from engines.graphs import without_weights
 
 __all__ = ["NotBinary", "Signs", "Wiring", "signs_of"]
 
@@ -52,7 +57,9 @@ class Signs(NamedTuple):
 class Wiring:
     """Who makes a value, and what is stored, or follows from that alone: exporters write signs of weights, too."""
 
-    def __init__(self, graph: GraphProto) -> None:
+    def __init__(self, model: ModelProto) -> None:
+        graph = model.graph
+        self._model = model
         self.maker = {name: node for node in graph.node for name in node.output}
         self._stored = {tensor.name: tensor for tensor in graph.initializer}
         self._followed: dict[str, np.ndarray | None] = {}
@@ -74,6 +81,33 @@ class Wiring:
             return None
         (found,) = _alone(node, given).run(None, given)
         return np.asarray(found)
+
+    @functools.cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every value whose rank is known; a size that is not is -1. Looked for where it matters alone."""
+        bare, _ = without_weights(self._model)
+        with contextlib.suppress(Exception):  # what is declared is known without inference too
+            bare = shape_inference.infer_shapes(bare)
+        values = [*bare.graph.value_info, *bare.graph.input, *bare.graph.output]
+        return {
+            value.name: tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
+            for value in values
+            if value.type.tensor_type.HasField("shape")
+        }
+
+    def rank(self, name: str) -> int | None:
+        """None where it is not known."""
+        return len(self._shapes[name]) if name in self._shapes else None
+
+    def keeps_shape(self, name: str, constant: np.ndarray) -> bool:
+        """Whether the value keeps its shape beside this constant: it is not broadcast to a larger one."""
+        if constant.size == 1 and constant.ndim <= 1:
+            return True
+        shape = self._shapes.get(name, ())
+        own = shape[len(shape) - constant.ndim :] if constant.ndim <= len(shape) else ()
+        return len(own) == constant.ndim and all(
+            size in (1, mine) for size, mine in zip(constant.shape, own, strict=True)
+        )
 
     def is_constant(self, name: str) -> bool:
         return self.constant(name) is not None
@@ -124,18 +158,30 @@ def _condition(name: str, wiring: Wiring) -> Signs:
     if wiring.is_constant(left):
         left, right, operator = right, left, _MIRRORED[operator]
     threshold = wiring.constant(right)
-    if threshold is None or wiring.is_constant(left) or not np.isfinite(threshold).all():
+    if threshold is None or not threshold.size or wiring.is_constant(left) or not np.isfinite(threshold).all():
+        raise NotBinary("")
+    if threshold.dtype != np.float32 or not wiring.keeps_shape(left, threshold):
         raise NotBinary("")
     strict, factor = _COMPARISONS[operator]
+    if (threshold == threshold.flat[0]).all():  # exporters write one number out for all places
+        threshold = threshold.flat[:1].reshape(())
     return Signs(left, threshold, strict, float(factor))
 
 
 def _where(node: NodeProto, wiring: Wiring, _: int) -> Signs:
     yes, no = wiring.scalar(node.input[1]), wiring.scalar(node.input[2])
-    if yes is None or no is None or yes != -no or yes == 0:
+    if yes is None or no is None or yes != -no or yes == 0 or not np.isfinite(yes):
         raise NotBinary("")
     found = _condition(node.input[0], wiring)
+    _require_shape(found, node.input[1:], wiring)
     return found._replace(factor=found.factor * yes)
+
+
+def _require_shape(signs: Signs, constants: Iterable[str], wiring: Wiring) -> None:
+    """Raise NotBinary where one of these constants gives the signs another shape than their source has."""
+    stored = (wiring.constant(name) for name in constants)
+    if not all(array is None or wiring.keeps_shape(signs.source, array) for array in stored):
+        raise NotBinary("its signs are broadcast to another shape")
 
 
 def _sum(node: NodeProto, wiring: Wiring, _: int) -> Signs:
@@ -153,6 +199,7 @@ def _sum(node: NodeProto, wiring: Wiring, _: int) -> Signs:
     if cast is None or cast.op_type != "Cast" or half == 0 or 2 * half not in factors.values():
         raise NotBinary("")
     found = _condition(cast.input[0], wiring)
+    _require_shape(found, [*product.input, *node.input], wiring)
     return found._replace(factor=found.factor * half)
 
 
@@ -160,7 +207,9 @@ def _product(node: NodeProto, wiring: Wiring, depth: int) -> Signs:
     for value, other in ((node.input[0], node.input[1]), (node.input[1], node.input[0])):
         scale = wiring.scalar(other)
         if scale is not None and not wiring.is_constant(value) and np.isfinite(scale) and scale != 0:
-            found = signs_of(value, wiring, depth + 1)
+            found, stored = signs_of(value, wiring, depth + 1), wiring.constant(other)
+            if stored is None or not wiring.keeps_shape(value, stored):
+                raise NotBinary("its signs are broadcast to another shape")
             return found._replace(factor=float(np.float32(found.factor) * np.float32(scale)))
     raise NotBinary("")
 
@@ -184,6 +233,9 @@ def _sign(node: NodeProto, wiring: Wiring, _: int) -> Signs:
         for value, other in ((inner.input[0], inner.input[1]), (inner.input[1], inner.input[0])):
             shift, first = wiring.scalar(other), wiring.maker.get(value)
             if shift is not None and 0 < abs(shift) < 1 and first is not None and first.op_type == "Sign":
+                stored = wiring.constant(other)
+                if stored is None or stored.dtype != np.float32 or not wiring.keeps_shape(first.input[0], stored):
+                    raise NotBinary("")
                 return Signs(first.input[0], np.zeros((), np.float32), shift < 0, 1.0)
     raise NotBinary(f"Sign {node.name!r} answers 0 for 0, and nothing shows that its input is never 0")
 

@@ -16,6 +16,7 @@ from collections import Counter
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from engines.graphs import reads_of
 from engines.passes.half_slots import attribute_of
 from engines.passes.names import FreeNames
 from engines.plugins.ops import DOMAIN, WORD, pack_bits
@@ -28,6 +29,8 @@ def fuse_thresholds(model: ModelProto) -> None:
     graph = model.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     reads = Counter(name for node in graph.node for name in node.input)
+    for node in graph.node:
+        reads.update(reads_of(node).difference(node.input))  # what bodies read
     reads.update(value.name for value in graph.output)
     made = {node.output[0]: node for node in graph.node if node.domain == DOMAIN and node.op_type == "BinaryConv2d"}
     names, fused = FreeNames(graph), dict[str, NodeProto]()

@@ -152,6 +152,63 @@ def test_a_threshold_may_be_one_number_a_channel() -> None:
     np.testing.assert_array_equal(on_bits(model, inputs), Reference(model)(inputs)["y"])
 
 
+@compiled
+def test_constants_may_be_written_out_for_all_places() -> None:
+    model = threshold(np.zeros((1, 40, 8, 8)))
+    for tensor in model.graph.initializer:
+        if tensor.name in ("one", "minus"):
+            whole = np.broadcast_to(numpy_helper.to_array(tensor), (1, 40, 8, 8))
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(whole), tensor.name))
+    assert len(names_of(model)) == 1
+    inputs = wholes(10, 40)
+    np.testing.assert_array_equal(on_bits(model, inputs), Reference(model)(inputs)["y"])
+
+
+def widened(name: str, shape: tuple[int, ...]) -> onnx.ModelProto:
+    """What is compared is [N, 40, 1, 1]; this constant makes 8 x 8 places of it."""
+    model = one_layer()
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_value = 1
+    tensor = next(one for one in model.graph.initializer if one.name == name)
+    whole = np.ascontiguousarray(np.broadcast_to(numpy_helper.to_array(tensor), shape))
+    tensor.CopyFrom(numpy_helper.from_array(whole, name))
+    return model
+
+
+def of_whole_numbers() -> onnx.ModelProto:
+    model = one_layer()
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT32
+    tensor = next(one for one in model.graph.initializer if one.name == "zero")
+    tensor.CopyFrom(numpy_helper.from_array(np.array(0, np.int32), "zero"))
+    return model
+
+
+def of_three_dimensions() -> onnx.ModelProto:
+    """Rows of steps: the features that meet the weights are the last axis, and as many as there are steps."""
+    made = Network()
+    made.stored["w"] = made.rng.choice([-1, 1], (40, 8)).astype(np.float32)
+    made.nodes.append(helper.make_node("MatMul", [made.sign("x"), "w"], ["y"], name="product"))
+    return build(made.nodes, {"x": (FLOAT, ["N", 40, 40])}, {"y": (FLOAT, ["N", 40, 8])}, made.stored, 21)
+
+
+LEFT_IN_FLOATS = {
+    "a threshold that makes places": (lambda: widened("zero", (1, 1, 8, 8)), {"x": np.ones((2, 40, 1, 1), np.float32)}),
+    "a branch that makes places": (lambda: widened("one", (1, 1, 8, 8)), {"x": np.ones((2, 40, 1, 1), np.float32)}),
+    "whole numbers": (of_whole_numbers, {"x": np.arange(2 * 40 * 64, dtype=np.int32).reshape(2, 40, 8, 8) % 5 - 2}),
+    "three dimensions": (of_three_dimensions, {"x": np.random.default_rng(0).standard_normal((2, 40, 40), np.float32)}),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_IN_FLOATS)
+def test_what_bits_would_make_another_shape_of_stays_in_floats_and_is_answered(name: str) -> None:
+    make, inputs = LEFT_IN_FLOATS[name]
+    model = make()
+    assert names_of(model) == []
+    engine = target.compile_model(target.read_model(model), 1, 1)
+    expected = Reference(model)(inputs)["y"]
+    np.testing.assert_array_equal(target.runner(engine, ["y"])(inputs)["y"], expected)
+
+
 def weights(place: tuple[Any, ...], value: float) -> onnx.ModelProto:
     model = one_layer()
     tensor = next(one for one in model.graph.initializer if one.name == "conv2.w")

@@ -108,6 +108,29 @@ def test_a_sum_that_others_read_stays_a_sum() -> None:
     assert "BinaryThreshold2d" not in {node.op_type for node in rewritten.graph.node}
 
 
+def test_a_sum_that_a_body_reads_stays_a_sum() -> None:
+    made = Network()
+    first = made.conv(made.sign("x"), 40, 40, pads=[1, 1, 1, 1])
+    second = made.conv(made.sign(first), 40, 40, pads=[1, 1, 1, 1])
+    made.stored["yes"] = np.array(True)
+    bodies = [
+        helper.make_graph(
+            [helper.make_node("Add", [first, second], [f"{name}.sum"], name=name)], name, [],
+            [helper.make_tensor_value_info(f"{name}.sum", TensorProto.FLOAT, None)],
+        )
+        for name in ("then", "else")
+    ]  # fmt: skip
+    made.nodes.append(
+        helper.make_node("If", ["yes"], ["z"], name="choice", then_branch=bodies[0], else_branch=bodies[1])
+    )
+    model = made.model("z", 40)
+    rewritten, names = with_binary_layers(model)
+    assert len(names) == 2
+    assert "BinaryThreshold2d" not in {node.op_type for node in rewritten.graph.node}
+    inputs = wholes(3, 40)
+    np.testing.assert_array_equal(Reference(with_bodies(rewritten))(inputs)["y"], Reference(model)(inputs)["y"])
+
+
 def test_packing_of_a_sum_is_the_threshold_of_it() -> None:
     """The two forms side by side in NumPy: floats that are packed, and numbers that are compared."""
     own, bits, weights, multiplier, bias = layer(40, 33, pads=(1, 1, 1, 1))
