@@ -202,15 +202,19 @@ def _toml(value: Any) -> str:
 
 def model_options(
     config: ModelConfig, folder: Path, *, batchable: bool, max_batch_rows: int, max_queue_rows: int,
-    outputs: Collection[str] | None = None,
+    enough_rows: int = 0, outputs: Collection[str] | None = None,
 ) -> ModelOptions:  # fmt: skip
     """Serving's options of one version. Raises BadRepository where a labels file is missing, or names no output.
 
-    `batchable` is the build's proof: without it there is no batching, whatever the file asks for.
+    `batchable` is the build's proof: without it there is no batching, whatever the file asks for. `enough_rows` is the
+    size that it found to be as fast as any, preferred where the file says nothing of sizes (0 = there is none).
     """
     asked = config.batching.max_batch_size
     rows = 0 if not batchable else max_batch_rows if asked is None else asked
     queue, priorities = config.queue, config.priorities
+    preferred = config.batching.preferred_batch_size
+    if enough_rows and asked is None and not preferred:
+        preferred = [enough_rows]
     for name in config.labels:
         if outputs is not None and name not in outputs:
             close = difflib.get_close_matches(name, outputs, n=1, cutoff=0.0)
@@ -221,7 +225,7 @@ def model_options(
     return ModelOptions(
         limits=Limits(
             max_batch_rows=rows,
-            preferred_rows=tuple(sorted(size for size in config.batching.preferred_batch_size if size <= rows)),
+            preferred_rows=tuple(sorted(size for size in preferred if size <= rows)),
             max_queue_delay_ns=config.batching.max_queue_delay_us * 1000,
         ),
         queue=QueueOptions(

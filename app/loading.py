@@ -109,6 +109,7 @@ class Loader:
             batchable=manifest.proof.batchable,
             max_batch_rows=manifest.max_batch or self._settings.max_batch_size,
             max_queue_rows=self._settings.max_queue_rows,
+            enough_rows=manifest.enough_rows,
             outputs=[spec.name for spec in manifest.outputs],
         )
 

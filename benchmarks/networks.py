@@ -49,8 +49,8 @@ class _Builder:
         return self.add("Relu", [self.add("Add", [y, x], f"{name}.add")], f"{name}.relu2")
 
 
-def resnet18() -> onnx.ModelProto:
-    """ResNet-18: image float32 [N, 3, 224, 224] -> logits [N, 1000]; 46.8 MB.
+def resnet18(size: int = 224) -> onnx.ModelProto:
+    """ResNet-18: image float32 [N, 3, size, size] -> logits [N, 1000]; 46.8 MB.
 
     Random weights (seed 0), N(0, 2 / fan_in), and no biases (He et al. 2015, "Delving deep into rectifiers").
     """
@@ -67,7 +67,7 @@ def resnet18() -> onnx.ModelProto:
     graph = helper.make_graph(
         b.nodes,
         "resnet18",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 224, 224])],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, size, size])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 1000])],
         b.weights,
     )

@@ -130,6 +130,7 @@ def _described(engine: Engine, subject: Subject, further_notes: Sequence[str]) -
         "streams": engine.timings[0].streams,
         "threads": engine.timings[0].threads,
         "stream_timings": tuple(engine.timings),
+        "enough_rows": engine.enough_rows,
         "sample_shapes": {tensor.name: choice.sampler.shape(tensor) for tensor in choice.sampler.inputs},
         "fails_on_values": any(choice.guards.judged) or fails_on_values(subject.model),
         "guards": choice.guards.judged,

@@ -26,7 +26,9 @@ from engines.report import Accuracy, Layer, Speed
 from engines.samples import SCALES
 from engines.spec import USUAL_BATCH, Spec
 from engines.targets import openvino as target
+from engines.targets.openvino_batches import enough_rows
 from engines.targets.openvino_profile import layers_of, speeds_of
+from engines.tensor import DYNAMIC
 
 __all__ = ["COARSE", "Engine", "batch_of", "counts_decisions", "judged_by", "make_engine", "run_sample"]
 
@@ -54,6 +56,7 @@ class Engine(NamedTuple):
     layers: tuple[Layer, ...]
     speeds: tuple[Speed, ...]
     max_batch: int
+    enough_rows: int = 0
 
 
 def make_engine(
@@ -77,7 +80,8 @@ def make_engine(
     accuracy = _checked(subject, choice, run, samples, spec, precision)
     max_batch = (spec.max_batch or USUAL_BATCH) if choice.axes else 1
     layers, speeds = layers_of(run.compiled, choice.graph), _speeds(choice, run.compiled, max_batch)
-    return Engine(precision, choice, timings, blob, accuracy, layers, speeds, max_batch)
+    enough = _enough_rows(choice, run.compiled, timings[0].rows_per_s)
+    return Engine(precision, choice, timings, blob, accuracy, layers, speeds, max_batch, enough)
 
 
 def _checked(
@@ -244,6 +248,17 @@ def _speeds(choice: Choice, compiled: ov.CompiledModel, max_batch: int) -> tuple
         once = Speed(max_batch, round(full_s * 1e6, 1), round(max_batch / full_s, 1), 1)
         speeds = (speeds[0], once)
     return speeds
+
+
+def _enough_rows(choice: Choice, compiled: ov.CompiledModel, rows_per_s: float) -> int:
+    """Known for rows of one shape alone: a model whose rows are short now and long then has no such number."""
+    has_one_shape = all(
+        size != DYNAMIC for tensor in choice.inputs for at, size in enumerate(tensor.shape)
+        if at != choice.axes.get(tensor.name)
+    )  # fmt: skip
+    if not choice.axes or not has_one_shape:
+        return 0
+    return enough_rows(compiled, functools.partial(batch_of, choice), rows_per_s)
 
 
 def batch_of(choice: Choice, rows: int) -> Arrays:

@@ -106,6 +106,8 @@ class Manifest(msgspec.Struct, frozen=True):
     guards that fire where the answers are right, and count for nothing.
     """
     notes: tuple[str, ...] = ()
+    enough_rows: int = 0
+    """Rows of a batch beyond which the engine gets no faster, measured; 0 = it does, or nothing is known."""
     max_batch: int = 0
     """Rows of a batch that the sender asked for; 0 = nothing was asked."""
     plans: tuple[PlanFile, ...] = ()

@@ -39,6 +39,8 @@ def _wrong(manifest: Manifest, most_threads: int) -> Iterator[str]:
         yield f"{manifest.streams} streams; expected 1 to {manifest.threads}, the threads"
     if not 0 <= manifest.max_batch <= _MOST_BATCH:
         yield f"max_batch {manifest.max_batch}; expected 0 to {_MOST_BATCH}"
+    if not 0 <= manifest.enough_rows <= _MOST_BATCH:
+        yield f"enough_rows {manifest.enough_rows}; expected 0 to {_MOST_BATCH}"
     if not manifest.engine.file or "/" in manifest.engine.file or "\0" in manifest.engine.file:
         yield "an engine that is no file beside it"
     if manifest.engine.size_bytes < 0 or manifest.source.size_bytes < 0:

@@ -11,7 +11,7 @@ from app.config import ModelConfig
 from app.serving.limits import ModelOptions
 from engines.runtime.session import divided
 
-__all__ = ["KEYS", "Parameters", "Space", "changes", "entries", "parameters_of", "preferred_of", "space_of"]
+__all__ = ["KEYS", "Parameters", "Space", "changes", "parameters_of", "preferred_of", "space_of"]
 
 KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -121,12 +121,6 @@ def changes(current: Parameters, wanted: Parameters) -> dict[tuple[str, ...], in
     if differing & set(_ENGINE):
         differing |= set(_ENGINE)
     return {KEYS[name]: after[name] for name in KEYS if name in differing}
-
-
-def entries(wanted: Parameters) -> dict[tuple[str, ...], int]:
-    """All entries of config.toml, by their paths; those of batches only where there are any."""
-    batched = wanted.max_batch_size > 0
-    return {KEYS[name]: value for name, value in wanted.document().items() if batched or name in _ENGINE}
 
 
 def preferred_of(config: ModelConfig) -> tuple[int, ...]:

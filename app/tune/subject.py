@@ -15,7 +15,7 @@ from app.plans import Plans
 from app.settings import Settings
 from app.tune.config_edit import with_values
 from app.tune.errors import TuneFailed
-from app.tune.space import Parameters, entries, parameters_of
+from app.tune.space import Parameters, changes, parameters_of
 from engines import repository
 from engines.errors import BadRepository
 from engines.repository import Manifest, VersionFiles
@@ -50,7 +50,7 @@ class Subject:
         (model / str(self.version)).symlink_to(self.folder.absolute())
         text = self.config_text
         if parameters != self.current:
-            text = with_values(text, entries(parameters))
+            text = with_values(text, changes(self.current, parameters))
         (model / repository.CONFIG_FILE).write_text(text, "utf-8", newline="")
         for file in self.config.labels.values():  # copied: a link would lead out of the model's folder
             (model / file).parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def opened(settings: Settings, model: str, say: Callable[[str], None]) -> Iterat
         options = model_options(
             config, file.parent, batchable=manifest.proof.batchable,
             max_batch_rows=manifest.max_batch or settings.max_batch_size, max_queue_rows=settings.max_queue_rows,
-            outputs=[spec.name for spec in manifest.outputs],
+            enough_rows=manifest.enough_rows, outputs=[spec.name for spec in manifest.outputs],
         )  # fmt: skip
         yield Subject(
             model, files.version, files.folder, file, text, config, manifest,

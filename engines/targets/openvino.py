@@ -6,6 +6,7 @@ import statistics
 import time
 import weakref
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -29,12 +30,39 @@ from engines.targets.openvino_sequences import keep_batch_order
 from engines.targets.openvino_topk import keep_order_of_equals
 
 __all__ = [
-    "Candidate", "compile_model", "export", "filled_requests", "guards_of", "read_model", "reimported", "runner",
-    "stream_choices", "time_streams", "unsupported",
+    "Candidate",
+    "compile_model",
+    "export",
+    "filled_requests",
+    "guards_of",
+    "read_model",
+    "reimported",
+    "runner",
+    "stream_choices",
+    "time_streams",
+    "timed",
+    "unsupported",
 ]  # fmt: skip
 
 Candidate = tuple[int, int]
 """(streams, threads)."""
+
+
+class Timed(NamedTuple):
+    """Some runs: their number, and what all of them took."""
+
+    runs: int
+    wall_s: float
+    cpu_s: float
+
+    @property
+    def wall_s_per_run(self) -> float:
+        return self.wall_s / self.runs
+
+    @property
+    def cpu_s_per_run(self) -> float:
+        return self.cpu_s / self.runs
+
 
 _GUARDS = ["bitserve", "guards"]
 _NO_RULE, _FAILED = "No conversion rule found for operations:", "Conversion is failed for:"
@@ -200,7 +228,7 @@ def time_streams(
     started = time.monotonic()
     for _ in range(_ROUNDS):
         for pool, speed in zip(pools, speeds, strict=True):
-            speed.append(_speed(pool, rows))
+            speed.append(rows / timed(pool).wall_s_per_run)
         spent_s = time.monotonic() - started
         if spent_s > _BUDGET_S or (spent_s > _ENOUGH_S and len(speeds[0]) > 1 and _is_clear(*speeds)):
             break
@@ -234,14 +262,14 @@ def filled_requests(compiled: ov.CompiledModel, batch: Arrays, count: int) -> li
     return requests
 
 
-def _speed(requests: Sequence[ov.InferRequest], rows: int) -> float:
+def timed(requests: Sequence[ov.InferRequest]) -> Timed:
     """Every request runs as often as needed for about 20 ms of work, all side by side."""
-    started = time.perf_counter()
+    started_s, cpu_s = time.perf_counter(), time.process_time()
     runs = 0
-    while runs == 0 or time.perf_counter() - started < 0.02:
+    while runs == 0 or time.perf_counter() - started_s < 0.02:
         for request in requests:
             request.start_async()
         for request in requests:
             request.wait()
         runs += len(requests)
-    return rows * runs / (time.perf_counter() - started)
+    return Timed(runs, time.perf_counter() - started_s, time.process_time() - cpu_s)

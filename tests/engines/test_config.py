@@ -86,6 +86,24 @@ def test_options_in_serving_s_terms(tmp_path: Path) -> None:
     assert (options("", tmp_path).limits.max_batch_rows, options("", tmp_path).queue.max_rows) == (32, 100)
 
 
+@pytest.mark.parametrize(
+    ("text", "limit", "preferred"),
+    [
+        ("", 32, (4,)),
+        ("[batching]\nmax_queue_delay_us = 100", 32, (4,)),
+        ("[batching]\nmax_batch_size = 16", 16, ()),
+        ("[batching]\npreferred_batch_size = [8]", 32, (8,)),
+    ],
+)
+def test_the_size_that_is_fast_enough_is_preferred_where_the_file_names_none(
+    text: str, limit: int, preferred: tuple[int, ...]
+) -> None:
+    found = model_options(
+        read_config(text), Path(), batchable=True, max_batch_rows=32, max_queue_rows=100, enough_rows=4
+    ).limits
+    assert (found.max_batch_rows, found.preferred_rows) == (limit, preferred)
+
+
 def test_without_a_proof_there_is_no_batching_whatever_the_file_asks(tmp_path: Path) -> None:
     found = options("[batching]\nmax_batch_size = 16\npreferred_batch_size = [8]", tmp_path, batchable=False)
     assert (found.limits.max_batch_rows, found.limits.preferred_rows) == (0, ())
