@@ -5,8 +5,8 @@ Algebra   s = f * (x >= t ? 1 : -1), w = a[o] * b with b of -1 and +1: conv(s, w
 Pattern   Conv, Gemm or MatMul whose data `binary_signs` knows, and whose stored weights have one magnitude a filter
 Check     two dimensions, no auto_pad, groups of whole words; values before it are padded with 0, or with f by a Pad of
           its own, which then is the layer's. What is refused is told with its reason
-Rewrite   BinaryPack of x by t, BinaryConv2d of bits, multiplier f * a, bias c; a product is a convolution of one place.
-          Where packing reads a sum alone, it becomes a threshold (`binary_thresholds`)
+Rewrite   BinaryPack of x by t, BinaryConv2d or BinaryGemm of bits, multiplier f * a, bias c. Where packing reads a sum
+          alone, it becomes a threshold (`binary_thresholds`)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engines.passes.binary_signs import NotBinary, Signs, Wiring, signs_of
 from engines.passes.binary_thresholds import fuse_thresholds
 from engines.passes.half_slots import attribute_of
 from engines.passes.names import FreeNames
-from engines.plugins.ops import DOMAIN, VERSION, WORD, ConvAttributes, pack_bits
+from engines.plugins.ops import DOMAIN, VERSION, WORD, ConvAttributes, GemmAttributes, pack_bits, plain_activation
 
 __all__ = ["BinaryLayer", "find_binary_layers", "with_binary_layers"]
 
@@ -30,8 +30,8 @@ _LARGEST_SUM = 2**24
 
 
 class BinaryLayer(NamedTuple):
-    """A layer that can be computed on bits. `weights` are those of a convolution, BOOL [filters, channels of a group,
-    kernel height, kernel width], True where negative; `scale` has their magnitudes.
+    """A layer that can be computed on bits. `weights`: BOOL [filters, channels of a group, kernel height, kernel width]
+    or, of a product, [filters, channels], True where negative; `scale` has their magnitudes.
     """
 
     node: NodeProto
@@ -39,7 +39,7 @@ class BinaryLayer(NamedTuple):
     weights: np.ndarray
     scale: np.ndarray
     bias: np.ndarray
-    attributes: ConvAttributes
+    attributes: ConvAttributes | GemmAttributes
 
 
 def find_binary_layers(model: ModelProto) -> tuple[list[BinaryLayer], dict[str, str]]:
@@ -147,8 +147,7 @@ def _matmul(node: NodeProto, wiring: Wiring) -> BinaryLayer:
 
 def _product(node: NodeProto, rows: np.ndarray, scale: np.ndarray, bias: np.ndarray, wiring: Wiring) -> BinaryLayer:
     signs = signs_of(node.input[0], wiring)
-    attributes = ConvAttributes(channels=rows.shape[1])
-    return _checked(BinaryLayer(node, signs, (rows < 0)[:, :, None, None], scale, bias, attributes))
+    return _checked(BinaryLayer(node, signs, rows < 0, scale, bias, GemmAttributes(channels=rows.shape[1])))
 
 
 def _checked(layer: BinaryLayer) -> BinaryLayer:
@@ -186,8 +185,7 @@ def _on_bits(
 
     threshold = np.broadcast_to(signs.threshold.reshape(-1).astype(np.float32), own.channels)
     moves = tuple(move.output[0] for move in signs.moves)
-    is_product = node.op_type != "Conv"
-    key = (signs.source, moves, signs.strict, threshold.tobytes(), is_product)
+    key = (signs.source, moves, signs.strict, threshold.tobytes())
     if key not in packed:
         source = signs.source
         for move in signs.moves:
@@ -196,14 +194,6 @@ def _on_bits(
             copy.name, copy.input[0] = names(f"{move.name}.bits"), source
             source = copy.output[0] = names(f"{move.output[0]}.bits")
             made.append(copy)
-        if is_product:
-            wide = names(f"{source}.wide")
-            made.append(
-                helper.make_node(
-                    "Unsqueeze", [source, store("axes", np.array([2, 3]))], [wide], name=names(f"{wide}.node")
-                )
-            )
-            source = wide
         packed[key] = names(f"{source}.packed")
         pack = [source, store("threshold", threshold)]
         made.append(
@@ -220,18 +210,10 @@ def _on_bits(
     multiplier = layer.scale * np.float32(signs.factor)
     reads = [
         packed[key], store("weights", weights), store("multiplier", multiplier.astype(np.float32)),
-        store("bias", layer.bias.astype(np.float32)),
+        store("bias", layer.bias.astype(np.float32)), store("activation", plain_activation()),
     ]  # fmt: skip
-
-    def conv(output: str) -> NodeProto:
-        return helper.make_node("BinaryConv2d", reads, [output], name=node.name, domain=DOMAIN, **own.values())
-
-    if not is_product:
-        return [*made, conv(node.output[0])]
-    wide = names(f"{node.output[0]}.wide")
-    axes = store("axes", np.array([2, 3]))
-    squeeze = helper.make_node("Squeeze", [wide, axes], [node.output[0]], name=names(f"{node.name}.flat"))
-    return [*made, conv(wide), squeeze]
+    kind = "BinaryConv2d" if isinstance(own, ConvAttributes) else "BinaryGemm"
+    return [*made, helper.make_node(kind, reads, [node.output[0]], name=node.name, domain=DOMAIN, **own.values())]
 
 
 def _drop_unread(model: ModelProto) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from engines.errors import EngineError
 from engines.plugins.extension import extension_path
-from engines.plugins.ops import ConvAttributes, words_of
+from engines.plugins.ops import ConvAttributes, GemmAttributes, words_of
 
 __all__ = ["Native"]
 
@@ -69,13 +69,25 @@ class Native:
 
     def conv2d(
         self, kernel: str, bits: np.ndarray, weights: np.ndarray, multiplier: np.ndarray, bias: np.ndarray,
-        attributes: ConvAttributes,
+        activation: np.ndarray, attributes: ConvAttributes,
     ) -> np.ndarray:  # fmt: skip
         """As `reference.binary_conv2d`, by this kernel, on one thread."""
         shape, sizes = _geometry(bits, weights, attributes)
         out = np.empty((len(bits), len(weights), *sizes), np.float32)
-        further = _floats(multiplier), _floats(bias), _address(out)
+        further = *_epilogue(multiplier, bias, activation), 0, _address(out)
         self._call(self._library.bnn_convolve, kernel, shape, bits, weights, further)
+        return out
+
+    def gemm(
+        self, kernel: str, bits: np.ndarray, weights: np.ndarray, multiplier: np.ndarray, bias: np.ndarray,
+        activation: np.ndarray, attributes: GemmAttributes,
+    ) -> np.ndarray:  # fmt: skip
+        """As `reference.binary_gemm`, in the same way."""
+        pixels, filters = bits[None, None], weights[:, None, None]
+        shape, _ = _geometry(pixels, filters, attributes.as_convolution())
+        out = np.empty((len(bits), len(weights)), np.float32)
+        further = *_epilogue(multiplier, bias, activation), 1, _address(out)
+        self._call(self._library.bnn_convolve, kernel, shape, pixels, filters, further)
         return out
 
     def threshold2d(
@@ -115,7 +127,12 @@ def _geometry(bits: np.ndarray, weights: np.ndarray, own: ConvAttributes) -> tup
         (height + top + bottom - (high - 1) * c - 1) // a + 1, (width + left + right - (wide - 1) * d - 1) // b + 1,
     ]  # fmt: skip
     shape = [own.channels, height, width, filters, own.group, high, wide, a, b, c, d, *own.pads, own.pad_value]
+    shape.append(int(own.low == 0))
     return shape, sizes
+
+
+def _epilogue(multiplier: np.ndarray, bias: np.ndarray, activation: np.ndarray) -> tuple[Any, ...]:
+    return _floats(multiplier), _floats(bias), _floats(activation), activation.shape[1]
 
 
 def _whole(array: np.ndarray) -> Any:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from engines.plugins.ops import ConvAttributes, pack_bits, unpack_bits
+from engines.plugins.ops import WORD, ConvAttributes, GemmAttributes, PoolAttributes, pack_bits, unpack_bits
 
-__all__ = ["binary_conv2d", "binary_dots", "binary_pack", "binary_threshold2d"]
+__all__ = [
+    "binary_conv2d", "binary_dots", "binary_gemm", "binary_max_pool", "binary_pack", "binary_threshold",
+    "binary_threshold2d", "finished",
+]  # fmt: skip
 
 
 def binary_pack(x: np.ndarray, thresholds: np.ndarray, *, strict: bool = False) -> np.ndarray:
@@ -21,7 +24,7 @@ def binary_dots(bits: np.ndarray, weights: np.ndarray, attributes: ConvAttribute
     own, (filters, high, wide, _) = attributes, weights.shape
     depth = own.channels // own.group
     signs = np.where(unpack_bits(weights, depth), -1, 1)
-    values = np.where(_channels(bits, own), -1, 1)
+    values = np.where(unpack_bits(bits, own.channels), own.low, 1)
     top, left, bottom, right = own.pads
     padded = np.pad(values, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=own.pad_value)
     sizes = [
@@ -45,17 +48,22 @@ def binary_dots(bits: np.ndarray, weights: np.ndarray, attributes: ConvAttribute
     return found
 
 
-def _channels(bits: np.ndarray, attributes: ConvAttributes) -> np.ndarray:
-    return unpack_bits(bits, attributes.channels)
-
-
 def binary_conv2d(
-    bits: np.ndarray, weights: np.ndarray, multiplier: np.ndarray, bias: np.ndarray, attributes: ConvAttributes
-) -> np.ndarray:
-    """FP32 [rows, filters, height', width'] = dot * multiplier + bias, each rounded once."""
-    dots = binary_dots(bits, weights, attributes).astype(np.float32)
-    scaled: np.ndarray = dots * multiplier.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
-    return scaled
+    bits: np.ndarray, weights: np.ndarray, multiplier: np.ndarray, bias: np.ndarray, activation: np.ndarray,
+    attributes: ConvAttributes,
+) -> np.ndarray:  # fmt: skip
+    """FP32 [rows, filters, height', width']."""
+    return finished(binary_dots(bits, weights, attributes), multiplier, bias, activation)
+
+
+def finished(dots: np.ndarray, multiplier: np.ndarray, bias: np.ndarray, activation: np.ndarray) -> np.ndarray:
+    """The floats of whole numbers [rows, filters, places...], every operation rounded once."""
+    scale, add, shift, slope, offset = (
+        np.asarray(row, np.float32).reshape(1, -1, *[1] * (dots.ndim - 2)) for row in (multiplier, bias, *activation)
+    )
+    v = dots.astype(np.float32) * scale + add
+    found: np.ndarray = np.where(v > shift, v - shift, (v - shift) * slope) + offset
+    return found
 
 
 def binary_threshold2d(
@@ -65,3 +73,38 @@ def binary_threshold2d(
     dots = binary_dots(bits, weights, attributes)
     below = dots < thresholds.reshape(1, -1, 1, 1)
     return pack_bits(np.moveaxis(below, 1, -1) != unpack_bits(flips, len(thresholds)))
+
+
+def binary_gemm(
+    bits: np.ndarray, weights: np.ndarray, multiplier: np.ndarray, bias: np.ndarray, activation: np.ndarray,
+    attributes: GemmAttributes,
+) -> np.ndarray:  # fmt: skip
+    """FP32 [rows, filters]."""
+    return finished(_products(bits, weights, attributes), multiplier, bias, activation)
+
+
+def binary_threshold(
+    bits: np.ndarray, weights: np.ndarray, thresholds: np.ndarray, flips: np.ndarray, attributes: GemmAttributes
+) -> np.ndarray:
+    """INT32 [rows, words]."""
+    below: np.ndarray = _products(bits, weights, attributes) < thresholds
+    return pack_bits(below != unpack_bits(flips, len(thresholds)))
+
+
+def _products(bits: np.ndarray, weights: np.ndarray, attributes: GemmAttributes) -> np.ndarray:
+    values = np.where(unpack_bits(bits, attributes.channels), attributes.low, 1)
+    found: np.ndarray = values @ np.where(unpack_bits(weights, attributes.channels), -1, 1).T
+    return found
+
+
+def binary_max_pool(bits: np.ndarray, attributes: PoolAttributes) -> np.ndarray:
+    """INT32 [rows, height', width', words]."""
+    (top, left, bottom, right), negative = attributes.pads, unpack_bits(bits, bits.shape[-1] * WORD)
+    padded = np.pad(negative, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=True)
+    high, wide = (
+        (kernel - 1) * dilation + 1
+        for kernel, dilation in zip(attributes.kernel_shape, attributes.dilations, strict=True)
+    )
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (high, wide), axis=(1, 2))
+    (sy, sx), (dy, dx) = attributes.strides, attributes.dilations
+    return pack_bits(windows[:, ::sy, ::sx, :, ::dy, ::dx].all(axis=(-2, -1)))

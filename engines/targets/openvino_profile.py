@@ -24,7 +24,8 @@ _PROFILED_RUNS = 5
 _NO_LAYER = frozenset({"Const", "Input", "Output", "Parameter", "Result"})
 _PRECISIONS = {"f64": "fp64", "f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "uint8"}
 _NOT_RUN = "not_executed"
-_BINARY = frozenset({"BinaryPack", "BinaryConv2d", "BinaryThreshold2d"})
+_MULTIPLY = frozenset({"BinaryConv2d", "BinaryThreshold2d", "BinaryGemm", "BinaryThreshold"})
+_MOVE = frozenset({"BinaryPack", "BinaryMaxPool"})
 
 
 def layers_of(compiled: ov.CompiledModel, graph: ov.Model) -> tuple[Layer, ...]:
@@ -53,11 +54,13 @@ def _as_binary(layers: tuple[Layer, ...], graph: ov.Model) -> tuple[Layer, ...]:
     """The runtime calls layers of an extension just that: what they are is in the graph, which kernels have run since
     this process began in the counters of the extension itself.
     """
-    kinds = {op.get_friendly_name(): op.get_type_name() for op in graph.get_ops() if op.get_type_name() in _BINARY}
+    kinds = {
+        op.get_friendly_name(): op.get_type_name() for op in graph.get_ops() if op.get_type_name() in _MULTIPLY | _MOVE
+    }
     if not kinds:
         return layers
     ran = " and ".join(name for name, count in Native().runs().items() if count)
-    kernels = {**dict.fromkeys(_BINARY, f"bnn {ran or 'not run'}"), "BinaryPack": "bnn native"}
+    kernels = {**dict.fromkeys(_MULTIPLY, f"bnn {ran or 'not run'}"), **dict.fromkeys(_MOVE, "bnn native")}
     return tuple(
         msgspec.structs.replace(layer, op_type=kind, precision="binary", kernel=kernels[kind])
         if (kind := kinds.get(layer.source or layer.name)) else layer

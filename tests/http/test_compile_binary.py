@@ -28,12 +28,12 @@ def test_it_serves_natively_and_answers_as_onnx_runtime_does(server: Server) -> 
     model = classifier()
     done = ended(server, send(server, "binary", model.SerializeToString()))
     assert done["state"] == "succeeded", done["error"]
-    report = httpx.get(f"{server.url}{done['report']}").json()
+    report = httpx.get(f"{server.url}{done['report']}", timeout=60).json()
     binary = [layer for layer in report["layers"] if layer["op_type"] in LAYERS]
     assert [(layer["source"], layer["precision"]) for layer in binary] == [("conv2", "binary"), ("conv4", "binary")]
     assert all(layer["kernel"].startswith("bnn ") for layer in binary)
     assert report["tools"]["binary kernels"] != "none"
-    page = httpx.get(f"{server.url}{done['report']}", headers={"Accept": "text/html"}).text
+    page = httpx.get(f"{server.url}{done['report']}", headers={"Accept": "text/html"}, timeout=60).text
     assert "BinaryConv2d" in page
     rows = np.random.default_rng(1).standard_normal((16, 3, 8, 8)).astype(np.float32)
     answer = server.infer("binary", {"x": ("FP32", rows.tolist())}).json()["outputs"][0]

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from engines.passes.binary_layers import with_binary_layers
 from engines.plugins.bodies import with_bodies
 from engines.plugins.extension import extension_path
-from engines.plugins.ops import DOMAIN, VERSION
+from engines.plugins.ops import DOMAIN, VERSION, plain_activation
 from engines.plugins.reference import binary_conv2d, binary_pack
 from engines.reference import Reference
 from engines.targets import openvino as target
@@ -37,9 +37,9 @@ def alone(node: onnx.NodeProto, inputs: dict[str, np.ndarray], output: int) -> R
 def test_packing_is_what_its_body_says(strict: int) -> None:
     rng = np.random.default_rng(0)
     node = helper.make_node("BinaryPack", ["x", "t"], ["y"], domain=DOMAIN, strict=strict)
-    for channels, size in itertools.product((1, 31, 32, 33, 70), ((1, 1), (3, 5))):
+    for channels, size in itertools.product((1, 31, 32, 33, 70), ((), (1,), (3, 5))):
         x = rng.integers(-2, 3, (2, channels, *size)).astype(np.float32)
-        x[0, 0, 0, 0], x[1, -1, -1, -1] = np.nan, -0.0
+        x[0, 0], x[1, -1] = np.nan, -0.0
         inputs = {"x": x, "t": rng.integers(-1, 2, channels).astype(np.float32)}
         found = alone(node, inputs, TensorProto.INT32)(inputs)["y"]
         np.testing.assert_array_equal(found, binary_pack(x, inputs["t"], strict=bool(strict)))
@@ -55,10 +55,10 @@ def test_packing_is_what_its_body_says(strict: int) -> None:
 def test_a_convolution_is_what_its_body_says(keys: dict[str, Any]) -> None:
     keys = {"channels": 40, **keys}
     own, bits, weights, multiplier, bias = layer(filters=24, size=(8, 7), kernel=(3, 2), **keys)
-    node = helper.make_node("BinaryConv2d", ["bits", "w", "m", "b"], ["y"], domain=DOMAIN, **own.values())
-    inputs = {"bits": bits, "w": weights, "m": multiplier, "b": bias}
+    node = helper.make_node("BinaryConv2d", ["bits", "w", "m", "b", "a"], ["y"], domain=DOMAIN, **own.values())
+    inputs = {"bits": bits, "w": weights, "m": multiplier, "b": bias, "a": plain_activation()}
     found = alone(node, inputs, TensorProto.FLOAT)(inputs)["y"]
-    np.testing.assert_array_equal(found, binary_conv2d(bits, weights, multiplier, bias, own))
+    np.testing.assert_array_equal(found, binary_conv2d(bits, weights, multiplier, bias, plain_activation(), own))
 
 
 @pytest.mark.skipif(extension_path() is None, reason="needs a C++ compiler when bitserve is installed")

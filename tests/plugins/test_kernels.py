@@ -11,7 +11,7 @@ import pytest
 from engines.errors import EngineError
 from engines.plugins.extension import extension_path
 from engines.plugins.native import Native
-from engines.plugins.ops import ConvAttributes, pack_bits, unpack_bits, words_of
+from engines.plugins.ops import ConvAttributes, pack_bits, plain_activation, unpack_bits, words_of
 from engines.plugins.reference import binary_conv2d, binary_dots, binary_pack
 
 pytestmark = pytest.mark.skipif(extension_path() is None, reason="needs a C++ compiler when bitserve is installed")
@@ -44,8 +44,10 @@ def layer(
 
 def check(native: Native, kernel: str, *given: Any) -> None:
     own, bits, weights, multiplier, bias = given
-    expected = binary_conv2d(bits, weights, multiplier, bias, own)
-    np.testing.assert_array_equal(native.conv2d(kernel, bits, weights, multiplier, bias, own), expected)
+    expected = binary_conv2d(bits, weights, multiplier, bias, plain_activation(), own)
+    np.testing.assert_array_equal(
+        native.conv2d(kernel, bits, weights, multiplier, bias, plain_activation(), own), expected
+    )
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -91,7 +93,7 @@ def test_sums_that_are_as_large_as_they_can_be(native: Native, kernel: str, nega
     bits = pack_bits(np.ones((1, 3, 3, 8192), bool))
     weights = pack_bits(np.full((33, 3, 3, 8192), not negative))
     one, zero = np.ones(33, np.float32), np.zeros(33, np.float32)
-    found = native.conv2d(kernel, bits, weights, one, zero, own)
+    found = native.conv2d(kernel, bits, weights, one, zero, plain_activation(), own)
     assert np.unique(found).tolist() == [-73728.0 if negative else 73728.0]
 
 
@@ -103,7 +105,7 @@ def test_random_layers(native: Native, kernel: str, seed: int) -> None:
     high, wide = rng.integers(1, 5, 2).tolist()
     keys = {
         "strides": tuple(rng.integers(1, 4, 2).tolist()), "pads": tuple(rng.integers(0, 3, 4).tolist()),
-        "pad_value": int(rng.integers(0, 2)),
+        "pad_value": int(rng.integers(0, 2)), "low": int(rng.integers(-1, 1)),
     }  # fmt: skip
     size = tuple((rng.integers(4, 12, 2)).tolist())
     given = layer(int(rng.integers(1, 200)), int(rng.integers(1, 100)), size, (high, wide), 3, seed, **keys)
@@ -175,7 +177,7 @@ def test_a_kernel_can_be_pinned(native: Native) -> None:
         ({"channels": 66, "group": 2}, "groups of 33 channels; expected a multiple of 32"),
         ({"channels": 32, "strides": (0, 1)}, "strides and dilations start at 1"),
         ({"channels": 32, "pads": (-1, 0, 0, 0)}, "pads at 0"),
-        ({"channels": 32, "pad_value": 2}, "pad_value 2; expected 0 or 1"),
+        ({"channels": 32, "pad_value": 2}, "pad_value 2, low -1; expected 0 or 1"),
     ],
 )
 def test_attributes_that_cannot_be_are_refused(keys: dict[str, Any], said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from engines.passes.binary_thresholds import thresholds_of
 from engines.plugins.bodies import with_bodies
 from engines.plugins.extension import extension_path
 from engines.plugins.native import Native
-from engines.plugins.ops import DOMAIN, pack_bits
-from engines.plugins.reference import binary_pack, binary_threshold2d
+from engines.plugins.ops import DOMAIN, pack_bits, plain_activation
+from engines.plugins.reference import binary_conv2d, binary_pack, binary_threshold2d, finished
 from engines.reference import Reference
 from tests.plugins.binary_networks import FORMS, Network
 from tests.plugins.test_binary_layers import on_bits, wholes
@@ -22,6 +23,36 @@ from tests.plugins.test_bodies import alone
 from tests.plugins.test_kernels import KERNELS, layer, usable
 
 compiled = pytest.mark.skipif(extension_path() is None, reason="needs a C++ compiler when bitserve is installed")
+
+
+def told(*given: Any, strict: bool) -> tuple[np.ndarray, np.ndarray]:
+    found = thresholds_of(*given, strict=strict)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("slope", [0.0, 0.25, 1.0, 3.0])
+def test_a_threshold_behind_an_activation_says_what_floats_say(slope: float, strict: bool) -> None:
+    """Slopes of 0 answer one value for many numbers, which may be the limit itself."""
+    rng = np.random.default_rng(1)
+    filters, sums = 200, 60
+    multiplier, bias, shift, offset = rng.integers(-3, 4, (4, filters)).astype(np.float32)
+    activation = np.stack([shift, np.full(filters, slope, np.float32), offset])
+    numbers = np.arange(-sums, sums + 1)
+    values = finished(np.broadcast_to(numbers[:, None], (len(numbers), filters)), multiplier, bias, activation)
+    limits = np.where(
+        rng.random(filters) < 0.7, values[rng.integers(len(numbers), size=filters), range(filters)], shift
+    )
+    thresholds, flips = told(multiplier, bias, activation, limits.astype(np.float32), sums, strict=strict)
+    expected = ~(values > limits) if strict else ~(values >= limits)
+    np.testing.assert_array_equal((numbers[:, None] < thresholds) != flips, expected)
+
+
+def test_a_sign_that_changes_twice_has_no_threshold() -> None:
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+    falling = np.array([[0], [-1], [0]], np.float32)  # |d|
+    assert thresholds_of(one, zero, falling, one * 3, 10, strict=False) is None
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -35,7 +66,7 @@ def test_a_threshold_says_what_floats_say_at_every_number(strict: bool) -> None:
     limits = np.where(
         rng.random(filters) < 0.7, d.astype(np.float32) * multiplier + bias, rng.standard_normal(filters)
     ).astype(np.float32)
-    thresholds, flips = thresholds_of(multiplier, bias, limits, sums, strict=strict)
+    thresholds, flips = told(multiplier, bias, plain_activation(), limits, sums, strict=strict)
     numbers = np.arange(-sums, sums + 1)
     values = numbers.astype(np.float32)[:, None] * multiplier + bias
     expected = ~(values > limits) if strict else ~(values >= limits)
@@ -134,9 +165,7 @@ def test_a_sum_that_a_body_reads_stays_a_sum() -> None:
 def test_packing_of_a_sum_is_the_threshold_of_it() -> None:
     """The two forms side by side in NumPy: floats that are packed, and numbers that are compared."""
     own, bits, weights, multiplier, bias = layer(40, 33, pads=(1, 1, 1, 1))
-    from engines.plugins.reference import binary_conv2d
-
     limits = np.random.default_rng(2).standard_normal(33).astype(np.float32)
-    thresholds, flips = thresholds_of(multiplier, bias, limits, 40 * 9, strict=False)
-    packed = binary_pack(binary_conv2d(bits, weights, multiplier, bias, own), limits)
+    thresholds, flips = told(multiplier, bias, plain_activation(), limits, 40 * 9, strict=False)
+    packed = binary_pack(binary_conv2d(bits, weights, multiplier, bias, plain_activation(), own), limits)
     np.testing.assert_array_equal(binary_threshold2d(bits, weights, thresholds, pack_bits(flips), own), packed)

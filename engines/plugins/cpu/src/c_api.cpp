@@ -16,7 +16,7 @@ const bnn::Kernel* at(int index) {
 bnn::Geometry geometry_of(const int* shape) {
     return {
         shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6], shape[7], shape[8], shape[9], shape[10],
-        shape[11], shape[12], shape[13], shape[14], shape[15] != 0};
+        shape[11], shape[12], shape[13], shape[14], shape[15] != 0, shape[16] != 0};
 }
 
 void one_part(std::size_t count, const std::function<void(std::size_t, std::size_t)>& work) { work(0, count); }
@@ -45,11 +45,12 @@ BNN_EXPORT void bnn_pack(
 // `shape`: the fields of Geometry in their order; false where the kernel is not usable here.
 BNN_EXPORT int bnn_convolve(
     int index, const int* shape, const std::uint32_t* bits, std::size_t batch, const std::uint32_t* weights,
-    const float* multiplier, const float* bias, float* out) {
+    const float* multiplier, const float* bias, const float* activation, int columns, int channels_last, float* out) {
     const bnn::Kernel* kernel = at(index);
     if (kernel == nullptr || !kernel->usable()) return 0;
-    bnn::Convolution(geometry_of(shape), weights, *kernel)
-        .run(bits, batch, bnn::Floats{multiplier, bias, out}, one_part);
+    const bnn::Geometry g = geometry_of(shape);
+    const bnn::Floats floats{multiplier, bias, {activation, columns}, out, channels_last != 0};
+    bnn::Convolution(g, weights, *kernel).run(g, bits, batch, floats, one_part);
     return 1;
 }
 
@@ -59,6 +60,7 @@ BNN_EXPORT int bnn_threshold(
     const std::int32_t* thresholds, const std::uint32_t* flips, std::uint32_t* out) {
     const bnn::Kernel* kernel = at(index);
     if (kernel == nullptr || !kernel->usable()) return 0;
-    bnn::Convolution(geometry_of(shape), weights, *kernel).run(bits, batch, bnn::Bits{thresholds, flips, out}, one_part);
+    const bnn::Geometry g = geometry_of(shape);
+    bnn::Convolution(g, weights, *kernel).run(g, bits, batch, bnn::Bits{thresholds, flips, out}, one_part);
     return 1;
 }

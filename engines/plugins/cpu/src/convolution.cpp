@@ -3,12 +3,21 @@
 #include <algorithm>
 #include <cstring>
 
+#include "epilogue.hpp"
+
 namespace bnn {
 namespace {
 
 constexpr std::size_t kPixels = 32;  // at a time: their counts stay in the nearest cache
 
 int reach(int size, int dilation) { return (size - 1) * dilation + 1; }
+
+bool is_inside(const Geometry& g, std::size_t place) {
+    const int top = static_cast<int>(place / g.out_width()) * g.stride_height - g.pad_top;
+    const int left = static_cast<int>(place % g.out_width()) * g.stride_width - g.pad_left;
+    return top >= 0 && left >= 0 && top + reach(g.kernel_height, g.dilation_height) <= g.height &&
+           left + reach(g.kernel_width, g.dilation_width) <= g.width;
+}
 
 }  // namespace
 
@@ -35,29 +44,28 @@ struct Convolution::Scratch {
 };
 
 Convolution::Convolution(const Geometry& geometry, const std::uint32_t* weights, const Kernel& kernel)
-    : geometry_(geometry), kernel_(kernel) {
-    const int filters = geometry.filters / geometry.groups, words = geometry.row_words();
-    const int taps = geometry.kernel_height * geometry.kernel_width, depth = geometry.group_words();
-    stride_ = rounded_up(filters, kernel.lanes);
+    : kernel_(kernel), filters_(geometry.filters / geometry.groups), stride_(rounded_up(filters_, kernel.lanes)) {
+    const int words = geometry.row_words(), depth = geometry.group_words();
+    const int taps = geometry.kernel_height * geometry.kernel_width;
     weights_.resize(geometry.groups);
+    weight_sums_.resize(geometry.filters);
     for (int group = 0; group < geometry.groups; ++group) {
-        const std::uint32_t* own = weights + static_cast<std::size_t>(group) * filters * words;
-        weights_[group].resize(kernel.prepared_bytes(filters, words));
-        kernel.prepare(own, filters, words, weights_[group].data());
-        if (geometry.pads_with_one) continue;
+        const std::uint32_t* own = weights + static_cast<std::size_t>(group) * filters_ * words;
+        weights_[group].resize(kernel.prepared_bytes(filters_, words));
+        kernel.prepare(own, filters_, words, weights_[group].data());
         for (int tap = 0; tap < taps; ++tap)
-            for (int filter = 0; filter < filters; ++filter) {
+            for (int filter = 0; filter < filters_; ++filter) {
                 int negative = 0;
                 for (int word = 0; word < depth; ++word)
                     negative += __builtin_popcount(own[(static_cast<std::size_t>(filter) * taps + tap) * depth + word]);
                 tap_sums_.push_back(geometry.channels / geometry.groups - 2 * negative);
+                weight_sums_[static_cast<std::size_t>(group) * filters_ + filter] += tap_sums_.back();
             }
     }
 }
 
 void Convolution::dots(
-    const std::uint32_t* bits, std::size_t batch, const Finish& finish, const Parallel& parallel) const {
-    const Geometry& g = geometry_;
+    const Geometry& g, const std::uint32_t* bits, std::size_t batch, const Finish& finish, const Parallel& parallel) const {
     const std::size_t places = static_cast<std::size_t>(g.out_height()) * g.out_width();
     const std::size_t parts = (places + kPixels - 1) / kPixels;
     const std::size_t words = static_cast<std::size_t>(g.height) * g.width * g.group_words() * g.groups;
@@ -77,7 +85,7 @@ void Convolution::dots(
         for (std::size_t part = begin; part < end; ++part) {
             const std::size_t image = part / parts, first = part % parts * kPixels, count = std::min(kPixels, places - first);
             for (int group = 0; group < g.groups; ++group) {
-                pixels(images + image * words * kernel_.word_bytes, first, count, group, scratch);
+                pixels(g, images + image * words * kernel_.word_bytes, first, count, group, scratch);
                 finish(image, first, count, group, scratch.dots.data());
             }
         }
@@ -85,38 +93,44 @@ void Convolution::dots(
 }
 
 void Convolution::run(
-    const std::uint32_t* bits, std::size_t batch, const Floats& floats, const Parallel& parallel) const {
-    const std::size_t places = static_cast<std::size_t>(geometry_.out_height()) * geometry_.out_width();
-    const int filters = geometry_.filters / geometry_.groups;
+    const Geometry& g, const std::uint32_t* bits, std::size_t batch, const Floats& floats, const Parallel& parallel) const {
+    const std::size_t places = static_cast<std::size_t>(g.out_height()) * g.out_width();
     const auto finish = [&](std::size_t image, std::size_t begin, std::size_t count, int group, const std::int32_t* dots) {
-        const std::size_t channel = static_cast<std::size_t>(group) * filters;
-        kernel_.finish(
-            dots, static_cast<int>(count), stride_, filters, floats.multiplier + channel, floats.bias + channel,
-            floats.out + (image * geometry_.filters + channel) * places + begin, places);
+        const std::size_t channel = static_cast<std::size_t>(group) * filters_;
+        const float* multiplier = floats.multiplier + channel;
+        const float* bias = floats.bias + channel;
+        if (floats.channels_last) {
+            float* out = floats.out + (image * places + begin) * g.filters + channel;
+            finish_rows(dots, count, stride_, filters_, multiplier, bias, out, g.filters);
+            activate_rows(floats.activation, channel, count, filters_, out, g.filters);
+            return;
+        }
+        float* out = floats.out + (image * g.filters + channel) * places + begin;
+        kernel_.finish(dots, static_cast<int>(count), stride_, filters_, multiplier, bias, out, places);
+        activate(floats.activation, channel, count, filters_, out, places);
     };
-    dots(bits, batch, finish, parallel);
+    dots(g, bits, batch, finish, parallel);
 }
 
 void Convolution::run(
-    const std::uint32_t* bits, std::size_t batch, const Bits& bits_out, const Parallel& parallel) const {
-    const std::size_t places = static_cast<std::size_t>(geometry_.out_height()) * geometry_.out_width();
-    const int filters = geometry_.filters / geometry_.groups;
-    const std::size_t words = (geometry_.filters + 31) / 32;
+    const Geometry& g, const std::uint32_t* bits, std::size_t batch, const Bits& bits_out, const Parallel& parallel) const {
+    const std::size_t places = static_cast<std::size_t>(g.out_height()) * g.out_width();
+    const std::size_t words = (g.filters + 31) / 32;
     const auto finish = [&](std::size_t image, std::size_t begin, std::size_t count, int group, const std::int32_t* dots) {
-        const std::size_t channel = static_cast<std::size_t>(group) * filters;
+        const std::size_t channel = static_cast<std::size_t>(group) * filters_;
         kernel_.threshold(
-            dots, static_cast<int>(count), stride_, filters, bits_out.thresholds + channel, bits_out.flips + channel / 32,
+            dots, static_cast<int>(count), stride_, filters_, bits_out.thresholds + channel, bits_out.flips + channel / 32,
             bits_out.out + (image * places + begin) * words + channel / 32, words);
     };
-    dots(bits, batch, finish, parallel);
+    dots(g, bits, batch, finish, parallel);
 }
 
-void Convolution::gather(const std::uint8_t* image, std::size_t place, int group, std::uint8_t* to) const {
-    const Geometry& g = geometry_;
+void Convolution::gather(
+    const Geometry& g, const std::uint8_t* image, std::size_t place, int group, std::uint8_t* to) const {
     const std::size_t own = g.group_words() * kernel_.word_bytes, whole = own * g.groups;
     const int top = static_cast<int>(place / g.out_width()) * g.stride_height - g.pad_top;
     const int left = static_cast<int>(place % g.out_width()) * g.stride_width - g.pad_left;
-    if (g.groups == 1 && g.dilation_width == 1 && is_inside(place)) {  // the taps of a row lie side by side
+    if (g.groups == 1 && g.dilation_width == 1 && is_inside(g, place)) {  // the taps of a row lie side by side
         const std::size_t row = own * g.kernel_width;
         for (int ky = 0; ky < g.kernel_height; ++ky, to += row)
             std::memcpy(to, image + (static_cast<std::size_t>(top + ky * g.dilation_height) * g.width + left) * own, row);
@@ -134,40 +148,39 @@ void Convolution::gather(const std::uint8_t* image, std::size_t place, int group
     }
 }
 
-bool Convolution::is_inside(std::size_t place) const {
-    const Geometry& g = geometry_;
-    const int top = static_cast<int>(place / g.out_width()) * g.stride_height - g.pad_top;
-    const int left = static_cast<int>(place % g.out_width()) * g.stride_width - g.pad_left;
-    return top >= 0 && left >= 0 && top + reach(g.kernel_height, g.dilation_height) <= g.height &&
-           left + reach(g.kernel_width, g.dilation_width) <= g.width;
-}
-
 void Convolution::pixels(
-    const std::uint8_t* image, std::size_t begin, std::size_t count, int group, Scratch& scratch) const {
-    const Geometry& g = geometry_;
-    const int filters = g.filters / g.groups, words = g.row_words();
+    const Geometry& g, const std::uint8_t* image, std::size_t begin, std::size_t count, int group, Scratch& scratch) const {
+    const int words = g.row_words();
     const std::int32_t total = g.channels / g.groups * g.kernel_height * g.kernel_width;
     for (std::size_t i = 0; i < count; ++i)
-        gather(image, begin + i, group, scratch.rows.data() + i * words * kernel_.word_bytes);
+        gather(g, image, begin + i, group, scratch.rows.data() + i * words * kernel_.word_bytes);
     kernel_.multiply(
-        scratch.rows.data(), static_cast<int>(count), words, weights_[group].data(), filters, total, scratch.dots.data(),
+        scratch.rows.data(), static_cast<int>(count), words, weights_[group].data(), filters_, total, scratch.dots.data(),
         stride_);
+    if (g.low_is_zero) halve(group, count, scratch.dots.data());
     if (g.pads_with_one) return;
     for (std::size_t i = 0; i < count; ++i)
-        if (!is_inside(begin + i)) correct(begin + i, group, scratch.dots.data() + i * stride_);
+        if (!is_inside(g, begin + i)) correct(g, begin + i, group, scratch.dots.data() + i * stride_);
 }
 
-// Bits of 0 stand where the input ends, and were counted as +1: what they added is taken back.
-void Convolution::correct(std::size_t pixel, int group, std::int32_t* dots) const {
-    const Geometry& g = geometry_;
-    const int filters = g.filters / g.groups, taps = g.kernel_height * g.kernel_width;
+// x in {0, 1} is (s + 1) / 2 of signs s, so that x . w = (s . w + sum of w) / 2. Both have the parity of their length.
+void Convolution::halve(int group, std::size_t count, std::int32_t* dots) const {
+    const std::int32_t* sums = weight_sums_.data() + static_cast<std::size_t>(group) * filters_;
+    for (std::size_t i = 0; i < count; ++i, dots += stride_)
+        for (int filter = 0; filter < filters_; ++filter) dots[filter] = (dots[filter] + sums[filter]) / 2;
+}
+
+// Bits of 0 stand where the input ends, and were counted as +1: what they added is taken back. A +1 adds the same
+// whether the low value is -1 or 0.
+void Convolution::correct(const Geometry& g, std::size_t pixel, int group, std::int32_t* dots) const {
+    const int taps = g.kernel_height * g.kernel_width;
     const int top = static_cast<int>(pixel / g.out_width()) * g.stride_height - g.pad_top;
     const int left = static_cast<int>(pixel % g.out_width()) * g.stride_width - g.pad_left;
     for (int tap = 0; tap < taps; ++tap) {
         const int y = top + tap / g.kernel_width * g.dilation_height, x = left + tap % g.kernel_width * g.dilation_width;
         if (y >= 0 && y < g.height && x >= 0 && x < g.width) continue;
-        const std::int32_t* sums = tap_sums_.data() + (static_cast<std::size_t>(group) * taps + tap) * filters;
-        for (int filter = 0; filter < filters; ++filter) dots[filter] -= sums[filter];
+        const std::int32_t* sums = tap_sums_.data() + (static_cast<std::size_t>(group) * taps + tap) * filters_;
+        for (int filter = 0; filter < filters_; ++filter) dots[filter] -= sums[filter];
     }
 }
 

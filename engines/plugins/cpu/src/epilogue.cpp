@@ -1,0 +1,50 @@
+#include "epilogue.hpp"
+
+namespace bnn {
+namespace {
+
+struct Bend {
+    float shift, slope, offset;
+    float operator()(float v) const {
+        const float moved = v - shift;
+        return (v > shift ? moved : moved * slope) + offset;
+    }
+    bool changes_nothing() const { return shift == 0 && slope == 1 && offset == 0; }
+};
+
+Bend bend_of(const Activation& activation, std::size_t channel) {
+    const std::size_t columns = activation.columns, column = columns == 1 ? 0 : channel;
+    const float* rows = activation.rows;
+    return {rows[column], rows[columns + column], rows[2 * columns + column]};
+}
+
+}  // namespace
+
+void activate(
+    const Activation& activation, std::size_t first, std::size_t pixels, int channels, float* values, std::size_t places) {
+    for (int channel = 0; channel < channels; ++channel, values += places) {
+        const Bend bend = bend_of(activation, first + channel);
+        if (bend.changes_nothing()) continue;
+        for (std::size_t pixel = 0; pixel < pixels; ++pixel) values[pixel] = bend(values[pixel]);
+    }
+}
+
+void activate_rows(
+    const Activation& activation, std::size_t first, std::size_t pixels, int channels, float* values, std::size_t step) {
+    for (int channel = 0; channel < channels; ++channel) {
+        const Bend bend = bend_of(activation, first + channel);
+        if (bend.changes_nothing()) continue;
+        for (std::size_t pixel = 0; pixel < pixels; ++pixel)
+            values[pixel * step + channel] = bend(values[pixel * step + channel]);
+    }
+}
+
+void finish_rows(
+    const std::int32_t* dots, std::size_t pixels, int stride, int channels, const float* multiplier, const float* bias,
+    float* out, std::size_t step) {
+    for (std::size_t pixel = 0; pixel < pixels; ++pixel, dots += stride, out += step)
+        for (int channel = 0; channel < channels; ++channel)
+            out[channel] = static_cast<float>(dots[channel]) * multiplier[channel] + bias[channel];
+}
+
+}  // namespace bnn

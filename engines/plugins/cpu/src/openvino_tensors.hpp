@@ -1,0 +1,30 @@
+// What all operators share: tensors as words, threads, names of attributes.
+#pragma once
+
+#include <oneapi/tbb/blocked_range.h>
+#include <oneapi/tbb/parallel_for.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <openvino/op/op.hpp>
+#include <string>
+
+namespace bnn {
+
+using Names = std::map<std::string, std::string>;
+
+inline void side_by_side(std::size_t count, const std::function<void(std::size_t, std::size_t)>& work) {
+    tbb::parallel_for(
+        tbb::blocked_range<std::size_t>(0, count), [&](const auto& part) { work(part.begin(), part.end()); });
+}
+
+inline const std::uint32_t* words_in(const ov::Tensor& tensor) {
+    return reinterpret_cast<const std::uint32_t*>(tensor.data<std::int32_t>());
+}
+
+inline std::uint32_t* words_in(ov::Tensor& tensor) { return reinterpret_cast<std::uint32_t*>(tensor.data<std::int32_t>()); }
+
+inline int number(std::int64_t value) { return static_cast<int>(value); }
+
+}  // namespace bnn
