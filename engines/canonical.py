@@ -1,6 +1,7 @@
 """Bring a model into the one form that later passes and all targets read, checked after every step.
 
-inline functions -> store constants -> couple gates -> opset 21 -> store shapes -> name nodes -> fold batch norm
+binary floats -> inline functions -> store constants -> couple gates -> opset 21 -> store shapes -> name nodes -> fold
+batch norm
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from engines.passes.names import name_nodes
 from engines.passes.opset import to_opset_21
 from engines.passes.stored_shapes import store_shapes
 from engines.passes.weights import store_constants
+from engines.plugins.ops import DOMAIN
 from engines.reference import Reference
 from engines.report import PassChange, change_of
 from engines.steps import CANONICAL_PASSES
@@ -35,6 +37,15 @@ class Pass(NamedTuple):
     may_fail: bool = False
 
 
+def _binary_floats(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """Few models are stored in bits."""
+    if not any(node.domain == DOMAIN for node in all_nodes(model.graph)):
+        return model, ""
+    from engines.passes.binary_floats import binary_floats
+
+    return binary_floats(model)
+
+
 def _fold_batchnorm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     """Loading the rewriter takes longer than building a small model."""
     if not any(node.op_type == "BatchNormalization" for node in all_nodes(model.graph)):
@@ -45,6 +56,7 @@ def _fold_batchnorm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
 
 
 PASSES = (
+    Pass("binary floats", _binary_floats),
     Pass("inline functions", inline_functions),
     Pass("store constants", store_constants),
     Pass("couple gates", couple_gates),

@@ -39,6 +39,8 @@ class Layer(msgspec.Struct, frozen=True):
     """Names of the model's nodes that it computes."""
     time_us: float | None = None
     """Of one run; None where it was not timed."""
+    weight_bytes_saved: int = 0
+    """By weights of one bit, beside FP32."""
 
 
 class Speed(msgspec.Struct, frozen=True):

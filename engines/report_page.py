@@ -41,6 +41,7 @@ def page(report: Report) -> str:
     drawn = {name: figure.svg for name, figure in figures(report).items()}
     return _template().render(
         r=report, figures=drawn, kernels=_kernels(report.layers), layers=report.layers[:_MOST_LAYERS],
+        saved=sum(layer.weight_bytes_saved for layer in report.layers),
         hidden=max(0, len(report.layers) - _MOST_LAYERS), full=report.speeds[-1] if report.speeds else None,
         passed=any(candidate.passed for candidate in report.candidates), **_search(report),
     )  # fmt: skip

@@ -7,6 +7,7 @@ other passes have made is taken for one of these.
 __all__ = ["CANONICAL_PASSES"]
 
 CANONICAL_PASSES = (
+    "binary floats",
     "inline functions",
     "store constants",
     "couple gates",

@@ -87,7 +87,7 @@ def binary_threshold(
     bits: np.ndarray, weights: np.ndarray, thresholds: np.ndarray, flips: np.ndarray, attributes: GemmAttributes
 ) -> np.ndarray:
     """INT32 [rows, words]."""
-    below: np.ndarray = _products(bits, weights, attributes) < thresholds
+    below = _products(bits, weights, attributes) < thresholds
     return pack_bits(below != unpack_bits(flips, len(thresholds)))
 
 
@@ -107,4 +107,4 @@ def binary_max_pool(bits: np.ndarray, attributes: PoolAttributes) -> np.ndarray:
     )
     windows = np.lib.stride_tricks.sliding_window_view(padded, (high, wide), axis=(1, 2))
     (sy, sx), (dy, dx) = attributes.strides, attributes.dilations
-    return pack_bits(windows[:, ::sy, ::sx, :, ::dy, ::dx].all(axis=(-2, -1)))
+    return pack_bits(np.asarray(windows[:, ::sy, ::sx, :, ::dy, ::dx].all(axis=(-2, -1))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -54,18 +55,26 @@ def _as_binary(layers: tuple[Layer, ...], graph: ov.Model) -> tuple[Layer, ...]:
     """The runtime calls layers of an extension just that: what they are is in the graph, which kernels have run since
     this process began in the counters of the extension itself.
     """
-    kinds = {
-        op.get_friendly_name(): op.get_type_name() for op in graph.get_ops() if op.get_type_name() in _MULTIPLY | _MOVE
-    }
-    if not kinds:
+    ops = {op.get_friendly_name(): op for op in graph.get_ops() if op.get_type_name() in _MULTIPLY | _MOVE}
+    if not ops:
         return layers
     ran = " and ".join(name for name, count in Native().runs().items() if count)
-    kernels = {**dict.fromkeys(_MULTIPLY, f"bnn {ran or 'not run'}"), **dict.fromkeys(_MOVE, "bnn native")}
     return tuple(
-        msgspec.structs.replace(layer, op_type=kind, precision="binary", kernel=kernels[kind])
-        if (kind := kinds.get(layer.source or layer.name)) else layer
+        layer if (op := ops.get(layer.source or layer.name)) is None else msgspec.structs.replace(
+            layer, op_type=op.get_type_name(), precision="binary", weight_bytes_saved=_bytes_saved(op),
+            kernel="bnn native" if op.get_type_name() in _MOVE else f"bnn {ran or 'not run'}",
+        )
         for layer in layers
     )  # fmt: skip
+
+
+def _bytes_saved(op: ov.Node) -> int:
+    """Weights of 4 bytes each, less the words that hold them."""
+    if op.get_type_name() in _MOVE:
+        return 0
+    shape, own = list(op.input(1).get_shape()), op.get_attributes()
+    filters = math.prod(shape[:-1])
+    return int(4 * filters * (own["channels"] // own.get("group", 1) - shape[-1]))
 
 
 def speeds_of(

@@ -8,12 +8,15 @@ import httpx
 import numpy as np
 import pytest
 
+from engines.passes.binary_layers import with_binary_layers
+from engines.plugins.bodies import with_bodies
 from engines.plugins.extension import extension_path
 from engines.reference import Reference
 from tests.plugins.test_binary_layers import LAYERS, classifier
 from tests.support.servers import Server, running
 from tests.support.uploads import ended, send
 
+NAMES = ("binary", "packed")
 pytestmark = pytest.mark.skipif(extension_path() is None, reason="needs a C++ compiler when bitserve is installed")
 
 
@@ -35,6 +38,9 @@ def test_it_serves_natively_and_answers_as_onnx_runtime_does(server: Server) -> 
     assert report["tools"]["binary kernels"] != "none"
     page = httpx.get(f"{server.url}{done['report']}", headers={"Accept": "text/html"}, timeout=60).text
     assert "BinaryConv2d" in page
+    saved = [4 * 96 * 9 * 64 - 4 * 96 * 9 * 2, 4 * 128 * 9 * 96 - 4 * 128 * 9 * 3]
+    assert [layer["weight_bytes_saved"] for layer in binary] == saved
+    assert "Weights of one bit take" in page
     rows = np.random.default_rng(1).standard_normal((16, 3, 8, 8)).astype(np.float32)
     answer = server.infer("binary", {"x": ("FP32", rows.tolist())}).json()["outputs"][0]
     found = np.array(answer["data"]).reshape(answer["shape"])
@@ -42,3 +48,22 @@ def test_it_serves_natively_and_answers_as_onnx_runtime_does(server: Server) -> 
     same = np.isclose(found, expected, rtol=0, atol=1e-4).reshape(len(rows), -1).all(axis=1)
     assert same.mean() > 0.8, "but where a sum of the float stem lies within a rounding of 0"
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.9
+
+
+def test_a_file_that_holds_bits_is_served_as_the_one_it_was_made_of(server: Server) -> None:
+    """The operators and their functions are in the file, which any ONNX Runtime runs: weights take 1 bit in it."""
+    model = classifier()
+    packed = with_bodies(with_binary_layers(model)[0])
+    stored = packed.SerializeToString()
+    assert len(stored) < len(model.SerializeToString()) / 10
+    done = ended(server, send(server, "packed", stored))
+    assert done["state"] == "succeeded", done["error"]
+    report = httpx.get(f"{server.url}{done['report']}", timeout=60).json()
+    assert [layer["op_type"] for layer in report["layers"] if layer["op_type"] in LAYERS] == list(LAYERS)
+    assert {"name": "binary floats", "note": "2 layers were stored in bits"}.items() <= report["passes"][0].items()
+    rows = np.random.default_rng(2).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    answers = [server.infer(name, {"x": ("FP32", rows.tolist())}).json()["outputs"][0]["data"] for name in NAMES]
+    expected = Reference(packed)({"x": rows})["y"]
+    same = np.isclose(np.reshape(answers[1], expected.shape), expected, rtol=0, atol=1e-4).reshape(16, -1).all(axis=1)
+    assert same.mean() > 0.8, "but where a sum of the float stem lies within a rounding of 0"
+    np.testing.assert_allclose(answers[0], answers[1], rtol=0, atol=1e-4)
