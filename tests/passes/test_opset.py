@@ -50,8 +50,8 @@ def test_the_verified_passes_take_it_too(name: str) -> None:
     model = OPERATORS[name]
     after, changes = canonical(model)
     assert [change.name for change in changes] == [
-        "inline functions", "store constants", "couple gates", "opset 21", "store shapes", "name nodes",
-        "fold batch norm",
+        "binary floats", "inline functions", "store constants", "couple gates", "opset 21", "store shapes",
+        "name nodes", "fold batch norm",
     ]  # fmt: skip
     assert {change.name: change.note for change in changes if change.note} == (
         {"opset 21": KEPT[name]} if name in KEPT else {}
