@@ -1,11 +1,11 @@
-"""The `bitserve` command: serve, compile, tune, models, infer. An error is one line and a non-zero exit."""
+"""The `bitserve` command: serve, compile, inspect, tune, models, infer. An error is one line and a non-zero exit."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -13,10 +13,10 @@ from urllib.parse import quote
 import typer
 
 from app.cli_compile import compile_model
+from app.cli_inspect import inspect_version
 from app.cli_tune import tune_model
 from app.settings import Settings
-from app.terminal import ask, fail, read_settings
-from app.words import printable
+from app.terminal import ask, fail, print_table, read_settings
 
 __all__ = ["app", "main"]
 
@@ -82,6 +82,7 @@ def _serve_command() -> Callable[..., None]:
 
 app.command("serve")(_serve_command())
 app.command("compile")(compile_model)
+app.command("inspect")(inspect_version)
 app.command("tune")(tune_model)
 
 
@@ -96,7 +97,7 @@ def models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         rows = [(entry["name"], entry["version"], entry["state"], entry["reason"]) for entry in entries]
     except (TypeError, KeyError):
         fail(f"{url} answered something else than an index of models; is it a bitserve server?")
-    _print_table(("model", "version", "state", "reason"), rows)
+    print_table(("model", "version", "state", "reason"), rows)
 
 
 @app.command()
@@ -136,18 +137,7 @@ def infer(
         shown = ", ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in values[:16])
         more = f", ... ({len(values)} in all)" if len(values) > 16 else ""
         rows.append((output["name"], output["datatype"], str(output["shape"]), shown + more))
-    _print_table(("output", "datatype", "shape", "values"), rows)
-
-
-def _print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """As plain text: a server's words may hold brackets, which are no markup. Nothing is cut off."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    table = Table(*(Column(header, overflow="fold") for header in headers))
-    for row in rows:
-        table.add_row(*(printable(str(cell)) for cell in row))
-    Console(markup=False, emoji=False, highlight=False).print(table)
+    print_table(("output", "datatype", "shape", "values"), rows)
 
 
 def main() -> None:

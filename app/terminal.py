@@ -1,7 +1,8 @@
-"""What the commands share: errors of one line, settings from flags, and questions to a server."""
+"""What the commands share: errors of one line, settings from flags, tables, and questions to a server."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from app.settings import Settings
 from app.words import printable
 
-__all__ = ["ask", "fail", "read_settings", "words_of"]
+__all__ = ["ask", "fail", "print_table", "read_settings", "words_of"]
 
 
 def fail(message: str) -> NoReturn:
@@ -52,3 +53,14 @@ def words_of(answer: Any, url: str) -> Any:
         said = document.get("error") if isinstance(document, dict) else None
         fail(f"{url} answered {answer.status_code}" if said in (None, "Not Found") else str(said))
     return document
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """As plain text: a server's words may hold brackets, which are no markup. Nothing is cut off."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table(*(Column(header, overflow="fold") for header in headers))
+    for row in rows:
+        table.add_row(*(printable(str(cell)) for cell in row))
+    Console(markup=False, emoji=False, highlight=False).print(table)

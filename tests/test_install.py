@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,22 +11,17 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.installs import copy_sources
 from tests.support.onnx_models import linear, place
 from tests.support.servers import free_port, until
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of a venv that has the package and what it depends on, nothing else."""
     folder = tmp_path_factory.mktemp("fresh")
-    source = folder / "source"  # a copy, since building leaves files beside the sources
-    source.mkdir()
-    for name in ("app", "engines"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.plugin"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source / name)
+    source = folder / "source"
+    copy_sources(source)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     bin_folder = folder / "venv/bin"
     done = subprocess.run(

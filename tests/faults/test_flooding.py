@@ -120,9 +120,9 @@ def test_events_are_bounded_and_the_last_is_kept(tmp_path: Path) -> None:
 class FloodedServer(Server):
     """Its compiler is the one above."""
 
-    def _start(self, repository: Path, command: list[str], env: object) -> None:
+    def _start(self, repository: Path, command: list[str], env: object, cwd: Path) -> None:
         own = [sys.executable, "-m", "tests.faults.flooded_server", FLOOD, *command[3:]]
-        super()._start(repository, own, env)  # type: ignore[arg-type]
+        super()._start(repository, own, env, cwd)  # type: ignore[arg-type]
 
 
 def test_a_server_answers_while_a_compile_floods_it(tmp_path: Path) -> None:

@@ -33,9 +33,9 @@ class DyingServer(Server):
         self._stage = stage
         super().__init__(repository)
 
-    def _start(self, repository: Path, command: list[str], env: Any) -> None:
+    def _start(self, repository: Path, command: list[str], env: Any, cwd: Path) -> None:
         own = [sys.executable, "-m", "tests.faults.dying_server", self._stage, *command[3:]]
-        super()._start(repository, own, env)
+        super()._start(repository, own, env, cwd)
 
 
 def send(server: Server, model: str) -> httpx.Response:

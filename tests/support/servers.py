@@ -47,18 +47,21 @@ def until(met: Callable[[], Any], what: str, timeout_s: float = 60.0, every_s: f
 class Server:
     """`url`, `port` (chosen by the server), `process`; stderr is kept in `log`. A variable that is None is unset."""
 
-    def __init__(self, repository: Path, *flags: str, env: Mapping[str, str | None] | None = None) -> None:
-        command = [sys.executable, "-m", "app", "serve", "--repository", str(repository), "--port", "0", *flags]
-        self._start(repository, command, {**os.environ, **(env or {})})
+    def __init__(
+        self, repository: Path, *flags: str, env: Mapping[str, str | None] | None = None, python: Path | None = None
+    ) -> None:
+        command = [str(python or sys.executable), "-m", "app", "serve", "--repository", str(repository), "--port", "0"]
+        # another Python has another install: it must not find these sources where it starts
+        self._start(repository, [*command, *flags], {**os.environ, **(env or {})}, repository if python else ROOT)
         until(lambda: self._announced() or self.process.poll() is not None, "server listening")
         port = self._announced()
         assert port, f"the server ended with {self.process.returncode}: {self.log[-5:]}"
         self._at(port)
 
-    def _start(self, repository: Path, command: list[str], env: Mapping[str, str | None]) -> None:
+    def _start(self, repository: Path, command: list[str], env: Mapping[str, str | None], cwd: Path) -> None:
         self.repository = repository
         env = {key: value for key, value in {"BITSERVE_ADMIN_TOKEN": TOKEN, **env}.items() if value is not None}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=ROOT, env=env)
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=cwd, env=env)
         self.log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -145,9 +148,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(repository: Path, *flags: str, env: Mapping[str, str | None] | None = None) -> Iterator[Server]:
+def running(
+    repository: Path, *flags: str, env: Mapping[str, str | None] | None = None, python: Path | None = None
+) -> Iterator[Server]:
     """A live server; ended however the test ends."""
-    server = Server(repository, *flags, env=env)
+    server = Server(repository, *flags, env=env, python=python)
     try:
         server.wait_live()
         yield server

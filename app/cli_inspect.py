@@ -1,0 +1,102 @@
+"""`bitserve inspect`: what a version in a repository was compiled to, kernel by kernel, and what to know of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.terminal import fail, print_table, read_settings
+from engines import repository
+from engines.errors import EngineError
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+    from engines.report import Layer
+
+__all__ = ["inspect_version"]
+
+
+def inspect_version(
+    model: Annotated[str, typer.Argument(help="Model name.", show_default=False)],
+    version: Annotated[int | None, typer.Option("--version", help="Version; the newest if not given.")] = None,
+    repository_folder: Annotated[
+        Path | None,
+        typer.Option("--repository", help="Folder of models.", metavar="FOLDER", show_default="model_repo"),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Where its plans lie.", metavar="FOLDER", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print manifest and report as one JSON document.")] = False,
+) -> None:
+    """Show what a version in a repository was compiled to; no server is needed."""
+    flags = {"repository": repository_folder, "cache": cache}
+    settings = read_settings(**{name: value for name, value in flags.items() if value is not None})
+    try:
+        plan = _plan_of(settings, model, version)
+        manifest_bytes, report_bytes = (
+            (plan / name).read_bytes() for name in (repository.MANIFEST_FILE, repository.REPORT_FILE)
+        )
+    except EngineError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"the plan of {model!r} cannot be read: {error.strerror}")
+    if as_json:
+        print(json.dumps({"manifest": json.loads(manifest_bytes), "report": json.loads(report_bytes)}))
+        return
+    from engines.manifest import decode
+    from engines.report import decode_report
+
+    manifest, report = decode(manifest_bytes), decode_report(report_bytes)
+    rows = f"up to {manifest.max_batch or settings.max_batch_size} rows" if manifest.proof.batchable else "none"
+    print_table(
+        ("what", "found"),
+        [
+            ("engine", f"{manifest.target}, {manifest.precision}, {manifest.engine.size_bytes:,} bytes"),
+            ("made of", f"{manifest.source.file}, {manifest.source.size_bytes:,} bytes"),
+            ("batches", f"{rows}; {manifest.enough_rows} are enough" if manifest.enough_rows else rows),
+            ("streams", f"{manifest.streams} on {manifest.threads} threads"),
+            *(("note", note) for note in manifest.remarks),
+        ],
+    )
+    print_table(
+        ("operator", "precision", "kernel", "layers", "bytes saved by weights of 1 bit"), _kernels(report.layers)
+    )
+
+
+def _plan_of(settings: Settings, model: str, version: int | None) -> Path:
+    """The folder of the plan. Raises EngineError where there is no such version, or it was never compiled."""
+    from app.plans import Plans
+
+    repository.check_model_name(model)
+    found = repository.scan(settings.repository)
+    versions = {files.version: files for files in found.get(model, [])}
+    if not versions:
+        there = ", ".join(found) or "none at all"
+        raise EngineError(f"{settings.repository} has no model {model!r}; it has {there}; see --repository")
+    wanted = max(versions) if version is None else version
+    if wanted not in versions:
+        raise EngineError(f"model {model!r} has no version {wanted}; it has {', '.join(map(str, sorted(versions)))}")
+    plans = Plans(settings)
+    try:
+        plan = asyncio.run(plans.folder_of(versions[wanted].folder))
+    finally:
+        plans.close()
+    if plan is None:
+        raise EngineError(
+            f"version {wanted} of {model!r} has no plan for this machine yet; bitserve serve makes one when it starts"
+        )
+    return plan
+
+
+def _kernels(layers: Iterable[Layer]) -> list[Sequence[str]]:
+    """One line for each kind of layer, in the order in which they first run."""
+    groups = defaultdict[tuple[str, str, str], list[int]](list)
+    for layer in layers:
+        groups[layer.op_type, layer.precision, layer.kernel].append(layer.weight_bytes_saved)
+    return [(*kind, str(len(saved)), f"{sum(saved):,}" if sum(saved) else "") for kind, saved in groups.items()]
