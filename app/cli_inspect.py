@@ -7,7 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,6 @@ from engines.errors import EngineError
 
 if TYPE_CHECKING:
     from app.settings import Settings
-    from engines.report import Layer
 
 __all__ = ["inspect_version"]
 
@@ -49,24 +48,24 @@ def inspect_version(
     if as_json:
         print(json.dumps({"manifest": json.loads(manifest_bytes), "report": json.loads(report_bytes)}))
         return
-    from engines.manifest import decode
-    from engines.report import decode_report
+    _show(json.loads(manifest_bytes), json.loads(report_bytes), settings.max_batch_size)
 
-    manifest, report = decode(manifest_bytes), decode_report(report_bytes)
-    rows = f"up to {manifest.max_batch or settings.max_batch_size} rows" if manifest.proof.batchable else "none"
+
+def _show(manifest: dict[str, Any], report: dict[str, Any], max_batch_size: int) -> None:
+    batched, enough = manifest["proof"]["batchable"], manifest["enough_rows"]
+    rows = f"up to {manifest['max_batch'] or max_batch_size} rows" if batched else f"none: {manifest['proof']['reason']}"
     print_table(
         ("what", "found"),
         [
-            ("engine", f"{manifest.target}, {manifest.precision}, {manifest.engine.size_bytes:,} bytes"),
-            ("made of", f"{manifest.source.file}, {manifest.source.size_bytes:,} bytes"),
-            ("batches", f"{rows}; {manifest.enough_rows} are enough" if manifest.enough_rows else rows),
-            ("streams", f"{manifest.streams} on {manifest.threads} threads"),
-            *(("note", note) for note in manifest.remarks),
+            ("engine", f"{manifest['target']}, {manifest['precision']}, {manifest['engine']['size_bytes']:,} bytes"),
+            ("made of", f"{manifest['source']['file']}, {manifest['source']['size_bytes']:,} bytes"),
+            ("batches", f"{rows}; {enough} are enough" if enough else rows),
+            ("streams", f"{manifest['streams']} on {manifest['threads']} threads"),
+            *(("note", note) for note in manifest["notes"]),
         ],
     )
-    print_table(
-        ("operator", "precision", "kernel", "layers", "bytes saved by weights of 1 bit"), _kernels(report.layers)
-    )
+    headers = ("operator", "precision", "kernel", "layers", "bytes saved by weights of 1 bit")
+    print_table(headers, _kernels(report["layers"]))
 
 
 def _plan_of(settings: Settings, model: str, version: int | None) -> Path:
@@ -94,9 +93,9 @@ def _plan_of(settings: Settings, model: str, version: int | None) -> Path:
     return plan
 
 
-def _kernels(layers: Iterable[Layer]) -> list[Sequence[str]]:
+def _kernels(layers: Iterable[dict[str, Any]]) -> list[Sequence[str]]:
     """One line for each kind of layer, in the order in which they first run."""
     groups = defaultdict[tuple[str, str, str], list[int]](list)
     for layer in layers:
-        groups[layer.op_type, layer.precision, layer.kernel].append(layer.weight_bytes_saved)
+        groups[layer["op_type"], layer["precision"], layer["kernel"]].append(layer["weight_bytes_saved"])
     return [(*kind, str(len(saved)), f"{sum(saved):,}" if sum(saved) else "") for kind, saved in groups.items()]
