@@ -53,7 +53,9 @@ def inspect_version(
 
 def _show(manifest: dict[str, Any], report: dict[str, Any], max_batch_size: int) -> None:
     batched, enough = manifest["proof"]["batchable"], manifest["enough_rows"]
-    rows = f"up to {manifest['max_batch'] or max_batch_size} rows" if batched else f"none: {manifest['proof']['reason']}"
+    rows = (
+        f"up to {manifest['max_batch'] or max_batch_size} rows" if batched else f"none: {manifest['proof']['reason']}"
+    )
     print_table(
         ("what", "found"),
         [
