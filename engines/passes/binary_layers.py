@@ -11,14 +11,17 @@ Rewrite   BinaryPack of x by t, BinaryConv2d or BinaryGemm of bits, multiplier f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from engines.graphs import copy_of, read_anywhere
-from engines.passes.binary_signs import NotBinary, Signs, Wiring, signs_of
+from engines.passes.binary_expressions import Sums, is_never_zero, root_of
+from engines.passes.binary_signs import NotBinary, Signs, signs_of
 from engines.passes.binary_thresholds import fuse_thresholds
+from engines.passes.binary_wiring import Wiring
 from engines.passes.half_slots import attribute_of
 from engines.passes.names import FreeNames
 from engines.plugins.ops import DOMAIN, VERSION, WORD, ConvAttributes, GemmAttributes, pack_bits, plain_activation
@@ -46,17 +49,17 @@ def find_binary_layers(model: ModelProto) -> tuple[list[BinaryLayer], dict[str, 
     """All in the top graph, and those that nearly are, by name, with the reason why not."""
     graph = model.graph
     wiring = Wiring(model)
-    found, refused = [], {}
+    found, refused = dict[str, BinaryLayer](), dict[str, str]()
     for node in graph.node:
         rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if rule is None:
             continue
         try:
-            found.append(rule(node, wiring))
+            found[node.output[0]] = _settled(rule(node, wiring), wiring, found)
         except NotBinary as reason:
             if str(reason):
                 refused[node.name or node.output[0]] = str(reason)
-    return found, refused
+    return list(found.values()), refused
 
 
 def with_binary_layers(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
@@ -79,45 +82,103 @@ def with_binary_layers(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     return copy, tuple(layer.node.name for layer in found)
 
 
+def _settled(layer: BinaryLayer, wiring: Wiring, found: Mapping[str, BinaryLayer]) -> BinaryLayer:
+    """A Sign of the sums of an earlier layer that are never 0 has two values alone."""
+    signs = layer.signs
+    if signs.low == 0:
+        raise NotBinary("its data is 0 and 1")
+    if not signs.ternary:
+        return layer
+    made_by = found.get(root_of(signs.source, wiring))
+    if made_by is not None and is_never_zero(signs.source, sums_of(made_by), wiring):
+        return layer._replace(signs=signs._replace(ternary=False))
+    raise NotBinary("its data is a Sign, which answers 0 for 0, and nothing shows that its input is never 0")
+
+
+def sums_of(layer: BinaryLayer) -> Sums:
+    """What is known of a layer's output."""
+    own = layer.attributes
+    return Sums(
+        name=layer.node.output[0], terms=layer.weights[0].size, multiplier=layer.scale * np.float32(layer.signs.factor),
+        bias=layer.bias, rank=4 if layer.node.op_type == "Conv" else 2,
+        has_all_terms=layer.signs.low == -1 and not layer.signs.ternary and (own.pad_value == 1 or not any(own.pads)),
+    )  # fmt: skip
+
+
 def _conv(node: NodeProto, wiring: Wiring) -> BinaryLayer:
     weights = wiring.constant(node.input[1])
     if weights is None or weights.ndim != 4:
         raise NotBinary("")
     scale = _magnitudes(weights)
-    source, pads, pad_value = node.input[0], attribute_of(node, "pads") or [0, 0, 0, 0], 0.0
-    padding = wiring.maker.get(source)
-    if padding is not None and padding.op_type == "Pad" and not any(pads):
-        source, pads, pad_value = _padded(padding, wiring)
-    signs = signs_of(source, wiring)
+    padded = _padded(node.input[0], wiring)
+    signs = signs_of(padded.source, wiring, padded.moves)
+    pads, pad_value = _pads(node, weights, wiring), padded.value
+    if padded.amounts is not None:
+        if any(pads):
+            raise NotBinary("it is padded twice")
+        pads = padded.amounts
     if pad_value not in (0, signs.factor):
         raise NotBinary(f"it is padded with {pad_value:g}, and its values are {signs.factor:g} and {-signs.factor:g}")
-    if attribute_of(node, "auto_pad") not in (None, b"NOTSET", b"VALID"):
-        raise NotBinary("its padding follows from its input's size")
     group = attribute_of(node, "group") or 1
     if group > 1 and weights.shape[1] % WORD:
         raise NotBinary(f"it has groups of {weights.shape[1]} channels; expected a multiple of {WORD}")
     bias = wiring.constant(node.input[2]) if len(node.input) > 2 else np.zeros(len(weights), np.float32)
     if bias is None:
         raise NotBinary("its bias is computed")
+    top, left, bottom, right = pads
     (sy, sx), (dy, dx) = attribute_of(node, "strides") or (1, 1), attribute_of(node, "dilations") or (1, 1)
     attributes = ConvAttributes(
         channels=weights.shape[1] * group, group=group, strides=(sy, sx), dilations=(dy, dx),
-        pads=tuple(pads), pad_value=1 if pad_value else 0,
+        pads=(top, left, bottom, right), pad_value=1 if pad_value else 0,
     )  # fmt: skip
     return _checked(BinaryLayer(node, signs, weights < 0, scale, bias, attributes))
 
 
-def _padded(node: NodeProto, wiring: Wiring) -> tuple[str, list[int], float]:
-    """What a Pad reads, its four numbers and its value."""
+class _Padded(NamedTuple):
+    """What a Pad reads, its four numbers and its value, and the Transpose behind it; without one, the value itself."""
+
+    source: str
+    moves: tuple[NodeProto, ...] = ()
+    amounts: list[int] | None = None
+    value: float = 0.0
+
+
+def _padded(name: str, wiring: Wiring) -> _Padded:
+    node, moves = wiring.maker.get(name), tuple[NodeProto, ...]()
+    if node is not None and node.op_type == "Transpose":  # channels were last
+        moves = (node,)
+        node = wiring.maker.get(node.input[0])
+    if node is None or node.op_type != "Pad":
+        return _Padded(name)
     amounts = wiring.constant(node.input[1])
     value = wiring.scalar(node.input[2]) if len(node.input) > 2 and node.input[2] else 0.0
     is_plain = attribute_of(node, "mode") in (None, b"constant") and len(node.input) <= 3
     if amounts is None or value is None or not is_plain or amounts.size != 8 or (amounts < 0).any():
         raise NotBinary("")
-    n0, c0, top, left, n1, c1, bottom, right = amounts.tolist()
+    axes = list(moves[0].attribute[0].ints) if moves and moves[0].attribute else [0, 1, 2, 3]
+    if moves and not moves[0].attribute:
+        axes.reverse()
+    (n0, c0, top, left), (n1, c1, bottom, right) = amounts.reshape(2, 4)[:, axes].tolist()
     if n0 or c0 or n1 or c1:
         raise NotBinary("")
-    return node.input[0], [top, left, bottom, right], value
+    return _Padded(node.input[0], moves, [top, left, bottom, right], value)
+
+
+def _pads(node: NodeProto, weights: np.ndarray, wiring: Wiring) -> list[int]:
+    """Top, left, bottom, right, as given or as they follow from sizes. Raises NotBinary where those are not known."""
+    automatic = attribute_of(node, "auto_pad")
+    if automatic not in (b"SAME_UPPER", b"SAME_LOWER"):
+        return list(attribute_of(node, "pads") or [0, 0, 0, 0]) if automatic != b"VALID" else [0, 0, 0, 0]
+    sizes = (wiring.shape(node.input[0]) or ())[2:] or (-1, -1)
+    strides, dilations = (attribute_of(node, name) or [1, 1] for name in ("strides", "dilations"))
+    missing = []
+    for size, kernel, stride, dilation in zip(sizes, weights.shape[2:], strides, dilations, strict=True):
+        if size < 1 and stride > 1:
+            raise NotBinary("its padding follows from its input's size, which is not known")
+        outputs = -(-size // stride) if stride > 1 else size
+        missing.append(max((outputs - 1) * stride + (kernel - 1) * dilation + 1 - size, 0))
+    less, more = [amount // 2 for amount in missing], [amount - amount // 2 for amount in missing]
+    return [*less, *more] if automatic == b"SAME_UPPER" else [*more, *less]
 
 
 def _gemm(node: NodeProto, wiring: Wiring) -> BinaryLayer:

@@ -78,6 +78,18 @@ def test_strides_dilations_pads_and_groups() -> None:
     np.testing.assert_array_equal(on_bits(model, inputs), Reference(model)(inputs)["y"])
 
 
+@compiled
+@pytest.mark.parametrize("automatic", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+def test_padding_that_follows_from_sizes(automatic: str) -> None:
+    for size, keys in itertools.product(
+        (7, 8), ({}, {"strides": [2, 3]}, {"kernel": 2}, {"kernel": 2, "strides": [3, 1]})
+    ):
+        model = one_layer(size=size, pads=None, auto_pad=automatic, **keys)
+        assert len(names_of(model)) == 1
+        inputs = wholes(2, 40, size)
+        np.testing.assert_array_equal(on_bits(model, inputs), Reference(model)(inputs)["y"])
+
+
 def padded_with(value: float) -> onnx.ModelProto:
     made = Network()
     sign = made.sign("x")
@@ -250,22 +262,51 @@ def lone_sign() -> onnx.ModelProto:
     return made.model(made.conv("s", 40, 8), 40)
 
 
+def soft_sign(*nodes: onnx.NodeProto) -> onnx.ModelProto:
+    """Signs s of the input, and what these nodes make of them, as a layer's data."""
+    made = Network()
+    sign = made.sign("x")
+    made.nodes += nodes
+    for one in nodes:
+        for i, name in enumerate(one.input):
+            if name == "s":
+                one.input[i] = sign
+    return made.model(made.conv("data", 40, 8), 40)
+
+
+def unbounded_estimator() -> onnx.ModelProto:
+    return soft_sign(
+        helper.make_node("Sub", ["s", "x"], ["d"], name="sub"), helper.make_node("Add", ["d", "x"], ["data"])
+    )
+
+
 LEFT = {
+    "what is left of an estimator without limits": (
+        unbounded_estimator,
+        "what its estimator has left, (sign - c) + c, is rounded to other values than its signs",
+    ),
+    "values that are no signs": (
+        lambda: soft_sign(helper.make_node("Add", ["s", "two"], ["data"], name="add")),
+        "its values are 1, 3 and 3 below, at and above a threshold",
+    ),
     "a weight of another magnitude": (lambda: weights((0, 0, 0, 0), 9), ""),
     "weights of 0": (lambda: weights((slice(None), 0), 0), ""),
     "a threshold for each place": (
         lambda: threshold(np.arange(64).reshape(8, 8)),
         "its threshold is not one number a channel",
     ),
-    "a lone Sign": (lone_sign, "Sign 'alone' answers 0 for 0, and nothing shows that its input is never 0"),
+    "a lone Sign": (
+        lone_sign,
+        "its data is a Sign, which answers 0 for 0, and nothing shows that its input is never 0",
+    ),
     "padding with another value": (lambda: padded_with(-1.0), "it is padded with -1, and its values are 1 and -1"),
     "groups off the word": (
         lambda: one_layer(filters=24, group=2),
         "it has groups of 20 channels; expected a multiple of 32",
     ),
     "padding by size": (
-        lambda: one_layer(pads=None, auto_pad="SAME_UPPER"),
-        "its padding follows from its input's size",
+        lambda: one_layer(size="H", pads=None, auto_pad="SAME_UPPER", strides=[2, 2]),
+        "its padding follows from its input's size, which is not known",
     ),
 }
 
