@@ -1,9 +1,11 @@
 """Replace convolutions and products of signs with signs by `bnn` operators, which work on bits.
 
 Algebra   s = f * (x >= t ? 1 : -1), w = a[o] * b with b of -1 and +1: conv(s, w) + c = f * a[o] * dot + c, dot a whole
-          number. The model's own sum rounds at every step, this one twice; both lie within the rounding of the sum
+          number. The model's own sum rounds at every step, this one twice; both lie within the rounding of the sum.
+          Sign(x), which is 0 at 0, is half the sum of the signs of x >= 0 and of x > 0: two layers of the same weights
+          with half the factor, and their sum, exact while sums are
 Pattern   Conv, Gemm or MatMul whose data `binary_signs` knows, and whose stored weights have one magnitude a filter
-Check     two dimensions, no auto_pad, groups of whole words; values before it are padded with 0, or with f by a Pad of
+Check     two dimensions, groups of whole words; values before it are padded with 0, or with f by a Pad of
           its own, which then is the layer's. What is refused is told with its reason
 Rewrite   BinaryPack of x by t, BinaryConv2d or BinaryGemm of bits, multiplier f * a, bias c. Where packing reads a sum
           alone, it becomes a threshold (`binary_thresholds`)
@@ -83,25 +85,24 @@ def with_binary_layers(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
 
 
 def _settled(layer: BinaryLayer, wiring: Wiring, found: Mapping[str, BinaryLayer]) -> BinaryLayer:
-    """A Sign of the sums of an earlier layer that are never 0 has two values alone."""
+    """A Sign of the sums of an earlier layer that are never 0 has two values alone; others take two planes of bits."""
     signs = layer.signs
-    if signs.low == 0:
-        raise NotBinary("its data is 0 and 1")
     if not signs.ternary:
         return layer
     made_by = found.get(root_of(signs.source, wiring))
     if made_by is not None and is_never_zero(signs.source, sums_of(made_by), wiring):
         return layer._replace(signs=signs._replace(ternary=False))
-    raise NotBinary("its data is a Sign, which answers 0 for 0, and nothing shows that its input is never 0")
+    return layer
 
 
 def sums_of(layer: BinaryLayer) -> Sums:
     """What is known of a layer's output."""
     own = layer.attributes
+    leaves_out = isinstance(own, ConvAttributes) and own.pad_value == 0 and any(own.pads)
     return Sums(
         name=layer.node.output[0], terms=layer.weights[0].size, multiplier=layer.scale * np.float32(layer.signs.factor),
         bias=layer.bias, rank=4 if layer.node.op_type == "Conv" else 2,
-        has_all_terms=layer.signs.low == -1 and not layer.signs.ternary and (own.pad_value == 1 or not any(own.pads)),
+        has_all_terms=layer.signs.low == -1 and not layer.signs.ternary and not leaves_out,
     )  # fmt: skip
 
 
@@ -130,6 +131,7 @@ def _conv(node: NodeProto, wiring: Wiring) -> BinaryLayer:
     attributes = ConvAttributes(
         channels=weights.shape[1] * group, group=group, strides=(sy, sx), dilations=(dy, dx),
         pads=(top, left, bottom, right), pad_value=1 if pad_value else 0,
+        low=signs.low,
     )  # fmt: skip
     return _checked(BinaryLayer(node, signs, weights < 0, scale, bias, attributes))
 
@@ -208,7 +210,8 @@ def _matmul(node: NodeProto, wiring: Wiring) -> BinaryLayer:
 
 def _product(node: NodeProto, rows: np.ndarray, scale: np.ndarray, bias: np.ndarray, wiring: Wiring) -> BinaryLayer:
     signs = signs_of(node.input[0], wiring)
-    return _checked(BinaryLayer(node, signs, rows < 0, scale, bias, GemmAttributes(channels=rows.shape[1])))
+    attributes = GemmAttributes(channels=rows.shape[1], low=signs.low)
+    return _checked(BinaryLayer(node, signs, rows < 0, scale, bias, attributes))
 
 
 def _checked(layer: BinaryLayer) -> BinaryLayer:
@@ -244,37 +247,44 @@ def _on_bits(
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), free))
         return free
 
-    threshold = np.broadcast_to(signs.threshold.reshape(-1).astype(np.float32), own.channels)
-    moves = tuple(move.output[0] for move in signs.moves)
-    key = (signs.source, moves, signs.strict, threshold.tobytes())
-    if key not in packed:
-        source = signs.source
+    def pack(*, strict: bool) -> str:
+        threshold = np.broadcast_to(signs.threshold.reshape(-1).astype(np.float32), own.channels)
+        moves = tuple(move.output[0] for move in signs.moves)
+        source, key = signs.source, (signs.source, moves, strict, threshold.tobytes())
+        if key in packed:
+            return packed[key]
         for move in signs.moves:
             copy = NodeProto()
             copy.CopyFrom(move)
             copy.name, copy.input[0] = names(f"{move.name}.bits"), source
             source = copy.output[0] = names(f"{move.output[0]}.bits")
             made.append(copy)
-        packed[key] = names(f"{source}.packed")
-        pack = [source, store("threshold", threshold)]
+        bits = packed[key] = names(f"{source}.packed")
+        reads = [source, store("threshold", threshold)]
         made.append(
             helper.make_node(
-                "BinaryPack",
-                pack,
-                [packed[key]],
-                name=names(f"{packed[key]}.node"),
-                domain=DOMAIN,
-                strict=int(signs.strict),
+                "BinaryPack", reads, [bits], name=names(f"{bits}.node"), domain=DOMAIN, strict=int(strict)
             )
-        )
-    weights = pack_bits(np.moveaxis(layer.weights, 1, -1))
-    multiplier = layer.scale * np.float32(signs.factor)
-    reads = [
-        packed[key], store("weights", weights), store("multiplier", multiplier.astype(np.float32)),
-        store("bias", layer.bias.astype(np.float32)), store("activation", plain_activation()),
-    ]  # fmt: skip
+        )  # fmt: skip
+        return bits
+
+    weights = store("weights", pack_bits(np.moveaxis(layer.weights, 1, -1)))
+    multiplier = (layer.scale * np.float32(signs.factor)).astype(np.float32)
+    activation = store("activation", plain_activation())
     kind = "BinaryConv2d" if isinstance(own, ConvAttributes) else "BinaryGemm"
-    return [*made, helper.make_node(kind, reads, [node.output[0]], name=node.name, domain=DOMAIN, **own.values())]
+
+    def add(bits: str, multiplier: np.ndarray, bias: np.ndarray, output: str, name: str) -> None:
+        reads = [bits, weights, store("multiplier", multiplier), store("bias", bias), activation]
+        made.append(helper.make_node(kind, reads, [output], name=name, domain=DOMAIN, **own.values()))
+
+    bias = layer.bias.astype(np.float32)
+    if not signs.ternary:
+        add(pack(strict=signs.strict), multiplier, bias, node.output[0], node.name)
+        return made
+    halves = [names(f"{node.output[0]}.{name}") for name in ("at_least", "above")]
+    add(pack(strict=False), multiplier / 2, bias, halves[0], node.name)
+    add(pack(strict=True), multiplier / 2, np.zeros_like(bias), halves[1], names(f"{node.name}.above"))
+    return [*made, helper.make_node("Add", halves, [node.output[0]], name=names(f"{node.name}.sum"))]
 
 
 def _drop_unread(model: ModelProto) -> None:

@@ -14,7 +14,7 @@ Rewrite   none here: `binary_layers` packs x by its threshold
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from onnx import NodeProto
@@ -58,7 +58,7 @@ class Signs(NamedTuple):
     strict: bool
     factor: float
     moves: tuple[NodeProto, ...] = ()
-    low: int = -1
+    low: Literal[-1, 0] = -1
     ternary: bool = False
 
 
@@ -92,7 +92,8 @@ def _form(found: _Levels, wiring: Wiring) -> Signs:
     if found.values.dtype != np.float32 or not np.isfinite(found.values).all():
         raise NotBinary("")
     source, threshold, moves = _without_round_trip(found, wiring)
-    for low in (-1, 0):
+    lows: tuple[Literal[-1, 0], ...] = (-1, 0)
+    for low in lows:
         if above != 0 and below == low * above and equal in (below, above):
             return Signs(source, threshold, equal == below, above, moves, low)
     if above != 0 and below == -above and equal == 0:

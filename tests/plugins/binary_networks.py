@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from tests.support.onnx_models import FLOAT, build
 
-__all__ = ["FORMS", "Network", "one_layer"]
+__all__ = ["FORMS", "OTHER_FORMS", "Network", "one_layer"]
 
 node = helper.make_node
 _STORED = {"zero": 0.0, "one": 1.0, "minus": -1.0, "two": 2.0, "half": 0.5, "tenth": 0.1, "minus_tenth": -0.1}
@@ -143,6 +143,29 @@ FORMS: dict[str, Form] = {
 }
 
 
+def _plain_sign(x: str, y: str) -> list[NodeProto]:
+    return [node("Sign", [x], [y], name=f"{y}.sign")]
+
+
+def _ones(form: str) -> Form:
+    def nodes(x: str, y: str) -> list[NodeProto]:
+        if form == "Sign":
+            return [node("Relu", [x], [f"{y}.r"], name=f"{y}.relu"), node("Sign", [f"{y}.r"], [y], name=f"{y}.sign")]
+        compare = node("Greater", [x, "zero"], [f"{y}.c"], name=f"{y}.compare")
+        if form == "Cast":
+            return [compare, node("Cast", [f"{y}.c"], [y], name=f"{y}.cast", to=TensorProto.FLOAT)]
+        return [compare, node("Where", [f"{y}.c", "two", "zero"], [y], name=f"{y}.where")]
+
+    return nodes
+
+
+OTHER_FORMS: dict[str, Form] = {
+    "sign(x)": _plain_sign, "sign(relu(x))": _ones("Sign"), "cast(x > 0)": _ones("Cast"),
+    "where(x > 0, 2, 0)": _ones("Where"),
+}  # fmt: skip
+"""Those of more values than -1 and +1, or of 0 and 1."""
+
+
 class Network:
     """Grows node by node; values are NCHW."""
 
@@ -158,7 +181,7 @@ class Network:
 
     def sign(self, x: str, form: str = "x >= 0") -> str:
         y = self.name("sign")
-        self.nodes += FORMS[form](x, y)
+        self.nodes += (FORMS | OTHER_FORMS)[form](x, y)
         return y
 
     def conv(self, x: str, channels: int, filters: int, kernel: int = 3, *, bias: bool = True, **keys: Any) -> str:

@@ -20,7 +20,7 @@ from engines.reference import Reference
 from engines.runtime import openvino as runtime
 from engines.spec import Spec
 from engines.targets import openvino as target
-from tests.plugins.binary_networks import FORMS, Network, one_layer
+from tests.plugins.binary_networks import FORMS, OTHER_FORMS, Network, one_layer
 from tests.support.builds import built
 from tests.support.onnx_models import FLOAT, build
 
@@ -50,7 +50,7 @@ def names_of(model: onnx.ModelProto) -> list[str]:
 
 
 @compiled
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, *OTHER_FORMS])
 def test_every_form_of_signs_is_found_and_means_the_same(form: str) -> None:
     """1,000 inputs, ties among them, bit for bit: all sums are whole numbers, or halves."""
     model = one_layer(form, size=4)
@@ -256,10 +256,20 @@ def test_signs_and_scales_of_weights_may_be_written_out(scaled: bool) -> None:
     np.testing.assert_allclose(on_bits(model, inputs), expected, rtol=0, atol=bound)
 
 
-def lone_sign() -> onnx.ModelProto:
-    made = Network()
-    made.nodes.append(helper.make_node("Sign", ["x"], ["s"], name="alone"))
-    return made.model(made.conv("s", 40, 8), 40)
+@compiled
+def test_a_sign_of_what_is_never_0_takes_one_plane_of_bits() -> None:
+    """Sums of 3 x 3 x 41 signs and an even bias are odd; with an odd bias, or a border of zeros, some are 0."""
+    for bias, pads, planes in ((2.0, [0, 0, 0, 0], 1), (1.0, [0, 0, 0, 0], 2), (2.0, [1, 1, 1, 1], 2)):
+        made = Network()
+        first = made.conv(made.sign("x", "x > 0"), 41, 20, pads=pads)
+        made.stored[f"{first}.w"] = np.sign(made.stored[f"{first}.w"])
+        made.stored[f"{first}.b"] = np.full(20, bias, np.float32)
+        model = made.model(made.conv(made.sign(first, "sign(x)"), 20, 8), 41)
+        assert len(names_of(model)) == 2
+        kinds = [node.op_type for node in with_binary_layers(model)[0].graph.node]
+        assert kinds.count("BinaryConv2d") == planes + (planes > 1)
+        inputs = wholes(50, 41)
+        np.testing.assert_array_equal(on_bits(model, inputs), Reference(model)(inputs)["y"])
 
 
 def soft_sign(*nodes: onnx.NodeProto) -> onnx.ModelProto:
@@ -294,10 +304,6 @@ LEFT = {
     "a threshold for each place": (
         lambda: threshold(np.arange(64).reshape(8, 8)),
         "its threshold is not one number a channel",
-    ),
-    "a lone Sign": (
-        lone_sign,
-        "its data is a Sign, which answers 0 for 0, and nothing shows that its input is never 0",
     ),
     "padding with another value": (lambda: padded_with(-1.0), "it is padded with -1, and its values are 1 and -1"),
     "groups off the word": (
