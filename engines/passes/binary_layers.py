@@ -22,7 +22,6 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 from engines.graphs import copy_of, read_anywhere
 from engines.passes.binary_expressions import Sums, is_never_zero, root_of
 from engines.passes.binary_signs import NotBinary, Signs, signs_of
-from engines.passes.binary_thresholds import fuse_thresholds
 from engines.passes.binary_wiring import Wiring
 from engines.passes.half_slots import attribute_of
 from engines.passes.names import FreeNames
@@ -78,10 +77,18 @@ def with_binary_layers(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
         layer = by_output.get(node.output[0]) if node.output else None
         graph.node.extend([node] if layer is None else _on_bits(layer, graph, names, packed))
     _drop_unread(copy)  # the signs that were packed: they read the sums before them, too
-    fuse_thresholds(copy)
-    _drop_unread(copy)
     copy.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    copy = _fused(copy)
     return copy, tuple(layer.node.name for layer in found)
+
+
+def _fused(model: ModelProto) -> ModelProto:
+    """Loading the rewriter takes longer than everything before it, so it is loaded where there are binary layers."""
+    from engines.passes.binary_rules import Layers, applied
+    from engines.passes.binary_thresholds import ThresholdRule
+
+    left, layers = dict[str, str](), Layers(model)
+    return applied(model, layers, [ThresholdRule.rule(layers, left)])  # type: ignore[no-untyped-call]
 
 
 def _settled(layer: BinaryLayer, wiring: Wiring, found: Mapping[str, BinaryLayer]) -> BinaryLayer:
