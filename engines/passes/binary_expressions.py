@@ -79,8 +79,8 @@ def _session(expression: Expression) -> Reference:
     return Reference(model, kept_bytes=0)
 
 
-def expression_of(name: str, wiring: Wiring, channels: int, rank: int) -> Expression | None:
-    """How a value follows from another one, element by element; it is its own where nothing is computed.
+def expression_of(name: str, wiring: Wiring, channels: int, rank: int, root: str = "") -> Expression | None:
+    """How a value follows from another one, or from `root`, element by element; from itself where nothing is computed.
 
     None where several values are in it, or constants that differ from place to place.
     """
@@ -98,7 +98,7 @@ def expression_of(name: str, wiring: Wiring, channels: int, rank: int) -> Expres
                 stored[value] = small
             return small is not None
         node = wiring.maker.get(value)
-        if node is None or not _is_elementwise(node) or len(nodes) > _MOST_NODES:
+        if value == root or node is None or not _is_elementwise(node) or len(nodes) > _MOST_NODES:
             roots.append(value)
             return len(roots) == 1
         if node.op_type == "BatchNormalization":

@@ -84,11 +84,14 @@ def with_binary_layers(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
 
 def _fused(model: ModelProto) -> ModelProto:
     """Loading the rewriter takes longer than everything before it, so it is loaded where there are binary layers."""
+    from engines.passes.binary_epilogues import epilogue_rules
     from engines.passes.binary_rules import Layers, applied
     from engines.passes.binary_thresholds import ThresholdRule
 
     left, layers = dict[str, str](), Layers(model)
-    return applied(model, layers, [ThresholdRule.rule(layers, left)])  # type: ignore[no-untyped-call]
+    model = applied(model, layers, [ThresholdRule.rule(layers, left)])  # type: ignore[no-untyped-call]
+    layers = Layers(model)
+    return applied(model, layers, epilogue_rules(layers, left))
 
 
 def _settled(layer: BinaryLayer, wiring: Wiring, found: Mapping[str, BinaryLayer]) -> BinaryLayer:
