@@ -11,6 +11,7 @@ from onnx import TensorProto
 
 from engines.errors import ModelRefused
 from engines.frontend import guard
+from engines.frontend.qonnx import with_bipolar
 from engines.graphs import opset_of
 from engines.operators import listed
 from engines.reference import unknown_operators
@@ -53,7 +54,7 @@ def read(path: Path, spec: Spec = _NOTHING_ASKED) -> tuple[onnx.ModelProto, str,
         raise ModelRefused(f"{path.name} is not an ONNX model: {str(error).splitlines()[0][:200]}") from error
     if not model.graph.node:
         raise ModelRefused(f"{path.name} is not an ONNX model with a graph: it has no nodes")
-    _check(model, path.name)
+    _check(with_bipolar(model), path.name)
     # what is in a function counts as often as it is called
     guard.check_tensors(_inlined(model), rows=spec.max_batch or USUAL_BATCH, shapes=spec.shapes)
     return model, hashlib.sha256(data).hexdigest(), len(data)

@@ -1,9 +1,11 @@
 """Replace convolutions and products of signs with signs by `bnn` operators, which work on bits.
 
 Algebra   s = f * (x >= t ? 1 : -1), w = a[o] * b with b of -1 and +1: conv(s, w) + c = f * a[o] * dot + c, dot a whole
-          number. The model's own sum rounds at every step, this one twice; both lie within the rounding of the sum
+          number. The model's own sum rounds at every step, this one twice; both lie within the rounding of the sum.
+          Sign(x), which is 0 at 0, is half the sum of the signs of x >= 0 and of x > 0: two layers of the same weights
+          with half the factor, and their sum, exact while sums are
 Pattern   Conv, Gemm or MatMul whose data `binary_signs` knows, and whose stored weights have one magnitude a filter
-Check     two dimensions, no auto_pad, groups of whole words; values before it are padded with 0, or with f by a Pad of
+Check     two dimensions, groups of whole words; values before it are padded with 0, or with f by a Pad of
           its own, which then is the layer's. What is refused is told with its reason
 Rewrite   BinaryPack of x by t, BinaryConv2d or BinaryGemm of bits, multiplier f * a, bias c. Where packing reads a sum
           alone, it becomes a threshold (`binary_thresholds`)
@@ -11,14 +13,16 @@ Rewrite   BinaryPack of x by t, BinaryConv2d or BinaryGemm of bits, multiplier f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from engines.graphs import copy_of, read_anywhere
-from engines.passes.binary_signs import NotBinary, Signs, Wiring, signs_of
-from engines.passes.binary_thresholds import fuse_thresholds
+from engines.passes.binary_expressions import Sums, is_never_zero, root_of
+from engines.passes.binary_signs import NotBinary, Signs, signs_of
+from engines.passes.binary_wiring import Wiring
 from engines.passes.half_slots import attribute_of
 from engines.passes.names import FreeNames
 from engines.plugins.ops import DOMAIN, VERSION, WORD, ConvAttributes, GemmAttributes, pack_bits, plain_activation
@@ -46,17 +50,17 @@ def find_binary_layers(model: ModelProto) -> tuple[list[BinaryLayer], dict[str, 
     """All in the top graph, and those that nearly are, by name, with the reason why not."""
     graph = model.graph
     wiring = Wiring(model)
-    found, refused = [], {}
+    found, refused = dict[str, BinaryLayer](), dict[str, str]()
     for node in graph.node:
         rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if rule is None:
             continue
         try:
-            found.append(rule(node, wiring))
+            found[node.output[0]] = _settled(rule(node, wiring), wiring, found)
         except NotBinary as reason:
             if str(reason):
                 refused[node.name or node.output[0]] = str(reason)
-    return found, refused
+    return list(found.values()), refused
 
 
 def with_binary_layers(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
@@ -73,10 +77,43 @@ def with_binary_layers(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
         layer = by_output.get(node.output[0]) if node.output else None
         graph.node.extend([node] if layer is None else _on_bits(layer, graph, names, packed))
     _drop_unread(copy)  # the signs that were packed: they read the sums before them, too
-    fuse_thresholds(copy)
-    _drop_unread(copy)
     copy.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    copy = _fused(copy)
     return copy, tuple(layer.node.name for layer in found)
+
+
+def _fused(model: ModelProto) -> ModelProto:
+    """Loading the rewriter takes longer than everything before it, so it is loaded where there are binary layers."""
+    from engines.passes.binary_epilogues import epilogue_rules
+    from engines.passes.binary_rules import Layers, applied
+    from engines.passes.binary_thresholds import ThresholdRule
+
+    left, layers = dict[str, str](), Layers(model)
+    model = applied(model, layers, [ThresholdRule.rule(layers, left)])  # type: ignore[no-untyped-call]
+    layers = Layers(model)
+    return applied(model, layers, epilogue_rules(layers, left))
+
+
+def _settled(layer: BinaryLayer, wiring: Wiring, found: Mapping[str, BinaryLayer]) -> BinaryLayer:
+    """A Sign of the sums of an earlier layer that are never 0 has two values alone; others take two planes of bits."""
+    signs = layer.signs
+    if not signs.ternary:
+        return layer
+    made_by = found.get(root_of(signs.source, wiring))
+    if made_by is not None and is_never_zero(signs.source, sums_of(made_by), wiring):
+        return layer._replace(signs=signs._replace(ternary=False))
+    return layer
+
+
+def sums_of(layer: BinaryLayer) -> Sums:
+    """What is known of a layer's output."""
+    own = layer.attributes
+    leaves_out = isinstance(own, ConvAttributes) and own.pad_value == 0 and any(own.pads)
+    return Sums(
+        name=layer.node.output[0], terms=layer.weights[0].size, multiplier=layer.scale * np.float32(layer.signs.factor),
+        bias=layer.bias, rank=4 if layer.node.op_type == "Conv" else 2,
+        has_all_terms=layer.signs.low == -1 and not layer.signs.ternary and not leaves_out,
+    )  # fmt: skip
 
 
 def _conv(node: NodeProto, wiring: Wiring) -> BinaryLayer:
@@ -84,40 +121,76 @@ def _conv(node: NodeProto, wiring: Wiring) -> BinaryLayer:
     if weights is None or weights.ndim != 4:
         raise NotBinary("")
     scale = _magnitudes(weights)
-    source, pads, pad_value = node.input[0], attribute_of(node, "pads") or [0, 0, 0, 0], 0.0
-    padding = wiring.maker.get(source)
-    if padding is not None and padding.op_type == "Pad" and not any(pads):
-        source, pads, pad_value = _padded(padding, wiring)
-    signs = signs_of(source, wiring)
+    padded = _padded(node.input[0], wiring)
+    signs = signs_of(padded.source, wiring, padded.moves)
+    pads, pad_value = _pads(node, weights, wiring), padded.value
+    if padded.amounts is not None:
+        if any(pads):
+            raise NotBinary("it is padded twice")
+        pads = padded.amounts
     if pad_value not in (0, signs.factor):
         raise NotBinary(f"it is padded with {pad_value:g}, and its values are {signs.factor:g} and {-signs.factor:g}")
-    if attribute_of(node, "auto_pad") not in (None, b"NOTSET", b"VALID"):
-        raise NotBinary("its padding follows from its input's size")
     group = attribute_of(node, "group") or 1
     if group > 1 and weights.shape[1] % WORD:
         raise NotBinary(f"it has groups of {weights.shape[1]} channels; expected a multiple of {WORD}")
     bias = wiring.constant(node.input[2]) if len(node.input) > 2 else np.zeros(len(weights), np.float32)
     if bias is None:
         raise NotBinary("its bias is computed")
+    top, left, bottom, right = pads
     (sy, sx), (dy, dx) = attribute_of(node, "strides") or (1, 1), attribute_of(node, "dilations") or (1, 1)
     attributes = ConvAttributes(
         channels=weights.shape[1] * group, group=group, strides=(sy, sx), dilations=(dy, dx),
-        pads=tuple(pads), pad_value=1 if pad_value else 0,
+        pads=(top, left, bottom, right), pad_value=1 if pad_value else 0,
+        low=signs.low,
     )  # fmt: skip
     return _checked(BinaryLayer(node, signs, weights < 0, scale, bias, attributes))
 
 
-def _padded(node: NodeProto, wiring: Wiring) -> tuple[str, list[int], float]:
-    """What a Pad reads, its four numbers and its value."""
+class _Padded(NamedTuple):
+    """What a Pad reads, its four numbers and its value, and the Transpose behind it; without one, the value itself."""
+
+    source: str
+    moves: tuple[NodeProto, ...] = ()
+    amounts: list[int] | None = None
+    value: float = 0.0
+
+
+def _padded(name: str, wiring: Wiring) -> _Padded:
+    node, moves = wiring.maker.get(name), tuple[NodeProto, ...]()
+    if node is not None and node.op_type == "Transpose":  # channels were last
+        moves = (node,)
+        node = wiring.maker.get(node.input[0])
+    if node is None or node.op_type != "Pad":
+        return _Padded(name)
     amounts = wiring.constant(node.input[1])
     value = wiring.scalar(node.input[2]) if len(node.input) > 2 and node.input[2] else 0.0
     is_plain = attribute_of(node, "mode") in (None, b"constant") and len(node.input) <= 3
     if amounts is None or value is None or not is_plain or amounts.size != 8 or (amounts < 0).any():
         raise NotBinary("")
-    n0, c0, top, left, n1, c1, bottom, right = amounts.tolist()
+    axes = list(moves[0].attribute[0].ints) if moves and moves[0].attribute else [0, 1, 2, 3]
+    if moves and not moves[0].attribute:
+        axes.reverse()
+    (n0, c0, top, left), (n1, c1, bottom, right) = amounts.reshape(2, 4)[:, axes].tolist()
     if n0 or c0 or n1 or c1:
         raise NotBinary("")
-    return node.input[0], [top, left, bottom, right], value
+    return _Padded(node.input[0], moves, [top, left, bottom, right], value)
+
+
+def _pads(node: NodeProto, weights: np.ndarray, wiring: Wiring) -> list[int]:
+    """Top, left, bottom, right, as given or as they follow from sizes. Raises NotBinary where those are not known."""
+    automatic = attribute_of(node, "auto_pad")
+    if automatic not in (b"SAME_UPPER", b"SAME_LOWER"):
+        return list(attribute_of(node, "pads") or [0, 0, 0, 0]) if automatic != b"VALID" else [0, 0, 0, 0]
+    sizes = (wiring.shape(node.input[0]) or ())[2:] or (-1, -1)
+    strides, dilations = (attribute_of(node, name) or [1, 1] for name in ("strides", "dilations"))
+    missing = []
+    for size, kernel, stride, dilation in zip(sizes, weights.shape[2:], strides, dilations, strict=True):
+        if size < 1 and stride > 1:
+            raise NotBinary("its padding follows from its input's size, which is not known")
+        outputs = -(-size // stride) if stride > 1 else size
+        missing.append(max((outputs - 1) * stride + (kernel - 1) * dilation + 1 - size, 0))
+    less, more = [amount // 2 for amount in missing], [amount - amount // 2 for amount in missing]
+    return [*less, *more] if automatic == b"SAME_UPPER" else [*more, *less]
 
 
 def _gemm(node: NodeProto, wiring: Wiring) -> BinaryLayer:
@@ -147,7 +220,8 @@ def _matmul(node: NodeProto, wiring: Wiring) -> BinaryLayer:
 
 def _product(node: NodeProto, rows: np.ndarray, scale: np.ndarray, bias: np.ndarray, wiring: Wiring) -> BinaryLayer:
     signs = signs_of(node.input[0], wiring)
-    return _checked(BinaryLayer(node, signs, rows < 0, scale, bias, GemmAttributes(channels=rows.shape[1])))
+    attributes = GemmAttributes(channels=rows.shape[1], low=signs.low)
+    return _checked(BinaryLayer(node, signs, rows < 0, scale, bias, attributes))
 
 
 def _checked(layer: BinaryLayer) -> BinaryLayer:
@@ -183,37 +257,44 @@ def _on_bits(
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), free))
         return free
 
-    threshold = np.broadcast_to(signs.threshold.reshape(-1).astype(np.float32), own.channels)
-    moves = tuple(move.output[0] for move in signs.moves)
-    key = (signs.source, moves, signs.strict, threshold.tobytes())
-    if key not in packed:
-        source = signs.source
+    def pack(*, strict: bool) -> str:
+        threshold = np.broadcast_to(signs.threshold.reshape(-1).astype(np.float32), own.channels)
+        moves = tuple(move.output[0] for move in signs.moves)
+        source, key = signs.source, (signs.source, moves, strict, threshold.tobytes())
+        if key in packed:
+            return packed[key]
         for move in signs.moves:
             copy = NodeProto()
             copy.CopyFrom(move)
             copy.name, copy.input[0] = names(f"{move.name}.bits"), source
             source = copy.output[0] = names(f"{move.output[0]}.bits")
             made.append(copy)
-        packed[key] = names(f"{source}.packed")
-        pack = [source, store("threshold", threshold)]
+        bits = packed[key] = names(f"{source}.packed")
+        reads = [source, store("threshold", threshold)]
         made.append(
             helper.make_node(
-                "BinaryPack",
-                pack,
-                [packed[key]],
-                name=names(f"{packed[key]}.node"),
-                domain=DOMAIN,
-                strict=int(signs.strict),
+                "BinaryPack", reads, [bits], name=names(f"{bits}.node"), domain=DOMAIN, strict=int(strict)
             )
-        )
-    weights = pack_bits(np.moveaxis(layer.weights, 1, -1))
-    multiplier = layer.scale * np.float32(signs.factor)
-    reads = [
-        packed[key], store("weights", weights), store("multiplier", multiplier.astype(np.float32)),
-        store("bias", layer.bias.astype(np.float32)), store("activation", plain_activation()),
-    ]  # fmt: skip
+        )  # fmt: skip
+        return bits
+
+    weights = store("weights", pack_bits(np.moveaxis(layer.weights, 1, -1)))
+    multiplier = (layer.scale * np.float32(signs.factor)).astype(np.float32)
+    activation = store("activation", plain_activation())
     kind = "BinaryConv2d" if isinstance(own, ConvAttributes) else "BinaryGemm"
-    return [*made, helper.make_node(kind, reads, [node.output[0]], name=node.name, domain=DOMAIN, **own.values())]
+
+    def add(bits: str, multiplier: np.ndarray, bias: np.ndarray, output: str, name: str) -> None:
+        reads = [bits, weights, store("multiplier", multiplier), store("bias", bias), activation]
+        made.append(helper.make_node(kind, reads, [output], name=name, domain=DOMAIN, **own.values()))
+
+    bias = layer.bias.astype(np.float32)
+    if not signs.ternary:
+        add(pack(strict=signs.strict), multiplier, bias, node.output[0], node.name)
+        return made
+    halves = [names(f"{node.output[0]}.{name}") for name in ("at_least", "above")]
+    add(pack(strict=False), multiplier / 2, bias, halves[0], node.name)
+    add(pack(strict=True), multiplier / 2, np.zeros_like(bias), halves[1], names(f"{node.name}.above"))
+    return [*made, helper.make_node("Add", halves, [node.output[0]], name=names(f"{node.name}.sum"))]
 
 
 def _drop_unread(model: ModelProto) -> None:

@@ -7,7 +7,8 @@ Algebra   BN(y) = s (y - m) + b  with  s = gamma / sqrt(var + epsilon), one numb
 Pattern   BatchNormalization over the output of Conv, ConvTranspose or Gemm
 Check     nobody else reads that output, and it is no output of the graph (the matcher's own rule); all of W, c, gamma,
           beta, m, var are stored in the same graph, of W's type, and are no outputs; W has no other reader; it is not
-          training; var + epsilon is positive, and the new weights are finite in W's type
+          training; var + epsilon is positive, and the new weights are finite in W's type. Binary layers keep theirs: it
+          decides on which side of a sign ties fall, as it is computed
 Rewrite   the convolution keeps its name and its weight's name, and writes the value that the normalization wrote
 """
 
@@ -22,6 +23,7 @@ from onnx import ModelProto
 from onnxscript.rewriter import RULE_NAME_TAG, MatchResult, pattern
 
 from engines.graphs import all_graphs, all_nodes
+from engines.passes.binary_layers import find_binary_layers
 
 __all__ = ["fold_batchnorm"]
 
@@ -47,7 +49,8 @@ def fold_batchnorm(model: ModelProto) -> tuple[ModelProto, str]:
         name for node in all_nodes(model.graph) for name in (*node.input, *node.output)
     )
     kinds = (_Conv, _ConvTranspose, _Gemm)
-    rules = pattern.RewriteRuleSet([kind.rule(left, taken) for kind in kinds])  # type: ignore[no-untyped-call]
+    binary = {layer.node.output[0] for layer in find_binary_layers(model)[0]}
+    rules = pattern.RewriteRuleSet([kind.rule(left, taken, binary) for kind in kinds])  # type: ignore[no-untyped-call]
     count = rules.apply_to_model(graph)
     note = "; ".join(f"{name} is left: {reason}" for name, reason in left.items())
     if not count:
@@ -69,9 +72,9 @@ def _drop_unread(graph: ir.Graph) -> None:
 class _Fold(pattern.RewriteRuleClassBase):
     op_type = ""
 
-    def __init__(self, left: dict[str, str], taken: set[str]) -> None:
+    def __init__(self, left: dict[str, str], taken: set[str], binary: set[str]) -> None:
         super().__init__(name=f"fold into {self.op_type}")
-        self._left, self._taken = left, taken
+        self._left, self._taken, self._binary = left, taken, binary
 
     def pattern(self, op: Any, x: ir.Value) -> Any:
         weighted = getattr(op, self.op_type)(x, _allow_other_inputs=True, _outputs=["weighted"])
@@ -88,6 +91,8 @@ class _Fold(pattern.RewriteRuleClassBase):
     def _refusal(self, node: ir.Node, norm: ir.Node) -> str:
         if norm.attributes.get_int("training_mode", 0) or len(norm.outputs) > 1:
             return "it is training"
+        if node.outputs[0].name in self._binary:
+            return "its layer has weights of -1 and +1, and folds it itself"
         weights, *others = [value for value in (*node.inputs[1:], *norm.inputs[1:]) if value is not None]
         for value in (weights, *others):
             if not value.is_initializer() or value.graph is not norm.graph:

@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from tests.support.onnx_models import FLOAT, build
 
-__all__ = ["FORMS", "Network", "one_layer"]
+__all__ = ["FORMS", "OTHER_FORMS", "Network", "one_layer"]
 
 node = helper.make_node
 _STORED = {"zero": 0.0, "one": 1.0, "minus": -1.0, "two": 2.0, "half": 0.5, "tenth": 0.1, "minus_tenth": -0.1}
@@ -62,6 +62,64 @@ def _scaled(x: str, y: str) -> list[NodeProto]:
     return [*FORMS["x >= 0"](x, f"{y}.w"), node("Mul", [f"{y}.w", "half"], [y], name=f"{y}.scale")]
 
 
+def _less(x: str, y: str) -> list[NodeProto]:
+    return [
+        node("Less", [x, "zero"], [f"{y}.c"], name=f"{y}.compare"),
+        node("Cast", [f"{y}.c"], [f"{y}.f"], name=f"{y}.cast", to=TensorProto.FLOAT),
+        node("Mul", ["two", f"{y}.f"], [f"{y}.m"], name=f"{y}.twice"),
+        node("Sub", ["one", f"{y}.m"], [y], name=f"{y}.less"),
+    ]
+
+
+def _mended(x: str, y: str) -> list[NodeProto]:
+    return [
+        node("Sign", [x], [f"{y}.s"], name=f"{y}.sign"),
+        node("Equal", [f"{y}.s", "zero"], [f"{y}.e"], name=f"{y}.equal"),
+        node("Where", [f"{y}.e", "one", f"{y}.s"], [y], name=f"{y}.where"),
+    ]
+
+
+def _difference(x: str, y: str) -> list[NodeProto]:
+    """(x >= 0) - (x < 0)."""
+    return [
+        node("GreaterOrEqual", [x, "zero"], [f"{y}.c"], name=f"{y}.compare"),
+        node("Less", [x, "zero"], [f"{y}.d"], name=f"{y}.other"),
+        node("Cast", [f"{y}.c"], [f"{y}.f"], name=f"{y}.cast", to=TensorProto.FLOAT),
+        node("Cast", [f"{y}.d"], [f"{y}.g"], name=f"{y}.cast_other", to=TensorProto.FLOAT),
+        node("Sub", [f"{y}.f", f"{y}.g"], [y], name=f"{y}.less"),
+    ]
+
+
+def _filled(x: str, y: str) -> list[NodeProto]:
+    """Branches in the shape of x, made by both operators that fill one."""
+    return [
+        node("Shape", [x], [f"{y}.shape"], name=f"{y}.shape.node"),
+        node("ConstantOfShape", [f"{y}.shape"], [f"{y}.zeros"], name=f"{y}.zeros.node"),
+        node("Expand", ["one", f"{y}.shape"], [f"{y}.ones"], name=f"{y}.ones.node"),
+        node("Neg", [f"{y}.ones"], [f"{y}.minus"], name=f"{y}.neg"),
+        node("GreaterOrEqual", [f"{y}.zeros", x], [f"{y}.c"], name=f"{y}.compare"),
+        node("Where", [f"{y}.c", f"{y}.minus", f"{y}.ones"], [y], name=f"{y}.where"),
+    ]
+
+
+def _estimator(x: str, y: str) -> list[NodeProto]:
+    """(sign - clip) + clip."""
+    return [
+        *FORMS["x >= 0"](x, f"{y}.w"),
+        node("Clip", [x, "minus", "one"], [f"{y}.k"], name=f"{y}.clip"),
+        node("Sub", [f"{y}.w", f"{y}.k"], [f"{y}.s"], name=f"{y}.sub"),
+        node("Add", [f"{y}.k", f"{y}.s"], [y], name=f"{y}.add"),
+    ]
+
+
+def _channels_last(x: str, y: str) -> list[NodeProto]:
+    return [
+        node("Transpose", [x], [f"{y}.t"], name=f"{y}.there", perm=[0, 2, 3, 1]),
+        *FORMS["sign(sign(x) + 0.1)"](f"{y}.t", f"{y}.s"),
+        node("Transpose", [f"{y}.s"], [y], name=f"{y}.back", perm=[0, 3, 1, 2]),
+    ]
+
+
 FORMS: dict[str, Form] = {
     "x >= 0": _where("GreaterOrEqual", "one", "minus"),
     "x > 0": _where("Greater", "one", "minus"),
@@ -76,7 +134,36 @@ FORMS: dict[str, Form] = {
     "sign(sign(x) - 0.1)": _twice("minus_tenth"),
     "clipped": _clipped,
     "scaled": _scaled,
+    "1 - 2 * cast(x < 0)": _less,
+    "where(sign(x) == 0, 1, sign(x))": _mended,
+    "cast(x >= 0) - cast(x < 0)": _difference,
+    "where(zeros_like(x) >= x, -ones_like(x), ones_like(x))": _filled,
+    "(sign - clip) + clip": _estimator,
+    "channels last": _channels_last,
 }
+
+
+def _plain_sign(x: str, y: str) -> list[NodeProto]:
+    return [node("Sign", [x], [y], name=f"{y}.sign")]
+
+
+def _ones(form: str) -> Form:
+    def nodes(x: str, y: str) -> list[NodeProto]:
+        if form == "Sign":
+            return [node("Relu", [x], [f"{y}.r"], name=f"{y}.relu"), node("Sign", [f"{y}.r"], [y], name=f"{y}.sign")]
+        compare = node("Greater", [x, "zero"], [f"{y}.c"], name=f"{y}.compare")
+        if form == "Cast":
+            return [compare, node("Cast", [f"{y}.c"], [y], name=f"{y}.cast", to=TensorProto.FLOAT)]
+        return [compare, node("Where", [f"{y}.c", "two", "zero"], [y], name=f"{y}.where")]
+
+    return nodes
+
+
+OTHER_FORMS: dict[str, Form] = {
+    "sign(x)": _plain_sign, "sign(relu(x))": _ones("Sign"), "cast(x > 0)": _ones("Cast"),
+    "where(x > 0, 2, 0)": _ones("Where"),
+}  # fmt: skip
+"""Those of more values than -1 and +1, or of 0 and 1."""
 
 
 class Network:
@@ -94,7 +181,7 @@ class Network:
 
     def sign(self, x: str, form: str = "x >= 0") -> str:
         y = self.name("sign")
-        self.nodes += FORMS[form](x, y)
+        self.nodes += (FORMS | OTHER_FORMS)[form](x, y)
         return y
 
     def conv(self, x: str, channels: int, filters: int, kernel: int = 3, *, bias: bool = True, **keys: Any) -> str:
@@ -119,7 +206,7 @@ class Network:
 
 
 def one_layer(
-    form: str = "x >= 0", channels: int = 40, filters: int = 24, size: int = 8, **keys: Any
+    form: str = "x >= 0", channels: int = 40, filters: int = 24, size: int | str = 8, **keys: Any
 ) -> onnx.ModelProto:
     """Signs of the input, and one convolution of them."""
     made = Network()

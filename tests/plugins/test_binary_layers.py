@@ -20,7 +20,7 @@ from engines.reference import Reference
 from engines.runtime import openvino as runtime
 from engines.spec import Spec
 from engines.targets import openvino as target
-from tests.plugins.binary_networks import FORMS, Network, one_layer
+from tests.plugins.binary_networks import FORMS, OTHER_FORMS, Network, one_layer
 from tests.support.builds import built
 from tests.support.onnx_models import FLOAT, build
 
@@ -50,7 +50,7 @@ def names_of(model: onnx.ModelProto) -> list[str]:
 
 
 @compiled
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, *OTHER_FORMS])
 def test_every_form_of_signs_is_found_and_means_the_same(form: str) -> None:
     """1,000 inputs, ties among them, bit for bit: all sums are whole numbers, or halves."""
     model = one_layer(form, size=4)
@@ -76,6 +76,18 @@ def test_strides_dilations_pads_and_groups() -> None:
     model = one_layer(channels=64, filters=20, group=2)
     inputs = wholes(2, 64)
     np.testing.assert_array_equal(on_bits(model, inputs), Reference(model)(inputs)["y"])
+
+
+@compiled
+@pytest.mark.parametrize("automatic", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+def test_padding_that_follows_from_sizes(automatic: str) -> None:
+    for size, keys in itertools.product(
+        (7, 8), ({}, {"strides": [2, 3]}, {"kernel": 2}, {"kernel": 2, "strides": [3, 1]})
+    ):
+        model = one_layer(size=size, pads=None, auto_pad=automatic, **keys)
+        assert len(names_of(model)) == 1
+        inputs = wholes(2, 40, size)
+        np.testing.assert_array_equal(on_bits(model, inputs), Reference(model)(inputs)["y"])
 
 
 def padded_with(value: float) -> onnx.ModelProto:
@@ -244,28 +256,63 @@ def test_signs_and_scales_of_weights_may_be_written_out(scaled: bool) -> None:
     np.testing.assert_allclose(on_bits(model, inputs), expected, rtol=0, atol=bound)
 
 
-def lone_sign() -> onnx.ModelProto:
+@compiled
+def test_a_sign_of_what_is_never_0_takes_one_plane_of_bits() -> None:
+    """Sums of 3 x 3 x 41 signs and an even bias are odd; with an odd bias, or a border of zeros, some are 0."""
+    for bias, pads, planes in ((2.0, [0, 0, 0, 0], 1), (1.0, [0, 0, 0, 0], 2), (2.0, [1, 1, 1, 1], 2)):
+        made = Network()
+        first = made.conv(made.sign("x", "x > 0"), 41, 20, pads=pads)
+        made.stored[f"{first}.w"] = np.sign(made.stored[f"{first}.w"])
+        made.stored[f"{first}.b"] = np.full(20, bias, np.float32)
+        model = made.model(made.conv(made.sign(first, "sign(x)"), 20, 8), 41)
+        assert len(names_of(model)) == 2
+        kinds = [node.op_type for node in with_binary_layers(model)[0].graph.node]
+        assert kinds.count("BinaryConv2d") == planes + (planes > 1)
+        inputs = wholes(50, 41)
+        np.testing.assert_array_equal(on_bits(model, inputs), Reference(model)(inputs)["y"])
+
+
+def soft_sign(*nodes: onnx.NodeProto) -> onnx.ModelProto:
+    """Signs s of the input, and what these nodes make of them, as a layer's data."""
     made = Network()
-    made.nodes.append(helper.make_node("Sign", ["x"], ["s"], name="alone"))
-    return made.model(made.conv("s", 40, 8), 40)
+    sign = made.sign("x")
+    made.nodes += nodes
+    for one in nodes:
+        for i, name in enumerate(one.input):
+            if name == "s":
+                one.input[i] = sign
+    return made.model(made.conv("data", 40, 8), 40)
+
+
+def unbounded_estimator() -> onnx.ModelProto:
+    return soft_sign(
+        helper.make_node("Sub", ["s", "x"], ["d"], name="sub"), helper.make_node("Add", ["d", "x"], ["data"])
+    )
 
 
 LEFT = {
+    "what is left of an estimator without limits": (
+        unbounded_estimator,
+        "what its estimator has left, (sign - c) + c, is rounded to other values than its signs",
+    ),
+    "values that are no signs": (
+        lambda: soft_sign(helper.make_node("Add", ["s", "two"], ["data"], name="add")),
+        "its values are 1, 3 and 3 below, at and above a threshold",
+    ),
     "a weight of another magnitude": (lambda: weights((0, 0, 0, 0), 9), ""),
     "weights of 0": (lambda: weights((slice(None), 0), 0), ""),
     "a threshold for each place": (
         lambda: threshold(np.arange(64).reshape(8, 8)),
         "its threshold is not one number a channel",
     ),
-    "a lone Sign": (lone_sign, "Sign 'alone' answers 0 for 0, and nothing shows that its input is never 0"),
     "padding with another value": (lambda: padded_with(-1.0), "it is padded with -1, and its values are 1 and -1"),
     "groups off the word": (
         lambda: one_layer(filters=24, group=2),
         "it has groups of 20 channels; expected a multiple of 32",
     ),
     "padding by size": (
-        lambda: one_layer(pads=None, auto_pad="SAME_UPPER"),
-        "its padding follows from its input's size",
+        lambda: one_layer(size="H", pads=None, auto_pad="SAME_UPPER", strides=[2, 2]),
+        "its padding follows from its input's size, which is not known",
     ),
 }
 

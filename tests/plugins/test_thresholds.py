@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
 from engines.passes.binary_layers import with_binary_layers
-from engines.passes.binary_thresholds import thresholds_of
+from engines.passes.binary_thresholds import NoThreshold, thresholds_of
 from engines.plugins.bodies import with_bodies
 from engines.plugins.extension import extension_path
 from engines.plugins.native import Native
@@ -25,10 +24,17 @@ from tests.plugins.test_kernels import KERNELS, layer, usable
 compiled = pytest.mark.skipif(extension_path() is None, reason="needs a C++ compiler when bitserve is installed")
 
 
-def told(*given: Any, strict: bool) -> tuple[np.ndarray, np.ndarray]:
-    found = thresholds_of(*given, strict=strict)
-    assert found is not None
-    return found
+def told(
+    multiplier: np.ndarray, bias: np.ndarray, activation: np.ndarray, limits: np.ndarray, sums: int, *, strict: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Thresholds and flips of sums with an activation, which is one column, or one for each filter."""
+    bends = np.broadcast_to(activation, (3, len(multiplier)))
+
+    def values(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = finished(numbers, multiplier, bias, bends)
+        return found, found > limits if strict else found >= limits
+
+    return thresholds_of(values, len(multiplier), sums)[:2]
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -52,7 +58,8 @@ def test_a_threshold_behind_an_activation_says_what_floats_say(slope: float, str
 def test_a_sign_that_changes_twice_has_no_threshold() -> None:
     one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
     falling = np.array([[0], [-1], [0]], np.float32)  # |d|
-    assert thresholds_of(one, zero, falling, one * 3, 10, strict=False) is None
+    with pytest.raises(NoThreshold, match="changes more than once"):
+        told(one, zero, falling, one * 3, 10, strict=False)
 
 
 @pytest.mark.parametrize("strict", [True, False])
