@@ -40,7 +40,7 @@ samples: $(VENV)/.installed-test
 	for model in fashion_cnn japanese_vowels letter_mlp; do $(BIN)/python model_repo/$$model/train.py || exit 1; done
 
 # pip's own output only where something goes wrong; an editable install, so that only the native kernels need another
-$(VENV)/.installed: pyproject.toml $(wildcard engines/plugins/cpu/CMakeLists.txt engines/plugins/cpu/src/*)
+$(VENV)/.installed: pyproject.toml $(wildcard engines/plugins/cpu/CMakeLists.txt engines/plugins/cpu/*.cmake engines/plugins/cpu/src/*)
 	$(PYTHON) -c 'import sys; sys.exit("bitserve needs Python >= 3.11, this is %s; set PYTHON=..." % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
