@@ -30,12 +30,10 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "ASAN_OPTIONS")}
 
 
-def build_driver(folder: Path) -> Path:
-    """The program, compiled for aarch64."""
-    configure = [
-        "cmake", "-S", _SOURCE, "-B", folder, "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
-        f"-DCMAKE_CXX_COMPILER={COMPILER}",
-    ]  # fmt: skip
+def build_driver(folder: Path, *, cross: bool = True) -> Path:
+    """The program, compiled for aarch64, or else for this processor; objects lie below its folder."""
+    target = ("SYSTEM_NAME=Linux", "SYSTEM_PROCESSOR=aarch64", f"CXX_COMPILER={COMPILER}") if cross else ()
+    configure = ["cmake", "-S", _SOURCE, "-B", folder, *(f"-DCMAKE_{value}" for value in target)]
     for command in (configure, ["cmake", "--build", folder, "-j2"]):
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
         assert done.returncode == 0, done.stdout + done.stderr

@@ -16,6 +16,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_source_files_properties(${SRC}/kernel_avx512.cpp PROPERTIES COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512vpopcntdq")
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   list(APPEND KERNELS ${SRC}/kernel_neon.cpp)
+  # gcc would load every pixel before it counts the first, and spill sums in the loop
+  set_source_files_properties(${SRC}/kernel_neon.cpp PROPERTIES COMPILE_OPTIONS "-fno-schedule-insns")
 endif()
 
 add_library(bnn_kernels OBJECT ${SRC}/c_api.cpp ${SRC}/convolution.cpp ${SRC}/dispatch.cpp ${SRC}/epilogue.cpp
