@@ -9,6 +9,8 @@ namespace {
 
 #if defined(__x86_64__)
 constexpr std::array<const Kernel*, 4> kKernels{&avx512_kernel, &avx2_kernel, &portable_kernel, nullptr};
+#elif defined(__aarch64__)
+constexpr std::array<const Kernel*, 3> kKernels{&neon_kernel, &portable_kernel, nullptr};
 #else
 constexpr std::array<const Kernel*, 2> kKernels{&portable_kernel, nullptr};
 #endif

@@ -52,6 +52,8 @@ void finish_by_avx2(
 void threshold_by_avx2(
     const std::int32_t* dots, int pixels, int stride, int channels, const std::int32_t* thresholds,
     const std::uint32_t* flips, std::uint32_t* words, std::size_t step);
+#elif defined(__aarch64__)
+extern const Kernel neon_kernel;
 #endif
 
 inline int rounded_up(int number, int multiple) { return (number + multiple - 1) / multiple * multiple; }

@@ -28,12 +28,13 @@ bool BinaryPack::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inp
     packed.push_back(words);
     outputs[0].set_shape(packed);
     const float* values = inputs[0].data<float>();
-    const float* thresholds = inputs[1].data<float>();
+    const Stored<float> thresholds(inputs[1]);
     std::uint32_t* bits = words_in(outputs[0]);
     side_by_side(shape[0], [&](std::size_t begin, std::size_t end) {
         for (std::size_t row = begin; row < end; ++row)
             pack(
-                values + row * channels * places, thresholds, strict_ != 0, channels, places, bits + row * places * words);
+                values + row * channels * places, thresholds.get(), strict_ != 0, channels, places,
+                bits + row * places * words);
     });
     return true;
 }

@@ -19,7 +19,7 @@ std::shared_ptr<const Convolution> Layer::layer_for(const Geometry& g, const ov:
     const std::lock_guard<std::mutex> turn(turn_);
     const Kernel& kernel = chosen();
     if (layer_ == nullptr || &layer_->kernel() != &kernel)
-        layer_ = std::make_shared<const Convolution>(g, words_in(weights), kernel);
+        layer_ = std::make_shared<const Convolution>(g, Stored<std::int32_t>(weights).words(), kernel);
     return layer_;
 }
 
@@ -33,12 +33,12 @@ void Layer::run_to_floats(
     OPENVINO_ASSERT(
         bends.size() == 2 && bends[0] == 3 && (bends[1] == 1 || bends[1] == filters), get_type_name(),
         " has an activation that is not three rows of one column, or of one for each filter");
-    const Activation activation{inputs[4].data<float>(), static_cast<int>(bends[1])};
+    const Stored<float> multiplier(inputs[2]), bias(inputs[3]), activations(inputs[4]);
+    const Activation activation{activations.get(), static_cast<int>(bends[1])};
     const auto layer = layer_for(g, inputs[1]);
     layer->run(
         g, words_in(inputs[0]), batch,
-        Floats{inputs[2].data<float>(), inputs[3].data<float>(), activation, out.data<float>(), channels_last},
-        side_by_side);
+        Floats{multiplier.get(), bias.get(), activation, out.data<float>(), channels_last}, side_by_side);
     note_run(layer->kernel());
 }
 
@@ -49,7 +49,8 @@ void Layer::run_to_bits(const Geometry& g, std::size_t batch, const ov::TensorVe
             inputs[3].get_size() == static_cast<std::size_t>(words_of(g.filters)),
         get_type_name(), " has other thresholds than filters");
     const auto layer = layer_for(g, inputs[1]);
-    const Bits bits{inputs[2].data<std::int32_t>(), words_in(inputs[3]), words_in(out)};
+    const Stored<std::int32_t> thresholds(inputs[2]), flips(inputs[3]);
+    const Bits bits{thresholds.get(), flips.words(), words_in(out)};
     layer->run(g, words_in(inputs[0]), batch, bits, side_by_side);
     note_run(layer->kernel());
 }

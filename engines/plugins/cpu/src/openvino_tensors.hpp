@@ -5,10 +5,12 @@
 #include <oneapi/tbb/parallel_for.h>
 
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <map>
 #include <openvino/op/op.hpp>
 #include <string>
+#include <vector>
 
 namespace bnn {
 
@@ -24,6 +26,24 @@ inline const std::uint32_t* words_in(const ov::Tensor& tensor) {
 }
 
 inline std::uint32_t* words_in(ov::Tensor& tensor) { return reinterpret_cast<std::uint32_t*>(tensor.data<std::int32_t>()); }
+
+// A constant, which lies on any byte where an engine was imported: in its file other constants are before it.
+template <typename T>
+class Stored {
+  public:
+    explicit Stored(const ov::Tensor& tensor) : data_(tensor.data<T>()) {
+        if (reinterpret_cast<std::uintptr_t>(data_) % alignof(T) == 0) return;
+        copy_.resize(tensor.get_size());
+        std::memcpy(copy_.data(), tensor.data(), tensor.get_byte_size());
+        data_ = copy_.data();
+    }
+    const T* get() const { return data_; }
+    const std::uint32_t* words() const { return reinterpret_cast<const std::uint32_t*>(data_); }
+
+  private:
+    std::vector<T> copy_;
+    const T* data_;
+};
 
 inline int number(std::int64_t value) { return static_cast<int>(value); }
 
