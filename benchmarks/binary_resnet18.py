@@ -59,12 +59,14 @@ def _measure(kernel: str) -> dict[str, Any]:
 
 
 def _layers(profiles: list[tuple[Layer, ...]]) -> list[dict[str, Any]]:
-    """Those that ran, each with the least of its times."""
-    ran = [[layer for layer in profile if layer.time_us is not None] for profile in profiles]
+    """In their order, each with the least of its times; the runtime has none for what took it no microsecond."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for layer in (layer for profile in profiles for layer in profile):
+        times[layer.name] += [layer.time_us or 0.0]
     return [
-        {"name": one.name, "kind": one.op_type, "kernel": one.kernel, "us": min(layer.time_us for layer in same)}
-        for same in zip(*ran, strict=True)
-        for one in same[:1]
+        {"name": layer.name, "kind": layer.op_type, "kernel": layer.kernel, "us": min(times[layer.name])}
+        for layer in profiles[0]
+        if max(times[layer.name])
     ]
 
 
