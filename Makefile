@@ -37,7 +37,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
 
 bench-binary: $(VENV)/.installed-test
-	$(BIN)/python -m benchmarks binary
+	$(BIN)/python -m benchmarks binary binary_resnet18
 
 samples: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet '.[samples]'

@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.report import write_readme, write_result
 
-NAMES = ("resnet18", "small_models", "guards", "builds", "precision", "plans", "binary")
+NAMES = ("resnet18", "small_models", "guards", "builds", "precision", "plans", "binary", "binary_resnet18")
 
 
 def main(names: list[str]) -> int:

@@ -6,47 +6,28 @@ Each instruction set in a process of its own, which caps all runtimes alike; run
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from benchmarks.capped import KERNELS, best_us, caps, in_child, request
+
 __all__ = ["run"]
 
 SHAPES = ((56, 64), (28, 128), (14, 256), (7, 512))
 """Height and width, channels in and out."""
-KERNELS = {"AVX2": "avx2", "DEFAULT": "avx512"}
-"""By oneDNN's name of the cap."""
 RUNS = 200
-WARM_S = 0.2
 COMMAND = "make bench-binary"
 _GOALS = {56: ">= 8x FP32, >= 2x BinaryConvolution", 28: ">= 10x FP32, >= 2x BinaryConvolution"}
 
 
 def run() -> dict[str, Any]:
     """Times in us by instruction set, shape and runtime."""
-    found = {cap: _child(cap) for cap in KERNELS if cap == "AVX2" or _has(KERNELS[cap])}
+    found = {cap: in_child("benchmarks.binary", cap) for cap in caps()}
     rows = [_row(cap, shape, found[cap][str(shape[0])]) for cap in found for shape in SHAPES]
     return {"rows": rows, "best_us": found}
-
-
-def _has(kernel: str) -> bool:
-    from engines.plugins.native import Native
-
-    return kernel in Native().usable()
-
-
-def _child(cap: str) -> dict[str, dict[str, float]]:
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": cap}
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.binary", KERNELS[cap]], env=environment, capture_output=True, check=True
-    )
-    read: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
-    return read
 
 
 def _row(cap: str, shape: tuple[int, int], best: dict[str, float]) -> dict[str, str]:
@@ -66,21 +47,7 @@ def _measure(kernel: str) -> dict[str, dict[str, float]]:
     from engines.plugins.native import Native
 
     Native().pin(kernel)
-    return {str(size): _best(_runners(size, channels)) for size, channels in SHAPES}
-
-
-def _best(runners: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    for run_once in runners.values():
-        until_s = time.perf_counter() + WARM_S
-        while time.perf_counter() < until_s:
-            run_once()
-    best = dict.fromkeys(runners, float("inf"))
-    for _ in range(RUNS):
-        for name, run_once in runners.items():
-            began_s = time.perf_counter()
-            run_once()
-            best[name] = min(best[name], time.perf_counter() - began_s)
-    return {name: round(1e6 * seconds, 1) for name, seconds in best.items()}
+    return {str(size): best_us(_runners(size, channels), RUNS) for size, channels in SHAPES}
 
 
 def _runners(size: int, channels: int) -> dict[str, Callable[[], Any]]:
@@ -101,19 +68,8 @@ def _runners(size: int, channels: int) -> dict[str, Callable[[], Any]]:
         "bnn": target.read_model(signed), "OpenVINO FP32": target.read_model(floats),
         "OpenVINO INT8": target.read_model(_int8(floats, x)), "OpenVINO BinaryConvolution": _binary(size, channels),
     }  # fmt: skip
-    runners = {name: _request(graph, x) for name, graph in graphs.items()}
+    runners = {name: request(graph, x) for name, graph in graphs.items()}
     return {**runners, "ONNX Runtime FP32": lambda: session.run(None, {"x": x})}
-
-
-def _request(graph: Any, x: np.ndarray) -> Callable[[], Any]:
-    import openvino as ov
-
-    from engines.targets.openvino import compile_model
-
-    request = compile_model(graph, 1, 1).create_infer_request()
-    request.set_input_tensor(0, ov.Tensor(x))
-    infer: Callable[[], Any] = request.infer
-    return infer
 
 
 def _int8(model: Any, x: np.ndarray) -> Any:

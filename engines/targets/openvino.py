@@ -27,6 +27,7 @@ from engines.targets.openvino_half import keep_halves
 from engines.targets.openvino_inputs import with_all_inputs
 from engines.targets.openvino_products import hold_inner_sizes
 from engines.targets.openvino_sequences import keep_batch_order
+from engines.targets.openvino_sums import keep_sums_in_rows
 from engines.targets.openvino_topk import keep_order_of_equals
 
 __all__ = [
@@ -91,6 +92,7 @@ def read_model(model: onnx.ModelProto) -> ov.Model:
         keep_batch_order(graph)
         keep_order_of_equals(graph)
         hold_inner_sizes(graph)
+        keep_sums_in_rows(graph)
         if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
             keep_halves(graph)
         graph.set_rt_info("\n".join(said), _GUARDS)
