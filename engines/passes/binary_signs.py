@@ -87,7 +87,7 @@ def signs_of(name: str, wiring: Wiring, moves: tuple[NodeProto, ...] = ()) -> Si
 
 def _form(found: _Levels, wiring: Wiring) -> Signs:
     below, equal, above = (float(value) for value in found.values)
-    if (found.threshold == 0).all() and wiring.is_never_negative(found.source):
+    if equal not in (below, above) and not found.threshold.any() and wiring.is_never_negative(found.source):
         below = equal  # there is nothing below
     if found.values.dtype != np.float32 or not np.isfinite(found.values).all():
         raise NotBinary("")
