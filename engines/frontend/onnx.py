@@ -14,6 +14,7 @@ from engines.frontend import guard
 from engines.frontend.qonnx import with_bipolar
 from engines.graphs import opset_of
 from engines.operators import listed
+from engines.plugins.bodies import define
 from engines.reference import unknown_operators
 from engines.spec import USUAL_BATCH, Spec
 from engines.tensor import DYNAMIC, TensorSpec
@@ -54,7 +55,7 @@ def read(path: Path, spec: Spec = _NOTHING_ASKED) -> tuple[onnx.ModelProto, str,
         raise ModelRefused(f"{path.name} is not an ONNX model: {str(error).splitlines()[0][:200]}") from error
     if not model.graph.node:
         raise ModelRefused(f"{path.name} is not an ONNX model with a graph: it has no nodes")
-    _check(with_bipolar(model), path.name)
+    _check(define(with_bipolar(model)), path.name)
     # what is in a function counts as often as it is called
     guard.check_tensors(_inlined(model), rows=spec.max_batch or USUAL_BATCH, shapes=spec.shapes)
     return model, hashlib.sha256(data).hexdigest(), len(data)

@@ -10,10 +10,10 @@ import onnx
 from onnx import FunctionProto, ModelProto
 from onnx.parser import parse_function
 
-from engines.graphs import copy_of
+from engines.graphs import all_nodes, copy_of
 from engines.plugins.ops import DOMAIN, VERSION
 
-__all__ = ["functions", "with_bodies"]
+__all__ = ["define", "functions", "with_bodies"]
 
 _MASKS = ", ".join(str(1 << bit) for bit in range(31)) + f", {-(1 << 31)}"
 _CONSTANTS = f"""
@@ -177,9 +177,16 @@ def functions() -> tuple[FunctionProto, ...]:
 
 def with_bodies(model: ModelProto) -> ModelProto:
     """A copy of a model with `bnn` operators that says what they mean."""
-    copy = copy_of(model)
-    used = {node.op_type for node in copy.graph.node if node.domain == DOMAIN}
-    copy.functions.extend(one for one in functions() if one.name in used)
-    if not any(entry.domain == DOMAIN for entry in copy.opset_import):
-        copy.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
-    return copy
+    return define(copy_of(model))
+
+
+def define(model: ModelProto) -> ModelProto:
+    """The model, in place, with a function for each `bnn` operator that it has none for."""
+    own = {one.name for one in model.functions if one.domain == DOMAIN}
+    used = {node.op_type for node in all_nodes(model.graph) if node.domain == DOMAIN} - own
+    if not used:
+        return model
+    model.functions.extend(one for one in functions() if one.name in used)
+    if not any(entry.domain == DOMAIN for entry in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
+    return model

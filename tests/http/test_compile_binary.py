@@ -67,3 +67,27 @@ def test_a_file_that_holds_bits_is_served_as_the_one_it_was_made_of(server: Serv
     same = np.isclose(np.reshape(answers[1], expected.shape), expected, rtol=0, atol=1e-4).reshape(16, -1).all(axis=1)
     assert same.mean() > 0.8, "but where a sum of the float stem lies within a rounding of 0"
     np.testing.assert_allclose(answers[0], answers[1], rtol=0, atol=1e-4)
+
+
+def test_operators_without_their_functions_are_known(server: Server) -> None:
+    """Who writes a file with the schema at hand need not write out what the operators mean."""
+    bare = with_binary_layers(classifier())[0]
+    assert not bare.functions
+    done = ended(server, send(server, "bare", bare.SerializeToString()))
+    assert done["state"] == "succeeded", done["error"]
+    rows = np.random.default_rng(3).standard_normal((4, 3, 8, 8)).astype(np.float32)
+    answers = [
+        server.infer(name, {"x": ("FP32", rows.tolist())}).json()["outputs"][0]["data"] for name in ("binary", "bare")
+    ]
+    np.testing.assert_allclose(answers[0], answers[1], rtol=0, atol=1e-4)
+
+
+def test_operators_that_do_not_exist_or_are_not_whole_are_refused(server: Server) -> None:
+    for change, said in (("BinaryNothing", "BinaryNothing"), ("BinaryGemm", "")):
+        wrong = with_binary_layers(classifier())[0]
+        next(node for node in wrong.graph.node if node.op_type == "BinaryConv2d").op_type = change
+        done = ended(server, send(server, "wrong", wrong.SerializeToString()))
+        assert done["state"] == "failed"
+        assert said in done["error"]
+        assert "Traceback" not in done["error"]
+        assert server.alive()
