@@ -1,4 +1,4 @@
-"""Files of five exporters of binary networks, compiled by the command and sent to a server: the report lists their layers."""
+"""Files of four exporters of binary networks, by the command and sent to a server: reports list their layers."""
 
 from __future__ import annotations
 
