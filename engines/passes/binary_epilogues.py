@@ -103,11 +103,13 @@ class EpilogueRule(BinaryRule):
             return self.refuse(None, "")
         own = _epilogue_of(layer)
         made = _with(own, node, str(sums.name), self.layers, _KINDS[self._kind])
+        if made == "":
+            return self.refuse(None, "")
         if isinstance(made, str):
-            return self.refuse(layer.name, f"{node.op_type} {node.name!r} stays behind it: {made}")
+            return self.refuse(self.name_of(layer), f"{node.op_type} {node.name!r} stays behind it: {made}")
         reason = self._difference(own, made, node, layer, y)
         if reason:
-            return self.refuse(layer.name, f"{node.op_type} {node.name!r} stays behind it: {reason}")
+            return self.refuse(self.name_of(layer), f"{node.op_type} {node.name!r} stays behind it: {reason}")
         self._found[str(y.name)] = made
         return MatchResult()
 
@@ -132,9 +134,9 @@ class EpilogueRule(BinaryRule):
         layer, made = sums.producer(), self._found[str(y.name)]
         assert layer is not None  # the pattern has found it
         arrays = {"multiplier": made.multiplier, "bias": made.bias, "activation": np.stack(made[2:])}
-        stored = [self.store(op, f"{layer.name}.{name}", array) for name, array in arrays.items()]
+        stored = [self.store(op, f"{self.name_of(layer)}.{name}", array) for name, array in arrays.items()]
         found: ir.Value = getattr(op, self._kind)(*layer.inputs[:2], *stored, _domain=DOMAIN, **dict(layer.attributes))
-        return self.call(found, layer.name)
+        return self.call(found, self.name_of(layer))
 
 
 def _epilogue_of(layer: ir.Node) -> _Epilogue:
@@ -155,15 +157,19 @@ def _numbers(value: ir.Value | None) -> np.ndarray:
 
 
 def _with(own: _Epilogue, node: NodeProto, sums: str, layers: Layers, rank: int) -> _Epilogue | str:
-    """The epilogue with what a node does; a reason where it cannot have it."""
+    """The epilogue with what a node does; a reason where it cannot have it, "" where it is a sum of two values."""
+    if list(node.input).count(sums) > 1:
+        return "it reads them twice"
     others = [name for name in node.input if name and name != sums]
     constants = [layers.wiring.constant(name) for name in others]
+    if any(array is None for array in constants):
+        return ""
     arrays = [
         _per_channel(array, len(own.bias), 1 if node.op_type == "BatchNormalization" else rank)
         for array in constants if array is not None and array.dtype == np.float32
     ]  # fmt: skip
     if len(arrays) < len(others) or len(node.output) > 1 or attribute_of(node, "training_mode"):
-        return "what it reads is not stored in FP32"
+        return "it is not in FP32, or is training"
     if any(array is None for array in arrays):
         return "its constants differ from place to place"
     made = _RULES[node.op_type](own, node, *arrays)
@@ -183,8 +189,8 @@ def _per_channel(array: np.ndarray, filters: int, rank: int) -> np.ndarray | Non
 def _norm(own: _Epilogue, node: NodeProto, *arrays: np.ndarray) -> _Epilogue | None:
     """In FP32 and in ONNX Runtime's order: where sums are whole and have no bias, it is the same number."""
     gamma, beta, mean, variance = arrays
-    epsilon = np.float32(attribute_of(node, "epsilon") or _EPSILON)
-    factor = np.float32(1) / np.sqrt(variance + epsilon) * gamma
+    epsilon = attribute_of(node, "epsilon")
+    factor = np.float32(1) / np.sqrt(variance + np.float32(_EPSILON if epsilon is None else epsilon)) * gamma
     scaled = own.scaled(factor)
     return None if scaled is None else scaled.added(beta - mean * factor)
 

@@ -63,8 +63,11 @@ def find_binary_layers(model: ModelProto) -> tuple[list[BinaryLayer], dict[str, 
     return list(found.values()), refused
 
 
-def with_binary_layers(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
-    """The model with all of them as `bnn` operators, and their names. It is the same object where there are none."""
+def with_binary_layers(model: ModelProto, left: dict[str, str] | None = None) -> tuple[ModelProto, tuple[str, ...]]:
+    """The model with all of them as `bnn` operators, and their names. It is the same object where there are none.
+
+    `left` gets the reasons why floats stay behind some of them, by name.
+    """
     found, _ = find_binary_layers(model)
     if not found:
         return model, ()
@@ -78,20 +81,22 @@ def with_binary_layers(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
         graph.node.extend([node] if layer is None else _on_bits(layer, graph, names, packed))
     _drop_unread(copy)  # the signs that were packed: they read the sums before them, too
     copy.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
-    copy = _fused(copy)
+    copy = _fused(copy, {} if left is None else left)
     return copy, tuple(layer.node.name for layer in found)
 
 
-def _fused(model: ModelProto) -> ModelProto:
+def _fused(model: ModelProto, left: dict[str, str]) -> ModelProto:
     """Loading the rewriter takes longer than everything before it, so it is loaded where there are binary layers."""
     from engines.passes.binary_epilogues import epilogue_rules
+    from engines.passes.binary_pools import PoolRule
     from engines.passes.binary_rules import Layers, applied
     from engines.passes.binary_thresholds import ThresholdRule
 
-    left, layers = dict[str, str](), Layers(model)
+    layers = Layers(model)
     model = applied(model, layers, [ThresholdRule.rule(layers, left)])  # type: ignore[no-untyped-call]
     layers = Layers(model)
-    return applied(model, layers, epilogue_rules(layers, left))
+    pool = PoolRule.rule(layers, left)  # type: ignore[no-untyped-call]
+    return applied(model, layers, [*epilogue_rules(layers, left), pool])
 
 
 def _settled(layer: BinaryLayer, wiring: Wiring, found: Mapping[str, BinaryLayer]) -> BinaryLayer:
@@ -231,7 +236,8 @@ def _checked(layer: BinaryLayer) -> BinaryLayer:
     if threshold.size > 1:
         per_channel = threshold.reshape(-1) if threshold.size == channels else None
         is_first = threshold.ndim in (3, 4) and threshold.shape[threshold.ndim - 3] == channels
-        if per_channel is None or not is_first or layer.signs.moves:
+        stay = all(move.op_type == "MaxPool" for move in layer.signs.moves)
+        if per_channel is None or not is_first or not stay:
             raise NotBinary("its threshold is not one number a channel")
     return layer
 

@@ -34,7 +34,7 @@ class Layers:
 
     def __init__(self, model: ModelProto) -> None:
         graph = model.graph
-        self.called: list[tuple[ir.Node, str]] = []
+        self.called: dict[ir.Node, str] = {}
         """New nodes and the names that they are to have, once their first holders are gone."""
         self.wiring = Wiring(model)
         self._stored = {tensor.name: tensor for tensor in graph.initializer}
@@ -67,6 +67,10 @@ class BinaryRule(pattern.RewriteRuleClassBase):
         super().__init__(**keys)
         self.layers, self.left = layers, left
 
+    def name_of(self, node: ir.Node) -> str:
+        """Its name in the end."""
+        return self.layers.called.get(node, node.name or "")
+
     def refuse(self, name: str | None, reason: str) -> MatchResult:
         """Say why not; without a reason where the rule does not concern it."""
         if reason and name:
@@ -84,7 +88,7 @@ class BinaryRule(pattern.RewriteRuleClassBase):
         """Name the new node that makes a value."""
         node = value.producer()
         assert node is not None  # it was just made
-        self.layers.called.append((node, name or ""))
+        self.layers.called[node] = name or ""
         return value
 
 
@@ -96,7 +100,7 @@ def applied(model: ModelProto, layers: Layers, rules: Sequence[Any]) -> ModelPro
     if not pattern.RewriteRuleSet(rules).apply_to_model(graph):
         return model
     RemoveUnusedNodesPass()(graph)
-    for node, name in layers.called:
+    for node, name in layers.called.items():
         node.name = name
     for node in graph.graph.all_nodes():
         node.metadata_props.pop(RULE_NAME_TAG, None)

@@ -5,8 +5,8 @@ Algebra   what is made of a comparison of x with t, or of Sign(x) with t = 0, el
           them all is s = f where x >= t (`strict`: x > t), and -f elsewhere, or 0 elsewhere (`low`)
 Pattern   comparisons, Sign, and behind them Where, Cast, Not, arithmetic with stored numbers or with what fills the
           shape of x (ones_like), sums of several such values of one x and t. Reshape, Flatten and Transpose move signs
-          without changing them. (s - c) + c with c = Clip(x, -1, 1), what is left of a straight-through estimator, is
-          s exactly: 1 - c is rounded by less than what the last sum rounds away
+          without changing them, MaxPool moves the largest. (s - c) + c with c = Clip(x, -1, 1), what is left of a
+          straight-through estimator, is s exactly: 1 - c is rounded by less than what the last sum rounds away
 Check     x is FP32, and no constant widens it: signs have the shape of x. Sign answers 0 for 0: where x is never
           negative its values are 0 and 1, else three (`ternary`), unless `binary_layers` can prove that x is never 0
 Rewrite   none here: `binary_layers` packs x by its threshold
@@ -87,15 +87,15 @@ def signs_of(name: str, wiring: Wiring, moves: tuple[NodeProto, ...] = ()) -> Si
 
 def _form(found: _Levels, wiring: Wiring) -> Signs:
     below, equal, above = (float(value) for value in found.values)
-    if equal not in (below, above) and not found.threshold.any() and wiring.is_never_negative(found.source):
-        below = equal  # there is nothing below
     if found.values.dtype != np.float32 or not np.isfinite(found.values).all():
         raise NotBinary("")
     source, threshold, moves = _without_round_trip(found, wiring)
     lows: tuple[Literal[-1, 0], ...] = (-1, 0)
-    for low in lows:
-        if above != 0 and below == low * above and equal in (below, above):
-            return Signs(source, threshold, equal == below, above, moves, low)
+    has_below = bool((found.threshold != 0).any()) or not wiring.is_never_negative(found.source)
+    for least in (below,) if has_below else (below, equal):
+        for low in lows:
+            if above != 0 and least == low * above and equal in (least, above):
+                return Signs(source, threshold, equal == least, above, moves, low)
     if above != 0 and below == -above and equal == 0:
         return Signs(source, threshold, False, above, moves, ternary=True)
     if below == above == equal:
@@ -139,6 +139,8 @@ def _look(name: str, wiring: Wiring, depth: int) -> _Levels:
     if node.op_type in _MOVES:
         found = _levels(node.input[0], wiring, depth + 1)
         return found._replace(moves=(*found.moves, node))
+    if node.op_type == "MaxPool":
+        return _pooled(node, _levels(node.input[0], wiring, depth + 1))
     if node.op_type not in _MAPS or wiring.is_constant(name):
         raise NotBinary("")
     if node.op_type == "Add":
@@ -153,6 +155,13 @@ def _look(name: str, wiring: Wiring, depth: int) -> _Levels:
     if node.op_type == "Sign" and wiring.is_float(node.input[0]):
         return _Levels(node.input[0], np.zeros((), np.float32), np.array([-1, 0, 1], np.float32))
     raise NotBinary("")
+
+
+def _pooled(node: NodeProto, found: _Levels) -> _Levels:
+    """The largest of some signs is the sign of the largest x, where signs rise with it."""
+    if len(node.output) > 1 or (np.diff(found.values.astype(np.float32)) < 0).any():
+        raise NotBinary("its signs are pooled, and fall where what is compared rises")
+    return found._replace(moves=(*found.moves, node))
 
 
 def _levels_or_none(name: str, wiring: Wiring, depth: int) -> _Levels | None:

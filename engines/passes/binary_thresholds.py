@@ -24,9 +24,10 @@ from onnx import NodeProto
 from onnxscript.rewriter import MatchResult
 
 from engines.passes.binary_expressions import Expression, numbers_of, parts_of, root_of
+from engines.passes.binary_pools import window_of
 from engines.passes.binary_rules import BinaryRule, Layers
 from engines.passes.half_slots import attribute_of
-from engines.plugins.ops import DOMAIN, WORD, PoolAttributes, pack_bits
+from engines.plugins.ops import DOMAIN, WORD, pack_bits
 
 __all__ = ["NoThreshold", "ThresholdRule", "Told", "thresholds_of"]
 
@@ -85,7 +86,7 @@ class ThresholdRule(BinaryRule):
             return found
         if plan.falls.any():
             self._negate(op, bits, plan.falls)
-        pooled: ir.Value = op.BinaryMaxPool(found, _domain=DOMAIN, **_window(plan.pool).values())
+        pooled: ir.Value = op.BinaryMaxPool(found, _domain=DOMAIN, **window_of(plan.pool).values())
         return self.call(pooled, plan.pool.name)
 
     def _negate(self, op: Any, bits: ir.Value, channels: np.ndarray) -> None:
@@ -123,7 +124,7 @@ def _plan(layer: NodeProto, pack: NodeProto, layers: Layers) -> _Plan:
     if pool is None:
         return _Plan(layer, None, thresholds, flips, np.zeros(filters, bool))
     try:
-        _window(pool)
+        window_of(pool)
     except ValueError as error:
         raise NoThreshold(f"its pool has {error}") from error
     return _Plan(layer, pool, thresholds, flips ^ (falls > 0), falls > 0)
@@ -149,21 +150,9 @@ def _check_readers(plan: _Plan, bits: ir.Value) -> None:
         is_padded = attributes.get_int("pad_value", 0) and any(attributes.get_ints("pads", []))
         is_plain = attributes.get_int("group", 1) == 1 and attributes.get_int("low", -1) == -1 and not is_padded
         if use.node.domain != DOMAIN or use.node.op_type not in _READERS or use.idx or not is_plain:
-            raise NoThreshold(
-                f"a factor behind its pool is negative, and {use.node.name!r} cannot take a negated channel"
-            )
+            raise NoThreshold(f"a factor behind its pool is negative, and {use.node.name!r} takes no negated channel")
     if bits.is_graph_output():
         raise NoThreshold("a factor behind its pool is negative, and its bits are an output")
-
-
-def _window(pool: NodeProto) -> PoolAttributes:
-    """Raises ValueError where there is no such pool of bits."""
-    high, wide = attribute_of(pool, "kernel_shape")
-    top, left, bottom, right = attribute_of(pool, "pads") or (0, 0, 0, 0)
-    (sy, sx), (dy, dx) = attribute_of(pool, "strides") or (1, 1), attribute_of(pool, "dilations") or (1, 1)
-    return PoolAttributes(
-        kernel_shape=(high, wide), strides=(sy, sx), dilations=(dy, dx), pads=(top, left, bottom, right)
-    )
 
 
 def _node_of(x: ir.Value, layer: NodeProto) -> ir.Node:

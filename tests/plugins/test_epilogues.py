@@ -7,9 +7,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from engines.passes.binary_epilogues import epilogue_rules
 from engines.passes.binary_layers import with_binary_layers
-from engines.passes.binary_rules import Layers, applied
 from engines.plugins.bodies import with_bodies
 from engines.plugins.extension import extension_path
 from engines.plugins.ops import DOMAIN
@@ -102,11 +100,8 @@ def test_products_too() -> None:
 
 
 def left_behind(model: onnx.ModelProto) -> dict[str, str]:
-    """The reasons of the rules, on a model whose layers are on bits, one rule set after the other."""
     left: dict[str, str] = {}
-    rewritten, _ = with_binary_layers(model)
-    layers = Layers(rewritten)
-    assert applied(rewritten, layers, epilogue_rules(layers, left)) is rewritten
+    with_binary_layers(model, left)
     return left
 
 
@@ -137,7 +132,15 @@ def too_far() -> onnx.ModelProto:
     return made.model(value, 40)
 
 
+def twice() -> onnx.ModelProto:
+    made = Network(3)
+    value = made.conv(made.sign("x"), 40, FILTERS)
+    made.nodes.append(node("Add", [value, value], ["sum"], name="sum"))
+    return made.model("sum", 40)
+
+
 LEFT = {
+    "sums that are doubled": (twice, {"conv2": "Add 'sum' stays behind it: it reads them twice"}),
     "an activation turned round": (
         lambda: behind_a_layer("Relu", "negative Mul"),
         {"conv2": "Mul 'negative mul4' stays behind it: it comes after an activation that it would turn round"},
