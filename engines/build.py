@@ -31,7 +31,7 @@ from engines.legality import checked_form
 from engines.manifest import EngineFile, Manifest, PlanFile, Source
 from engines.npz import Samples, read_samples
 from engines.operators import operators_of
-from engines.passes.binary_layers import find_binary_layers
+from engines.passes.binary_find import find_binary_layers
 from engines.passes.fixed_shapes import with_shapes
 from engines.passes.image_input import with_image_input
 from engines.passes.time_first import time_first

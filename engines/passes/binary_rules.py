@@ -19,10 +19,10 @@ from engines.graphs import all_graphs, reads_of
 from engines.passes.binary_wiring import Wiring
 from engines.passes.half_slots import attribute_of
 from engines.passes.names import FreeNames
-from engines.plugins.ops import DOMAIN
+from engines.plugins.ops import DOMAIN, VERSION
 from engines.plugins.reference import finished
 
-__all__ = ["BinaryRule", "Layers", "applied"]
+__all__ = ["BinaryRule", "Layers", "applied", "maker_of"]
 
 _SUMS = ("BinaryConv2d", "BinaryGemm")
 
@@ -92,11 +92,29 @@ class BinaryRule(pattern.RewriteRuleClassBase):
         return value
 
 
+def maker_of(value: ir.Value, name: str) -> ir.Value:
+    """The value of that name somewhere before this one, as it is now: what makes it may have been rewritten."""
+    waiting, seen = [value], set[ir.Value]()
+    while waiting:
+        one = waiting.pop()
+        if one.name == name:
+            return one
+        node = one.producer()
+        if node is not None and one not in seen:
+            waiting.extend(reversed([read for read in node.inputs if read is not None]))
+        seen.add(one)
+    raise AssertionError(f"{name} is not before {value.name}")
+
+
 def applied(model: ModelProto, layers: Layers, rules: Sequence[Any]) -> ModelProto:
     """The model after the rules, without what nobody reads; the same object where none has changed it."""
     if any(graph.sparse_initializer for graph in all_graphs(model.graph)):
         return model  # the rewriter would lose them
-    graph = ir.from_proto(model)
+    try:
+        graph = ir.from_proto(model)
+    except Exception:  # it does not read every form that ONNX has
+        return model
+    graph.graph.opset_imports.setdefault(DOMAIN, VERSION)
     if not pattern.RewriteRuleSet(rules).apply_to_model(graph):
         return model
     RemoveUnusedNodesPass()(graph)

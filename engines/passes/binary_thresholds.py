@@ -25,7 +25,7 @@ from onnxscript.rewriter import MatchResult
 
 from engines.passes.binary_expressions import Expression, numbers_of, parts_of, root_of
 from engines.passes.binary_pools import window_of
-from engines.passes.binary_rules import BinaryRule, Layers
+from engines.passes.binary_rules import BinaryRule, Layers, maker_of
 from engines.passes.half_slots import attribute_of
 from engines.plugins.ops import DOMAIN, WORD, pack_bits
 
@@ -73,7 +73,9 @@ class ThresholdRule(BinaryRule):
         return MatchResult()
 
     def rewrite(self, op: Any, x: ir.Value, limits: ir.Value, bits: ir.Value) -> ir.Value:
-        plan, layer = self._plans[str(bits.name)], _node_of(x, self._plans[str(bits.name)].layer)
+        plan = self._plans[str(bits.name)]
+        layer = maker_of(x, plan.layer.output[0]).producer()
+        assert layer is not None  # it is a node's output
         told = [
             self.store(op, f"{layer.name}.{name}", array)
             for name, array in (("thresholds", plan.thresholds), ("flips", pack_bits(plan.flips)))
@@ -153,18 +155,6 @@ def _check_readers(plan: _Plan, bits: ir.Value) -> None:
             raise NoThreshold(f"a factor behind its pool is negative, and {use.node.name!r} takes no negated channel")
     if bits.is_graph_output():
         raise NoThreshold("a factor behind its pool is negative, and its bits are an output")
-
-
-def _node_of(x: ir.Value, layer: NodeProto) -> ir.Node:
-    """The layer's node as it is now: what it reads may have been rewritten. It is somewhere before x."""
-    waiting = [x]
-    while waiting:
-        node = waiting.pop().producer()
-        if node is not None and node.outputs[0].name == layer.output[0]:
-            return node
-        if node is not None:
-            waiting.extend(value for value in node.inputs if value is not None)
-    raise AssertionError(f"{layer.name} is not before what was packed")
 
 
 def thresholds_of(told: Told, filters: int, sums: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from onnx import ModelProto
 from onnxscript.rewriter import RULE_NAME_TAG, MatchResult, pattern
 
 from engines.graphs import all_graphs, all_nodes
-from engines.passes.binary_layers import find_binary_layers
+from engines.passes.binary_find import find_binary_layers
 
 __all__ = ["fold_batchnorm"]
 

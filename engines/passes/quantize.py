@@ -20,7 +20,7 @@ from typing import Any
 import onnx
 
 from engines.errors import ModelRefused
-from engines.passes.binary_layers import find_binary_layers
+from engines.passes.binary_find import find_binary_layers
 from engines.passes.measured_ranges import collect_together
 from engines.passes.stored_casts import store_casts
 from engines.reference import Arrays

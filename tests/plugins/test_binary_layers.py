@@ -13,7 +13,8 @@ from onnx import helper, numpy_helper
 
 from engines.errors import EngineFailed
 from engines.passes import quantize
-from engines.passes.binary_layers import find_binary_layers, with_binary_layers
+from engines.passes.binary_find import find_binary_layers
+from engines.passes.binary_layers import with_binary_layers
 from engines.plugins.extension import extension_path
 from engines.plugins.ops import words_of
 from engines.reference import Reference

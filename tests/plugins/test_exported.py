@@ -14,7 +14,8 @@ import pytest
 from engines.canonical import canonical
 from engines.frontend.onnx import read
 from engines.layers import with_outputs
-from engines.passes.binary_layers import find_binary_layers, with_binary_layers
+from engines.passes.binary_find import find_binary_layers
+from engines.passes.binary_layers import with_binary_layers
 from engines.plugins.bodies import with_bodies
 from engines.plugins.extension import extension_path
 from engines.plugins.ops import DOMAIN
