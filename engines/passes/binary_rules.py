@@ -85,9 +85,10 @@ class BinaryRule(pattern.RewriteRuleClassBase):
         return value
 
     def call(self, value: ir.Value, name: str | None) -> ir.Value:
-        """Name the new node that makes a value."""
+        """Name the new node that makes a value, and the value, which nothing in the bodies of others may be called."""
         node = value.producer()
         assert node is not None  # it was just made
+        value.name = self.layers.names(f"{name}.value")
         self.layers.called[node] = name or ""
         return value
 
