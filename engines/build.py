@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import hashlib
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from engines.manifest import EngineFile, Manifest, PlanFile, Source
 from engines.npz import Samples, read_samples
 from engines.operators import operators_of
 from engines.passes.binary_find import find_binary_layers
+from engines.passes.binary_layers import with_binary_layers
 from engines.passes.fixed_shapes import with_shapes
 from engines.passes.image_input import with_image_input
 from engines.passes.time_first import time_first
@@ -195,6 +197,12 @@ def _binary_notes(model: onnx.ModelProto) -> list[str]:
     said = [f"{name} does not run on bits: {reason}" for name, reason in refused.items()]
     if found and not has_binary_operators():
         said.append(f"{len(found)} binary layers run as convolutions of floats: their native kernels are not compiled")
+    elif found:
+        left, by_reason = dict[str, str](), defaultdict[str, list[str]](list)
+        with_binary_layers(model, left)
+        for name in left.keys() - refused.keys():
+            by_reason[left[name]].append(name)
+        said += [f"{', '.join(sorted(names))}: {reason}" for reason, names in sorted(by_reason.items())]
     return said[:_MOST_NOTES]
 
 

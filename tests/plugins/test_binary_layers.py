@@ -357,6 +357,17 @@ def test_a_build_runs_them_natively_and_its_report_says_by_what(tmp_path: Path) 
 
 
 @compiled
+def test_a_report_says_why_floats_stay(tmp_path: Path) -> None:
+    """The first layer's sums are added to the second's."""
+    made = Network()
+    first = made.conv(made.sign("x"), 40, 40, pads=[1, 1, 1, 1])
+    second = made.conv(made.sign(first), 40, 40, pads=[1, 1, 1, 1])
+    made.nodes.append(helper.make_node("Add", [first, second], ["sum"], name="residual"))
+    manifest, _ = built(tmp_path, made.model("sum", 40))
+    assert "conv2: its sums are read as floats, too" in manifest.notes
+
+
+@compiled
 def test_int8_leaves_them_as_they_are(tmp_path: Path) -> None:
     calibration = {"x": np.random.default_rng(5).standard_normal((32, 3, 8, 8)).astype(np.float32)}
     model = classifier()
