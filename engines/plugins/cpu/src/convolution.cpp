@@ -8,15 +8,65 @@
 namespace bnn {
 namespace {
 
-constexpr std::size_t kPixels = 32;  // at a time: their counts stay in the nearest cache
-
 int reach(int size, int dilation) { return (size - 1) * dilation + 1; }
 
-bool is_inside(const Geometry& g, std::size_t place) {
-    const int top = static_cast<int>(place / g.out_width()) * g.stride_height - g.pad_top;
-    const int left = static_cast<int>(place % g.out_width()) * g.stride_width - g.pad_left;
-    return top >= 0 && left >= 0 && top + reach(g.kernel_height, g.dilation_height) <= g.height &&
-           left + reach(g.kernel_width, g.dilation_width) <= g.width;
+// An output pixel, and where its window begins in the input.
+struct Place {
+    Place(const Geometry& g, std::size_t index)
+        : geometry(g), row(static_cast<int>(index / g.out_width())), column(static_cast<int>(index % g.out_width())),
+          columns(g.out_width()) {}
+
+    void next() {
+        if (++column < columns) return;
+        column = 0;
+        ++row;
+    }
+    int top() const { return row * geometry.stride_height - geometry.pad_top; }
+    int left() const { return column * geometry.stride_width - geometry.pad_left; }
+    bool is_inside() const {
+        const Geometry& g = geometry;
+        return top() >= 0 && left() >= 0 && top() + reach(g.kernel_height, g.dilation_height) <= g.height &&
+               left() + reach(g.kernel_width, g.dilation_width) <= g.width;
+    }
+
+    const Geometry& geometry;
+    int row, column, columns;
+};
+
+// A few words: a call of memcpy would take longer.
+std::uint32_t* copy(const std::uint32_t* from, std::size_t words, std::uint32_t* to) {
+    std::size_t i = 0;
+    for (; i + 4 <= words; i += 4) std::memcpy(to + i, from + i, 16);
+    if (i + 2 <= words) {
+        std::memcpy(to + i, from + i, 8);
+        i += 2;
+    }
+    if (i < words) to[i] = from[i];
+    return to + words;
+}
+
+// What an output pixel reads, tap after tap; 0 where the input ends.
+void gather(const Place& place, const std::uint32_t* image, int group, std::uint32_t* to) {
+    const Geometry& g = place.geometry;
+    const std::size_t own = g.group_words(), whole = own * g.groups;
+    const int top = place.top(), left = place.left();
+    if (g.groups == 1 && g.dilation_width == 1 && place.is_inside()) {  // the taps of a row lie side by side
+        for (int ky = 0; ky < g.kernel_height; ++ky) {
+            const std::size_t first = static_cast<std::size_t>(top + ky * g.dilation_height) * g.width + left;
+            to = copy(image + first * own, own * g.kernel_width, to);
+        }
+        return;
+    }
+    for (int ky = 0; ky < g.kernel_height; ++ky) {
+        const int y = top + ky * g.dilation_height;
+        for (int kx = 0; kx < g.kernel_width; ++kx) {
+            const int x = left + kx * g.dilation_width;
+            if (y < 0 || y >= g.height || x < 0 || x >= g.width)
+                to = std::fill_n(to, own, 0u);
+            else
+                to = copy(image + (static_cast<std::size_t>(y) * g.width + x) * whole + group * own, own, to);
+        }
+    }
 }
 
 }  // namespace
@@ -39,7 +89,8 @@ void Buffer::resize(std::size_t bytes) {
 }
 
 struct Convolution::Scratch {
-    Buffer rows;
+    std::vector<std::uint32_t> rows;
+    Buffer arranged;
     std::vector<std::int32_t> dots;
 };
 
@@ -67,25 +118,18 @@ Convolution::Convolution(const Geometry& geometry, const std::uint32_t* weights,
 void Convolution::dots(
     const Geometry& g, const std::uint32_t* bits, std::size_t batch, const Finish& finish, const Parallel& parallel) const {
     const std::size_t places = static_cast<std::size_t>(g.out_height()) * g.out_width();
+    constexpr std::size_t kPixels = kMostPixels;
     const std::size_t parts = (places + kPixels - 1) / kPixels;
     const std::size_t words = static_cast<std::size_t>(g.height) * g.width * g.group_words() * g.groups;
-    const auto* images = reinterpret_cast<const std::uint8_t*>(bits);
-    Buffer expanded;
-    if (kernel_.word_bytes != 4) {
-        expanded.resize(batch * words * kernel_.word_bytes);
-        images = expanded.data();
-        parallel(batch * words, [&](std::size_t begin, std::size_t end) {
-            kernel_.expand(bits + begin, end - begin, expanded.data() + begin * kernel_.word_bytes);
-        });
-    }
     parallel(batch * parts, [&](std::size_t begin, std::size_t end) {
         Scratch scratch;
-        scratch.rows.resize(kPixels * g.row_words() * kernel_.word_bytes);
+        scratch.rows.resize(kPixels * g.row_words());
+        if (kernel_.arrange != nullptr) scratch.arranged.resize(kernel_.arranged_bytes(kMostPixels, g.row_words()));
         scratch.dots.resize(kPixels * stride_);
         for (std::size_t part = begin; part < end; ++part) {
             const std::size_t image = part / parts, first = part % parts * kPixels, count = std::min(kPixels, places - first);
             for (int group = 0; group < g.groups; ++group) {
-                pixels(g, images + image * words * kernel_.word_bytes, first, count, group, scratch);
+                pixels(g, bits + image * words, first, count, group, scratch);
                 finish(image, first, count, group, scratch.dots.data());
             }
         }
@@ -125,42 +169,22 @@ void Convolution::run(
     dots(g, bits, batch, finish, parallel);
 }
 
-void Convolution::gather(
-    const Geometry& g, const std::uint8_t* image, std::size_t place, int group, std::uint8_t* to) const {
-    const std::size_t own = g.group_words() * kernel_.word_bytes, whole = own * g.groups;
-    const int top = static_cast<int>(place / g.out_width()) * g.stride_height - g.pad_top;
-    const int left = static_cast<int>(place % g.out_width()) * g.stride_width - g.pad_left;
-    if (g.groups == 1 && g.dilation_width == 1 && is_inside(g, place)) {  // the taps of a row lie side by side
-        const std::size_t row = own * g.kernel_width;
-        for (int ky = 0; ky < g.kernel_height; ++ky, to += row)
-            std::memcpy(to, image + (static_cast<std::size_t>(top + ky * g.dilation_height) * g.width + left) * own, row);
-        return;
-    }
-    for (int ky = 0; ky < g.kernel_height; ++ky) {
-        const int y = top + ky * g.dilation_height;
-        for (int kx = 0; kx < g.kernel_width; ++kx, to += own) {
-            const int x = left + kx * g.dilation_width;
-            if (y < 0 || y >= g.height || x < 0 || x >= g.width)
-                std::memset(to, 0, own);
-            else
-                std::memcpy(to, image + (static_cast<std::size_t>(y) * g.width + x) * whole + group * own, own);
-        }
-    }
-}
-
 void Convolution::pixels(
-    const Geometry& g, const std::uint8_t* image, std::size_t begin, std::size_t count, int group, Scratch& scratch) const {
-    const int words = g.row_words();
+    const Geometry& g, const std::uint32_t* image, std::size_t begin, std::size_t count, int group, Scratch& scratch) const {
+    const int words = g.row_words(), number = static_cast<int>(count);
     const std::int32_t total = g.channels / g.groups * g.kernel_height * g.kernel_width;
-    for (std::size_t i = 0; i < count; ++i)
-        gather(g, image, begin + i, group, scratch.rows.data() + i * words * kernel_.word_bytes);
-    kernel_.multiply(
-        scratch.rows.data(), static_cast<int>(count), words, weights_[group].data(), filters_, total, scratch.dots.data(),
-        stride_);
-    if (g.low_is_zero) halve(group, count, scratch.dots.data());
-    if (g.pads_with_one) return;
-    for (std::size_t i = 0; i < count; ++i)
-        if (!is_inside(g, begin + i)) correct(g, begin + i, group, scratch.dots.data() + i * stride_);
+    Place place(g, begin);
+    for (int i = 0; i < number; ++i, place.next())
+        gather(place, image, group, scratch.rows.data() + static_cast<std::size_t>(i) * words);
+    const void* rows = scratch.rows.data();
+    if (kernel_.arrange != nullptr) {
+        kernel_.arrange(scratch.rows.data(), number, words, scratch.arranged.data());
+        rows = scratch.arranged.data();
+    }
+    std::int32_t* dots = scratch.dots.data();
+    kernel_.multiply(rows, number, words, weights_[group].data(), filters_, total, dots, stride_);
+    if (g.low_is_zero) halve(group, count, dots);
+    if (!g.pads_with_one) correct(g, begin, count, group, dots);
 }
 
 // x in {0, 1} is (s + 1) / 2 of signs s, so that x . w = (s . w + sum of w) / 2. Both have the parity of their length.
@@ -172,15 +196,19 @@ void Convolution::halve(int group, std::size_t count, std::int32_t* dots) const 
 
 // Bits of 0 stand where the input ends, and were counted as +1: what they added is taken back. A +1 adds the same
 // whether the low value is -1 or 0.
-void Convolution::correct(const Geometry& g, std::size_t pixel, int group, std::int32_t* dots) const {
+void Convolution::correct(
+    const Geometry& g, std::size_t begin, std::size_t count, int group, std::int32_t* dots) const {
     const int taps = g.kernel_height * g.kernel_width;
-    const int top = static_cast<int>(pixel / g.out_width()) * g.stride_height - g.pad_top;
-    const int left = static_cast<int>(pixel % g.out_width()) * g.stride_width - g.pad_left;
-    for (int tap = 0; tap < taps; ++tap) {
-        const int y = top + tap / g.kernel_width * g.dilation_height, x = left + tap % g.kernel_width * g.dilation_width;
-        if (y >= 0 && y < g.height && x >= 0 && x < g.width) continue;
-        const std::int32_t* sums = tap_sums_.data() + (static_cast<std::size_t>(group) * taps + tap) * filters_;
-        for (int filter = 0; filter < filters_; ++filter) dots[filter] -= sums[filter];
+    Place place(g, begin);
+    for (std::size_t i = 0; i < count; ++i, place.next(), dots += stride_) {
+        if (place.is_inside()) continue;
+        for (int tap = 0; tap < taps; ++tap) {
+            const int y = place.top() + tap / g.kernel_width * g.dilation_height;
+            const int x = place.left() + tap % g.kernel_width * g.dilation_width;
+            if (y >= 0 && y < g.height && x >= 0 && x < g.width) continue;
+            const std::int32_t* sums = tap_sums_.data() + (static_cast<std::size_t>(group) * taps + tap) * filters_;
+            for (int filter = 0; filter < filters_; ++filter) dots[filter] -= sums[filter];
+        }
     }
 }
 

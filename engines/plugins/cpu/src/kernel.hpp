@@ -6,6 +6,8 @@
 
 namespace bnn {
 
+constexpr int kMostPixels = 32;  // of one product: their counts stay in the nearest cache
+
 // Rows and weights are words of 32 bits; a set bit is -1, bits beyond the true channels are 0 in both.
 struct Kernel {
     const char* name;
@@ -15,11 +17,11 @@ struct Kernel {
     // Bytes of the weights as `count` reads them, of `channels` rows of `words`.
     std::size_t (*prepared_bytes)(int channels, int words);
     void (*prepare)(const std::uint32_t* weights, int channels, int words, void* prepared);
-    // Bytes of a word of the input as `count` reads it; words of 0 are bytes of 0.
-    std::size_t word_bytes;
-    void (*expand)(const std::uint32_t* words, std::size_t count, void* prepared);
+    // Bytes of the rows of pixels as `multiply` reads them, and what writes them; none where it reads rows of words.
+    std::size_t (*arranged_bytes)(int pixels, int words);
+    void (*arrange)(const std::uint32_t* rows, int pixels, int words, void* arranged);
     // dots[pixel * stride + channel] = total - 2 * (bits that differ between the pixel's row and the channel's weights).
-    // `stride` is `channels` rounded up to `lanes`; prepared memory is aligned to 64 bytes.
+    // `stride` is `channels` rounded up to `lanes`; there are kMostPixels at most; prepared memory is aligned to 64 bytes.
     void (*multiply)(
         const void* rows, int pixels, int words, const void* weights, int channels, std::int32_t total, std::int32_t* dots,
         int stride);
