@@ -63,6 +63,8 @@ struct Bits {
     std::uint32_t* out;
 };
 
+struct Place;
+
 class Convolution {
   public:
     // weights: [filters][kernel height][kernel width][words of a group's channels]. Height and width do not count here.
@@ -86,7 +88,8 @@ class Convolution {
     void pixels(
         const Geometry& g, const std::uint32_t* image, std::size_t begin, std::size_t count, int group,
         Scratch& scratch) const;
-    void correct(const Geometry& g, std::size_t begin, std::size_t count, int group, std::int32_t* dots) const;
+    void correct(const Geometry& g, std::size_t begin, std::size_t count, int group, Scratch& scratch) const;
+    const std::int32_t* outside(const Place& place, int group, Scratch& scratch) const;
     void halve(int group, std::size_t count, std::int32_t* dots) const;
 
     const Kernel& kernel_;

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "pack.hpp"
+
 namespace bnn {
 
 constexpr int kMostPixels = 32;  // of one product: their counts stay in the nearest cache
@@ -34,6 +36,7 @@ struct Kernel {
     void (*threshold)(
         const std::int32_t* dots, int pixels, int stride, int channels, const std::int32_t* thresholds,
         const std::uint32_t* flips, std::uint32_t* words, std::size_t step);
+    Pack* pack;
 };
 
 void threshold_plainly(
@@ -48,6 +51,7 @@ extern const Kernel portable_kernel;
 #if defined(__x86_64__)
 extern const Kernel avx2_kernel;
 extern const Kernel avx512_kernel;
+Pack pack_by_avx2;
 void finish_by_avx2(
     const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias, float* out,
     std::size_t places);

@@ -49,18 +49,26 @@ std::size_t prepared_bytes(int channels, int words) {
 // Of a word, the steps take the lower halves of its four bytes first, then the upper ones, as `arrange` finds them.
 int shift_of(int step) { return step < 4 ? step * 8 : (step - 4) * 8 + 4; }
 
-// [channels / 32][steps][32]: four bits of a channel in each byte. Channels i and i + 16 lie in bytes 2i and 2i + 1, so
-// that widening to 16 bits, the lower bytes and then the upper ones, brings them into order.
+// Registers of channels that are counted beside each other, where `left` are still to be counted.
+int column_of(int left) { return left >= kColumn ? kColumn : left >= 2 ? 2 : 1; }
+
+// [columns][triples][blocks of the column][3][32], as they are read: four bits of a channel in each byte. Channels i and
+// i + 16 of a block lie in bytes 2i and 2i + 1, so that widening to 16 bits, the lower bytes and then the upper ones,
+// brings them into order.
 void prepare(const std::uint32_t* weights, int channels, int words, void* prepared) {
     auto* to = static_cast<std::uint8_t*>(prepared);
     std::memset(to, 0, prepared_bytes(channels, words));
-    for (int channel = 0; channel < channels; ++channel) {
-        const int lane = channel % kLanes;
-        std::uint8_t* block = to + channel / kLanes * block_bytes(words) + lane % 16 * 2 + lane / 16;
-        for (int word = 0; word < words; ++word, block += kNibbles * kLanes)
-            for (int step = 0; step < kNibbles; ++step)
-                block[step * kLanes] =
-                    weights[static_cast<std::size_t>(channel) * words + word] >> shift_of(step) & 15;
+    const int blocks = rounded_up(channels, kLanes) / kLanes;
+    for (int first = 0, width; first < blocks; first += width, to += width * block_bytes(words)) {
+        width = column_of(blocks - first);
+        for (int channel = first * kLanes; channel < channels && channel < (first + width) * kLanes; ++channel) {
+            const int block = channel / kLanes - first, lane = channel % kLanes;
+            for (int step = 0; step < words * kNibbles; ++step) {
+                const std::uint32_t word = weights[static_cast<std::size_t>(channel) * words + step / kNibbles];
+                const std::size_t place = static_cast<std::size_t>(step / 3 * width + block) * 3 + step % 3;
+                to[place * kLanes + lane % 16 * 2 + lane / 16] = word >> shift_of(step % kNibbles) & 15;
+            }
+        }
     }
 }
 
@@ -129,15 +137,15 @@ inline void widen(__m256i bytes, std::uint16_t* sums, bool starts) {
 // Two pixels, `Blocks` registers of channels, at most kTriples triples.
 template <int Blocks>
 void tile(
-    const std::uint8_t* pair, const std::uint8_t* weights, std::size_t block, int triples, bool starts, std::uint16_t* one,
+    const std::uint8_t* pair, const std::uint8_t* weights, int triples, bool starts, std::uint16_t* one,
     std::uint16_t* other) {
     __m256i first[Blocks], second[Blocks];
     for (int b = 0; b < Blocks; ++b) first[b] = second[b] = _mm256_setzero_si256();
     const __m256i mask = _mm256_set1_epi8(15);
-    for (int i = 0; i < triples; ++i, pair += 3, weights += 3 * kLanes) {
+    for (int i = 0; i < triples; ++i, pair += 3, weights += 3 * kLanes * Blocks) {
         const __m256i tables[3] = {table_of(pair[0]), table_of(pair[1]), table_of(pair[2])};
         for (int b = 0; b < Blocks; ++b)
-            look_up(reinterpret_cast<const __m256i*>(weights + b * block), tables, mask, first[b], second[b]);
+            look_up(reinterpret_cast<const __m256i*>(weights + b * 3 * kLanes), tables, mask, first[b], second[b]);
     }
     const __m256i upper = _mm256_set1_epi16(static_cast<short>(0xff00));
     for (int b = 0; b < Blocks; ++b) {
@@ -158,22 +166,33 @@ void collect(const Sums& sums, int pixels, int lanes, bool starts, std::int32_t 
         }
 }
 
-// Parts of the sum are the outer loop: their weights stay in the nearest cache for all pixels.
+// The lines of `part` of `parts` of so many bytes.
+inline void fetch(const std::uint8_t* from, std::size_t bytes, int part, int parts) {
+    const std::size_t share = (bytes / 64 + parts) / parts * 64;
+    for (std::size_t i = 0; i < share; i += 64) _mm_prefetch(reinterpret_cast<const char*>(from + part * share + i), _MM_HINT_T0);
+}
+
+// Parts of the sum are the outer loop: their weights stay in the nearest cache for all pixels, each of which fetches some
+// of the next ones.
 template <int Blocks>
 void column(
     const std::uint8_t* pairs, int pixels, int triples, const std::uint8_t* weights, std::int32_t total, std::int32_t* dots,
     int stride) {
     alignas(64) Sums sums;
-    const std::size_t row = static_cast<std::size_t>(triples) * 3, block = row * kLanes;
+    constexpr std::size_t kTriple = 3 * kLanes * Blocks;
     const auto least = [](int a, int b) { return a < b ? a : b; };
     for (int begin = 0; begin < triples; begin += kWidest) {
         const int end = least(triples, begin + kWidest), parts = (end - begin + kTriples - 1) / kTriples;
         const int size = (end - begin + parts - 1) / parts;
-        for (int start = begin; start < end; start += size)
-            for (int pixel = 0; pixel < pixels; pixel += 2)
+        for (int start = begin; start < end; start += size) {
+            const std::uint8_t* part = weights + start * kTriple;
+            for (int pixel = 0; pixel < pixels; pixel += 2) {
+                fetch(part + size * kTriple, size * kTriple, pixel / 2, (pixels + 1) / 2);
                 tile<Blocks>(
-                    pairs + pixel / 2 * row + start * 3, weights + static_cast<std::size_t>(start) * 3 * kLanes, block,
-                    least(size, end - start), start == begin, sums[pixel], sums[pixel + 1]);
+                    pairs + static_cast<std::size_t>(pixel / 2 * triples + start) * 3, part, least(size, end - start),
+                    start == begin, sums[pixel], sums[pixel + 1]);
+            }
+        }
         collect(sums, pixels, Blocks * kLanes, begin == 0, total, dots, stride);
     }
 }
@@ -182,14 +201,18 @@ void multiply(
     const void* rows, int pixels, int words, const void* weights, int channels, std::int32_t total, std::int32_t* dots,
     int stride) {
     const auto* pairs = static_cast<const std::uint8_t*>(rows);
-    const auto* table = static_cast<const std::uint8_t*>(weights);
+    const auto* from = static_cast<const std::uint8_t*>(weights);
     const int triples = triples_of(words), blocks = rounded_up(channels, kLanes) / kLanes;
-    const std::size_t block = block_bytes(words);
-    int b = 0;
-    for (; b + kColumn <= blocks; b += kColumn)
-        column<kColumn>(pairs, pixels, triples, table + b * block, total, dots + b * kLanes, stride);
-    for (; b + 2 <= blocks; b += 2) column<2>(pairs, pixels, triples, table + b * block, total, dots + b * kLanes, stride);
-    if (b < blocks) column<1>(pairs, pixels, triples, table + b * block, total, dots + b * kLanes, stride);
+    for (int first = 0, width; first < blocks; first += width, from += width * block_bytes(words), dots += width * kLanes) {
+        width = column_of(blocks - first);
+        const auto run = [&](auto column_of_width) { column_of_width(pairs, pixels, triples, from, total, dots, stride); };
+        if (width == kColumn)
+            run(column<kColumn>);
+        else if (width == 2)
+            run(column<2>);
+        else
+            run(column<1>);
+    }
 }
 
 // Eight pixels of eight channels, turned.
@@ -217,7 +240,72 @@ void turn(
     }
 }
 
+constexpr std::size_t kPlaces = 32;  // of one channel, that are compared into a register of bytes
+
+// Bytes of -1 where a value is not above (or not at least) the threshold; four of them at a time are out of order, as
+// `in_order` knows.
+template <bool Strict>
+__m256i below(const float* values, __m256 threshold) {
+    const auto eight = [&](int i) {
+        const __m256 found = _mm256_loadu_ps(values + i * 8);
+        return _mm256_castps_si256(_mm256_cmp_ps(found, threshold, Strict ? _CMP_NGT_UQ : _CMP_NGE_UQ));
+    };
+    return _mm256_packs_epi16(_mm256_packs_epi32(eight(0), eight(1)), _mm256_packs_epi32(eight(2), eight(3)));
+}
+
+__m256i in_order(__m256i bytes) { return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)); }
+
+// The words of 32 places out of their four bytes, each of which is in a register of its own.
+void interleave(const __m256i bytes[4], std::uint32_t words[kPlaces]) {
+    const __m256i one = in_order(bytes[0]), two = in_order(bytes[1]), three = in_order(bytes[2]), four = in_order(bytes[3]);
+    const __m256i lower[2] = {_mm256_unpacklo_epi8(one, two), _mm256_unpackhi_epi8(one, two)};
+    const __m256i upper[2] = {_mm256_unpacklo_epi8(three, four), _mm256_unpackhi_epi8(three, four)};
+    for (int i = 0; i < 2; ++i) {
+        const __m256i parts[2] = {_mm256_unpacklo_epi16(lower[i], upper[i]), _mm256_unpackhi_epi16(lower[i], upper[i])};
+        for (int j = 0; j < 2; ++j) {
+            auto* to = reinterpret_cast<__m128i*>(words + i * 8 + j * 4);
+            _mm_storeu_si128(to, _mm256_castsi256_si128(parts[j]));
+            _mm_storeu_si128(to + 4, _mm256_extracti128_si256(parts[j], 1));
+        }
+    }
+}
+
+template <bool Strict>
+void pack_places(const float* values, const float* thresholds, int channels, std::size_t places, std::uint32_t* bits) {
+    const int words = words_of(channels);
+    for (int word = 0; word < words; ++word) {
+        __m256i bytes[4];
+        for (auto& one : bytes) one = _mm256_setzero_si256();
+        for (int channel = word * 32; channel < channels && channel < word * 32 + 32; ++channel, values += places) {
+            const __m256i bit = _mm256_set1_epi8(static_cast<char>(1 << channel % 8));
+            // channels lie far apart: the next places of each are fetched by no processor on its own
+            _mm_prefetch(reinterpret_cast<const char*>(values + kPlaces), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(values + kPlaces + 16), _MM_HINT_T0);
+            const __m256i found = below<Strict>(values, _mm256_broadcast_ss(thresholds + channel));
+            bytes[channel % 32 / 8] = _mm256_or_si256(bytes[channel % 32 / 8], _mm256_and_si256(found, bit));
+        }
+        std::uint32_t found[kPlaces];
+        interleave(bytes, found);
+        for (std::size_t i = 0; i < kPlaces; ++i) bits[i * words + word] = found[i];
+    }
+}
+
 }  // namespace
+
+// The last places, where they are fewer than 32, are packed together with some before them, once more.
+void pack_by_avx2(
+    const float* values, const float* thresholds, bool strict, int channels, std::size_t places, std::size_t first,
+    std::size_t last, std::uint32_t* bits) {
+    if (last - first < kPlaces) return pack_plainly(values, thresholds, strict, channels, places, first, last, bits);
+    for (std::size_t place = first; place < last; place += kPlaces) {
+        const std::size_t begin = place + kPlaces <= last ? place : last - kPlaces;
+        std::uint32_t* to = bits + begin * words_of(channels);
+        if (strict)
+            pack_places<true>(values + begin, thresholds, channels, places, to);
+        else
+            pack_places<false>(values + begin, thresholds, channels, places, to);
+    }
+}
 
 void finish_by_avx2(
     const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias, float* out,
@@ -257,6 +345,7 @@ void threshold_by_avx2(
 }
 
 const Kernel avx2_kernel{
-    "avx2", usable, kLanes, prepared_bytes, prepare, arranged_bytes, arrange, multiply, finish_by_avx2, threshold_by_avx2};
+    "avx2", usable, kLanes, prepared_bytes, prepare, arranged_bytes, arrange, multiply, finish_by_avx2, threshold_by_avx2,
+    pack_by_avx2};
 
 }  // namespace bnn

@@ -79,6 +79,7 @@ void multiply(
 
 }  // namespace
 
-const Kernel avx512_kernel{"avx512", usable, kLanes, prepared_bytes, prepare, nullptr, nullptr, multiply, finish_by_avx2, threshold_by_avx2};
+const Kernel avx512_kernel{"avx512", usable, kLanes, prepared_bytes, prepare, nullptr, nullptr, multiply, finish_by_avx2, threshold_by_avx2,
+    pack_by_avx2};
 
 }  // namespace bnn

@@ -113,6 +113,6 @@ void threshold(
 
 }  // namespace
 
-const Kernel neon_kernel{"neon", usable, kLanes, prepared_bytes, prepare, nullptr, nullptr, multiply, finish_plainly, threshold};
+const Kernel neon_kernel{"neon", usable, kLanes, prepared_bytes, prepare, nullptr, nullptr, multiply, finish_plainly, threshold, pack_plainly};
 
 }  // namespace bnn

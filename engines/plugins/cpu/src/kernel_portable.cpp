@@ -63,6 +63,6 @@ void threshold_plainly(
         }
 }
 
-const Kernel portable_kernel{"portable", usable, 1, plain_bytes, prepare, nullptr, nullptr, multiply, finish_plainly, threshold_plainly};
+const Kernel portable_kernel{"portable", usable, 1, plain_bytes, prepare, nullptr, nullptr, multiply, finish_plainly, threshold_plainly, pack_plainly};
 
 }  // namespace bnn
