@@ -1,6 +1,7 @@
 #include "convolution.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <map>
 
@@ -10,6 +11,19 @@ namespace bnn {
 namespace {
 
 int reach(int size, int dilation) { return (size - 1) * dilation + 1; }
+
+// Taps [first, last) along one side.
+struct Taps {
+    int first, last;
+    bool has(int tap) const { return first <= tap && tap < last; }
+};
+
+// Those of a window from `start` on that lie in [0, size).
+Taps inside(int start, int size, int taps, int dilation) {
+    const int first = start < 0 ? (dilation - 1 - start) / dilation : 0;
+    const int last = size > start ? (size - 1 - start) / dilation + 1 : 0;
+    return {std::min(first, taps), std::min(last, taps)};
+}
 
 }  // namespace
 
@@ -119,8 +133,7 @@ struct Convolution::Scratch {
     std::vector<std::uint32_t> rows;
     Buffer arranged;
     std::vector<std::int32_t> dots;
-    std::vector<bool> absent;  // by tap
-    std::vector<std::map<std::vector<bool>, std::vector<std::int32_t>>> outside;  // by group and by what is absent
+    std::vector<std::map<std::array<int, 4>, std::vector<std::int32_t>>> outside;  // by group, and by the taps inside
 };
 
 Convolution::Convolution(const Geometry& geometry, const std::uint32_t* weights, const Kernel& kernel)
@@ -238,10 +251,12 @@ void Convolution::halve(int group, std::size_t count, std::int32_t* dots) const 
 // whether the low value is -1 or 0.
 void Convolution::correct(
     const Geometry& g, std::size_t begin, std::size_t count, int group, Scratch& scratch) const {
-    std::int32_t* dots = scratch.dots.data();
+    const int number = static_cast<int>(count);
     Place place(g, begin);
-    for (std::size_t i = 0; i < count; ++i, place.next(), dots += stride_) {
+    for (int i = 0, run; i < number; i += run, place.next(run)) {
+        run = place.is_inside() ? std::min(place.inside_run(), number - i) : 1;
         if (place.is_inside()) continue;
+        std::int32_t* dots = scratch.dots.data() + static_cast<std::size_t>(i) * stride_;
         const std::int32_t* sums = outside(place, group, scratch);
         for (int filter = 0; filter < filters_; ++filter) dots[filter] -= sums[filter];
     }
@@ -250,24 +265,18 @@ void Convolution::correct(
 // What the taps outside add. Places on a border that have the same ones share it: there are eight kinds for 3x3.
 const std::int32_t* Convolution::outside(const Place& place, int group, Scratch& scratch) const {
     const Geometry& g = place.geometry;
-    const int taps = g.kernel_height * g.kernel_width;
-    std::vector<bool>& absent = scratch.absent;
-    absent.assign(taps, false);
-    for (int ky = 0, tap = 0; ky < g.kernel_height; ++ky) {
-        const int y = place.top() + ky * g.dilation_height;
-        for (int kx = 0; kx < g.kernel_width; ++kx, ++tap) {
-            const int x = place.left() + kx * g.dilation_width;
-            absent[tap] = y < 0 || y >= g.height || x < 0 || x >= g.width;
-        }
-    }
-    std::vector<std::int32_t>& found = scratch.outside[group][absent];
+    const Taps rows = inside(place.top(), g.height, g.kernel_height, g.dilation_height);
+    const Taps columns = inside(place.left(), g.width, g.kernel_width, g.dilation_width);
+    std::vector<std::int32_t>& found = scratch.outside[group][{rows.first, rows.last, columns.first, columns.last}];
     if (!found.empty()) return found.data();
     found.resize(filters_);
-    for (int tap = 0; tap < taps; ++tap) {
-        if (!absent[tap]) continue;
-        const std::int32_t* sums = tap_sums_.data() + (static_cast<std::size_t>(group) * taps + tap) * filters_;
-        for (int filter = 0; filter < filters_; ++filter) found[filter] += sums[filter];
-    }
+    const std::int32_t* sums =
+        tap_sums_.data() + static_cast<std::size_t>(group) * g.kernel_height * g.kernel_width * filters_;
+    for (int ky = 0; ky < g.kernel_height; ++ky)
+        for (int kx = 0; kx < g.kernel_width; ++kx, sums += filters_) {
+            if (rows.has(ky) && columns.has(kx)) continue;
+            for (int filter = 0; filter < filters_; ++filter) found[filter] += sums[filter];
+        }
     return found.data();
 }
 

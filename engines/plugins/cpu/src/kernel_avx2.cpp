@@ -103,7 +103,7 @@ void arrange(const std::uint32_t* rows, int pixels, int words, void* arranged) {
     }
 }
 
-inline __m256i table_of(std::uint8_t pixels) {
+inline __m256i table_of(std::size_t pixels) {
     return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kTables.bytes.data() + pixels * 16)));
 }
 
