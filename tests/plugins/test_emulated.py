@@ -91,4 +91,4 @@ def test_products(emulated: Emulated, kernel: str, low: int) -> None:
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_packing(emulated: Emulated, strict: bool) -> None:
-    grid.test_packing(emulated, strict)
+    grid.check_packing(emulated, strict)

@@ -112,15 +112,24 @@ def test_random_layers(native: Native, kernel: str, seed: int) -> None:
     check(native, kernel, *given)
 
 
-@pytest.mark.parametrize("strict", [True, False])
-def test_packing(native: Native, strict: bool) -> None:
+def check_packing(native: Native, strict: bool) -> None:
     rng = np.random.default_rng(0)
-    for channels, places in itertools.product((1, 31, 32, 33, 70), (1, 7, 63, 64, 65, 200)):
+    for channels, places in itertools.product((1, 31, 32, 33, 70), (1, 7, 31, 32, 33, 63, 64, 65, 200)):
         x = rng.integers(-2, 3, (channels, places)).astype(np.float32)  # many are equal to their thresholds
         x[0, 0], x[-1, -1] = np.nan, -0.0
         thresholds = rng.integers(-1, 2, channels).astype(np.float32)
         found = native.pack(x, thresholds, strict=strict)
         np.testing.assert_array_equal(found, binary_pack(x[None], thresholds, strict=strict)[0])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("strict", [True, False])
+def test_packing(native: Native, kernel: str, strict: bool) -> None:
+    native.pin(usable(native, kernel))
+    try:
+        check_packing(native, strict)
+    finally:
+        native.pin("")
 
 
 def test_what_is_packed_can_be_read_again() -> None:

@@ -37,9 +37,10 @@ BNN_EXPORT int bnn_pin(const char* name) { return bnn::pin(name); }
 
 BNN_EXPORT const char* bnn_chosen() { return bnn::chosen().name; }
 
+// By the kernel that is chosen or pinned.
 BNN_EXPORT void bnn_pack(
     const float* values, const float* thresholds, int strict, int channels, std::size_t places, std::uint32_t* bits) {
-    bnn::pack(values, thresholds, strict != 0, channels, places, bits);
+    bnn::chosen().pack(values, thresholds, strict != 0, channels, places, 0, places, bits);
 }
 
 // `shape`: the fields of Geometry in their order; false where the kernel is not usable here.

@@ -63,6 +63,8 @@ struct Bits {
     std::uint32_t* out;
 };
 
+struct Place;
+
 class Convolution {
   public:
     // weights: [filters][kernel height][kernel width][words of a group's channels]. Height and width do not count here.
@@ -84,10 +86,10 @@ class Convolution {
         const Geometry& g, const std::uint32_t* bits, std::size_t batch, const Finish& finish, const Parallel& parallel) const;
     // Of `count` output pixels and one group.
     void pixels(
-        const Geometry& g, const std::uint8_t* image, std::size_t begin, std::size_t count, int group, Scratch& scratch) const;
-    // What an output pixel reads, tap after tap, as the kernel reads it; 0 where the input ends.
-    void gather(const Geometry& g, const std::uint8_t* image, std::size_t place, int group, std::uint8_t* to) const;
-    void correct(const Geometry& g, std::size_t pixel, int group, std::int32_t* dots) const;
+        const Geometry& g, const std::uint32_t* image, std::size_t begin, std::size_t count, int group,
+        Scratch& scratch) const;
+    void correct(const Geometry& g, std::size_t begin, std::size_t count, int group, Scratch& scratch) const;
+    const std::int32_t* outside(const Place& place, int group, Scratch& scratch) const;
     void halve(int group, std::size_t count, std::int32_t* dots) const;
 
     const Kernel& kernel_;

@@ -20,6 +20,12 @@ Bend bend_of(const Activation& activation, std::size_t channel) {
 
 }  // namespace
 
+bool is_plain(const Activation& activation) {
+    for (int column = 0; column < activation.columns; ++column)
+        if (!bend_of(activation, column).changes_nothing()) return false;
+    return true;
+}
+
 void activate(
     const Activation& activation, std::size_t first, std::size_t pixels, int channels, float* values, std::size_t places) {
     for (int channel = 0; channel < channels; ++channel, values += places) {

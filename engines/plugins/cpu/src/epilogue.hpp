@@ -8,6 +8,9 @@
 
 namespace bnn {
 
+// Whether it changes nothing at all.
+bool is_plain(const Activation& activation);
+
 // In place, of channels [first, first + channels) of the activation. values: [channel * places + pixel]
 void activate(
     const Activation& activation, std::size_t first, std::size_t pixels, int channels, float* values, std::size_t places);

@@ -4,7 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "pack.hpp"
+
 namespace bnn {
+
+constexpr int kMostPixels = 32;  // of one product: their counts stay in the nearest cache
 
 // Rows and weights are words of 32 bits; a set bit is -1, bits beyond the true channels are 0 in both.
 struct Kernel {
@@ -15,11 +19,11 @@ struct Kernel {
     // Bytes of the weights as `count` reads them, of `channels` rows of `words`.
     std::size_t (*prepared_bytes)(int channels, int words);
     void (*prepare)(const std::uint32_t* weights, int channels, int words, void* prepared);
-    // Bytes of a word of the input as `count` reads it; words of 0 are bytes of 0.
-    std::size_t word_bytes;
-    void (*expand)(const std::uint32_t* words, std::size_t count, void* prepared);
+    // Bytes of the rows of pixels as `multiply` reads them, and what writes them; none where it reads rows of words.
+    std::size_t (*arranged_bytes)(int pixels, int words);
+    void (*arrange)(const std::uint32_t* rows, int pixels, int words, void* arranged);
     // dots[pixel * stride + channel] = total - 2 * (bits that differ between the pixel's row and the channel's weights).
-    // `stride` is `channels` rounded up to `lanes`; prepared memory is aligned to 64 bytes.
+    // `stride` is `channels` rounded up to `lanes`; there are kMostPixels at most; prepared memory is aligned to 64 bytes.
     void (*multiply)(
         const void* rows, int pixels, int words, const void* weights, int channels, std::int32_t total, std::int32_t* dots,
         int stride);
@@ -32,6 +36,7 @@ struct Kernel {
     void (*threshold)(
         const std::int32_t* dots, int pixels, int stride, int channels, const std::int32_t* thresholds,
         const std::uint32_t* flips, std::uint32_t* words, std::size_t step);
+    Pack* pack;
 };
 
 void threshold_plainly(
@@ -46,6 +51,7 @@ extern const Kernel portable_kernel;
 #if defined(__x86_64__)
 extern const Kernel avx2_kernel;
 extern const Kernel avx512_kernel;
+Pack pack_by_avx2;
 void finish_by_avx2(
     const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias, float* out,
     std::size_t places);

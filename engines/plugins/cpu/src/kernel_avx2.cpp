@@ -1,9 +1,12 @@
-// AVX2, by look-up of four bits at a time.
+// AVX2, by look-up of four bits at a time, of two pixels at once.
 //
-// For four bits of a pixel there is a table of 16 bytes: how many bits differ from each of the 16 values that four bits
-// of a weight may have. It is broadcast into both halves of a register, and one vpshufb looks up 32 channels at once.
-// Two instructions, vpshufb and vpaddb, do 128 multiply-accumulates; vpshufb has two ports (one before Ice Lake), so 256
-// a cycle are the most. Bytes hold 63 steps of at most 4 before they are widened.
+// For four bits of each of two pixels there is a table of 16 bytes: for each of the 16 values that four bits of a weight
+// may have, how many bits of the first pixel differ, and 16 times how many of the second. It is broadcast into both halves
+// of a register, and one vpshufb looks up 32 channels: 256 multiply-accumulates. Three such bytes are added (at most 12 in
+// either half of a byte) before the halves are parted, by vpand for the first pixel and a shift of 16 bits for the second:
+// what the shift takes over from the neighbouring byte is a multiple of the neighbour's first sum, which is known in the
+// end and subtracted. Nine instructions do 768, where looking up one pixel takes twelve; vpshufb is a third of them, so
+// that its two ports are not what bounds it.
 #include <immintrin.h>
 
 #include <array>
@@ -15,15 +18,18 @@ namespace bnn {
 namespace {
 
 constexpr int kLanes = 32;
-constexpr int kNibbles = 8;  // of a word
-constexpr int kSteps = 56;   // 7 words of 8 nibbles: at most 224 in a byte
+constexpr int kNibbles = 8;      // of a word
+constexpr int kTriples = 21;     // of steps: at most 252 in a byte
+constexpr int kColumn = 4;       // registers of channels beside each other: eight sums, three tables, a mask, two to work with
+constexpr int kWidest = 65520 / 12 / kTriples * kTriples;  // triples of which 16 bits hold the sum
 
 struct alignas(64) Tables {
-    std::array<std::uint8_t, 256> bytes;
+    std::array<std::uint8_t, 16 * 256> bytes;
     Tables() {
-        for (int pixel = 0; pixel < 16; ++pixel)
+        for (int pixels = 0; pixels < 256; ++pixels)
             for (int weight = 0; weight < 16; ++weight)
-                bytes[pixel * 16 + weight] = static_cast<std::uint8_t>(__builtin_popcount(pixel ^ weight));
+                bytes[pixels * 16 + weight] = static_cast<std::uint8_t>(
+                    __builtin_popcount((pixels & 15) ^ weight) + 16 * __builtin_popcount((pixels >> 4) ^ weight));
     }
 };
 
@@ -31,129 +37,182 @@ const Tables kTables;
 
 bool usable() { return __builtin_cpu_supports("avx2"); }
 
+// Steps are filled up to whole triples, with bits of 0 on both sides.
+int triples_of(int words) { return (words * kNibbles + 2) / 3; }
+
+std::size_t block_bytes(int words) { return static_cast<std::size_t>(triples_of(words)) * 3 * kLanes; }
+
 std::size_t prepared_bytes(int channels, int words) {
-    return static_cast<std::size_t>(rounded_up(channels, kLanes)) * words * kNibbles;
+    return static_cast<std::size_t>(rounded_up(channels, kLanes) / kLanes) * block_bytes(words);
 }
 
-// [channels / 32][nibbles][32]: one byte holds one nibble of one channel.
+// Of a word, the steps take the lower halves of its four bytes first, then the upper ones, as `arrange` finds them.
+int shift_of(int step) { return step < 4 ? step * 8 : (step - 4) * 8 + 4; }
+
+// Registers of channels that are counted beside each other, where `left` are still to be counted.
+int column_of(int left) { return left >= kColumn ? kColumn : left >= 2 ? 2 : 1; }
+
+// [columns][triples][blocks of the column][3][32], as they are read: four bits of a channel in each byte. Channels i and
+// i + 16 of a block lie in bytes 2i and 2i + 1, so that widening to 16 bits, the lower bytes and then the upper ones,
+// brings them into order.
 void prepare(const std::uint32_t* weights, int channels, int words, void* prepared) {
     auto* to = static_cast<std::uint8_t*>(prepared);
     std::memset(to, 0, prepared_bytes(channels, words));
-    const int nibbles = words * kNibbles;
-    for (int channel = 0; channel < channels; ++channel)
-        for (int nibble = 0; nibble < nibbles; ++nibble) {
-            const std::uint32_t word = weights[static_cast<std::size_t>(channel) * words + nibble / kNibbles];
-            to[(static_cast<std::size_t>(channel / kLanes) * nibbles + nibble) * kLanes + channel % kLanes] =
-                static_cast<std::uint8_t>(word >> (nibble % kNibbles * 4) & 15);
-        }
-}
-
-// Offsets of tables, so that the inner loop only adds them to an address: a byte for every four bits, 16 times their value.
-void expand(const std::uint32_t* words, std::size_t count, void* prepared) {
-    auto* to = static_cast<std::uint8_t*>(prepared);
-    const __m256i high = _mm256_set1_epi8(static_cast<char>(0xf0));
-    const __m256i odd = _mm256_set1_epi16(static_cast<short>(0xff00));
-    const __m256i twice = _mm256_setr_epi8(
-        0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-    std::size_t i = 0;
-    for (; i + 4 <= count; i += 4) {
-        const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(words + i));
-        const __m256i halves = _mm256_permute4x64_epi64(_mm256_castsi128_si256(four), 0x50);  // words 0, 1 and 2, 3
-        const __m256i bytes = _mm256_shuffle_epi8(halves, twice);
-        const __m256i lower = _mm256_and_si256(_mm256_slli_epi16(bytes, 4), high);
-        const __m256i found = _mm256_blendv_epi8(lower, _mm256_and_si256(bytes, high), odd);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * kNibbles), found);
-    }
-    for (; i < count; ++i)
-        for (int nibble = 0; nibble < kNibbles; ++nibble)
-            to[i * kNibbles + nibble] = static_cast<std::uint8_t>((words[i] >> (nibble * 4) & 15) << 4);
-}
-
-// In place: gcc 12 adds into another register and moves it back, eight moves among 26 instructions.
-inline void add_bytes(__m256i& sum, __m256i more) { __asm__("vpaddb %1, %0, %0" : "+x"(sum) : "x"(more)); }
-
-inline void widen(__m256i bytes, __m256i sums[2]) {
-    const __m256i zero = _mm256_setzero_si256();
-    sums[0] = _mm256_add_epi16(sums[0], _mm256_unpacklo_epi8(bytes, zero));
-    sums[1] = _mm256_add_epi16(sums[1], _mm256_unpackhi_epi8(bytes, zero));
-}
-
-// unpacklo and unpackhi work in halves of 16 bytes: channels 0-7, 16-23 and 8-15, 24-31.
-inline void store(const __m256i sums[2], std::int32_t total, std::int32_t* dots, bool first) {
-    const __m128i parts[4] = {
-        _mm256_castsi256_si128(sums[0]), _mm256_castsi256_si128(sums[1]), _mm256_extracti128_si256(sums[0], 1),
-        _mm256_extracti128_si256(sums[1], 1)};
-    for (int i = 0; i < 4; ++i) {
-        auto* to = reinterpret_cast<__m256i*>(dots + i * 8);
-        const __m256i twice = _mm256_slli_epi32(_mm256_cvtepu16_epi32(parts[i]), 1);
-        _mm256_storeu_si256(to, _mm256_sub_epi32(first ? _mm256_set1_epi32(total) : _mm256_loadu_si256(to), twice));
-    }
-}
-
-constexpr int kWidest = 65528 / 4 / kSteps * kSteps;  // nibbles of which 16 bits hold the sum
-
-template <int Pixels, int Blocks>
-void tile(
-    const std::uint8_t* rows, std::size_t row, const std::uint8_t* weights, int nibbles, std::int32_t total,
-    std::int32_t* dots, int stride) {
-    for (int begin = 0; begin < nibbles; begin += kWidest) {
-        const int end = nibbles < begin + kWidest ? nibbles : begin + kWidest;
-        __m256i sums[Pixels][Blocks][2];
-        for (auto& pixel : sums)
-            for (auto& block : pixel) block[0] = block[1] = _mm256_setzero_si256();
-        for (int start = begin; start < end; start += kSteps) {
-            const int stop = end < start + kSteps ? end : start + kSteps;
-            __m256i bytes[Pixels][Blocks];
-            for (auto& pixel : bytes)
-                for (auto& block : pixel) block = _mm256_setzero_si256();
-            for (int k = start; k < stop; ++k) {
-                __m256i weight[Blocks];
-                for (int b = 0; b < Blocks; ++b) {
-                    weight[b] = _mm256_load_si256(
-                        reinterpret_cast<const __m256i*>(weights + (static_cast<std::size_t>(b) * nibbles + k) * kLanes));
-                    __asm__("" : "+x"(weight[b]));  // in a register: loads are the narrowest port, and each pixel reads it
-                }
-                for (int p = 0; p < Pixels; ++p) {
-                    const __m256i table = _mm256_broadcastsi128_si256(
-                        _mm_load_si128(reinterpret_cast<const __m128i*>(kTables.bytes.data() + rows[p * row + k])));
-                    for (int b = 0; b < Blocks; ++b)
-                        add_bytes(bytes[p][b], _mm256_shuffle_epi8(table, weight[b]));
-                }
+    const int blocks = rounded_up(channels, kLanes) / kLanes;
+    for (int first = 0, width; first < blocks; first += width, to += width * block_bytes(words)) {
+        width = column_of(blocks - first);
+        for (int channel = first * kLanes; channel < channels && channel < (first + width) * kLanes; ++channel) {
+            const int block = channel / kLanes - first, lane = channel % kLanes;
+            for (int step = 0; step < words * kNibbles; ++step) {
+                const std::uint32_t word = weights[static_cast<std::size_t>(channel) * words + step / kNibbles];
+                const std::size_t place = static_cast<std::size_t>(step / 3 * width + block) * 3 + step % 3;
+                to[place * kLanes + lane % 16 * 2 + lane / 16] = word >> shift_of(step % kNibbles) & 15;
             }
-            for (int p = 0; p < Pixels; ++p)
-                for (int b = 0; b < Blocks; ++b) widen(bytes[p][b], sums[p][b]);
         }
-        for (int p = 0; p < Pixels; ++p)
-            for (int b = 0; b < Blocks; ++b)
-                store(sums[p][b], total, dots + static_cast<std::size_t>(p) * stride + b * kLanes, begin == 0);
     }
 }
 
+std::size_t arranged_bytes(int pixels, int words) { return static_cast<std::size_t>(pixels + 1) / 2 * triples_of(words) * 3; }
+
+// A byte of each step: four bits of the first pixel, and above them four of the second.
+void pair_up(const std::uint32_t* one, const std::uint32_t* other, int words, std::uint8_t* to) {
+    const __m128i low = _mm_set1_epi8(15), high = _mm_set1_epi8(static_cast<char>(0xf0));
+    int word = 0;
+    for (; word + 4 <= words; word += 4, to += 4 * kNibbles) {
+        const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(one + word));
+        const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(other + word));
+        const __m128i lower = _mm_or_si128(_mm_and_si128(a, low), _mm_and_si128(_mm_slli_epi16(b, 4), high));
+        const __m128i upper = _mm_or_si128(_mm_and_si128(_mm_srli_epi16(a, 4), low), _mm_and_si128(b, high));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi32(lower, upper));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 16), _mm_unpackhi_epi32(lower, upper));
+    }
+    for (; word < words; ++word, to += kNibbles) {
+        const std::uint32_t a = one[word], b = other[word], mask = 0x0f0f0f0f;
+        const std::uint32_t halves[2] = {(a & mask) | (b & mask) << 4, (a >> 4 & mask) | (b & ~mask)};
+        std::memcpy(to, halves, sizeof(halves));
+    }
+    std::memset(to, 0, static_cast<std::size_t>(triples_of(words)) * 3 - static_cast<std::size_t>(words) * kNibbles);
+}
+
+// [pixels / 2][steps]; an odd pixel at the end is paired with itself.
+void arrange(const std::uint32_t* rows, int pixels, int words, void* arranged) {
+    auto* to = static_cast<std::uint8_t*>(arranged);
+    for (int pixel = 0; pixel < pixels; pixel += 2, to += static_cast<std::size_t>(triples_of(words)) * 3) {
+        const std::uint32_t* one = rows + static_cast<std::size_t>(pixel) * words;
+        pair_up(one, pixel + 1 < pixels ? one + words : one, words, to);
+    }
+}
+
+inline __m256i table_of(std::size_t pixels) {
+    return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kTables.bytes.data() + pixels * 16)));
+}
+
+// Three steps of one register of channels. Written out: gcc 12 moves sums from register to register, and spills some.
+inline void look_up(const __m256i* weights, const __m256i tables[3], __m256i mask, __m256i& first, __m256i& second) {
+    __m256i found, other;
+    __asm__("vpshufb %[weight0], %[table0], %[found]\n\t"
+            "vpshufb %[weight1], %[table1], %[other]\n\t"
+            "vpaddb %[other], %[found], %[found]\n\t"
+            "vpshufb %[weight2], %[table2], %[other]\n\t"
+            "vpaddb %[other], %[found], %[found]\n\t"
+            "vpand %[mask], %[found], %[other]\n\t"
+            "vpsrlw $4, %[found], %[found]\n\t"
+            "vpaddb %[other], %[first], %[first]\n\t"
+            "vpaddw %[found], %[second], %[second]"
+            : [first] "+x"(first), [second] "+x"(second), [found] "=&x"(found), [other] "=&x"(other)
+            : [weight0] "m"(weights[0]), [weight1] "m"(weights[1]), [weight2] "m"(weights[2]), [table0] "x"(tables[0]),
+              [table1] "x"(tables[1]), [table2] "x"(tables[2]), [mask] "x"(mask));
+}
+
+using Sums = std::uint16_t[kMostPixels + 1][kColumn * kLanes];
+
+inline void widen(__m256i bytes, std::uint16_t* sums, bool starts) {
+    const __m256i parts[2] = {_mm256_and_si256(bytes, _mm256_set1_epi16(255)), _mm256_srli_epi16(bytes, 8)};
+    for (int i = 0; i < 2; ++i) {
+        auto* to = reinterpret_cast<__m256i*>(sums + i * 16);
+        _mm256_store_si256(to, starts ? parts[i] : _mm256_add_epi16(parts[i], _mm256_load_si256(to)));
+    }
+}
+
+// Two pixels, `Blocks` registers of channels, at most kTriples triples.
+template <int Blocks>
+void tile(
+    const std::uint8_t* pair, const std::uint8_t* weights, int triples, bool starts, std::uint16_t* one,
+    std::uint16_t* other) {
+    __m256i first[Blocks], second[Blocks];
+    for (int b = 0; b < Blocks; ++b) first[b] = second[b] = _mm256_setzero_si256();
+    const __m256i mask = _mm256_set1_epi8(15);
+    for (int i = 0; i < triples; ++i, pair += 3, weights += 3 * kLanes * Blocks) {
+        const __m256i tables[3] = {table_of(pair[0]), table_of(pair[1]), table_of(pair[2])};
+        for (int b = 0; b < Blocks; ++b)
+            look_up(reinterpret_cast<const __m256i*>(weights + b * 3 * kLanes), tables, mask, first[b], second[b]);
+    }
+    const __m256i upper = _mm256_set1_epi16(static_cast<short>(0xff00));
+    for (int b = 0; b < Blocks; ++b) {
+        const __m256i taken_over = _mm256_srli_epi16(_mm256_and_si256(first[b], upper), 4);
+        widen(first[b], one + b * kLanes, starts);
+        widen(_mm256_sub_epi16(second[b], taken_over), other + b * kLanes, starts);
+    }
+}
+
+// dots = (starts ? total : dots) - 2 * sums
+void collect(const Sums& sums, int pixels, int lanes, bool starts, std::int32_t total, std::int32_t* dots, int stride) {
+    for (int pixel = 0; pixel < pixels; ++pixel, dots += stride)
+        for (int i = 0; i < lanes; i += 8) {
+            auto* to = reinterpret_cast<__m256i*>(dots + i);
+            const __m256i sum = _mm256_cvtepu16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(sums[pixel] + i)));
+            const __m256i before = starts ? _mm256_set1_epi32(total) : _mm256_loadu_si256(to);
+            _mm256_storeu_si256(to, _mm256_sub_epi32(before, _mm256_slli_epi32(sum, 1)));
+        }
+}
+
+// The lines of `part` of `parts` of so many bytes.
+inline void fetch(const std::uint8_t* from, std::size_t bytes, int part, int parts) {
+    const std::size_t share = (bytes / 64 + parts) / parts * 64;
+    for (std::size_t i = 0; i < share; i += 64) _mm_prefetch(reinterpret_cast<const char*>(from + part * share + i), _MM_HINT_T0);
+}
+
+// Parts of the sum are the outer loop: their weights stay in the nearest cache for all pixels, each of which fetches some
+// of the next ones.
 template <int Blocks>
 void column(
-    const std::uint8_t* rows, std::size_t row, int pixels, const std::uint8_t* weights, int nibbles, std::int32_t total,
-    std::int32_t* dots, int stride) {
-    const auto run = [&](auto tile_of, int from) {
-        tile_of(rows + from * row, row, weights, nibbles, total, dots + static_cast<std::size_t>(from) * stride, stride);
-    };
-    int p = 0;
-    for (; p + 4 <= pixels; p += 4) run(tile<4, Blocks>, p);
-    if (pixels - p == 3) run(tile<3, Blocks>, p);
-    if (pixels - p == 2) run(tile<2, Blocks>, p);
-    if (pixels - p == 1) run(tile<1, Blocks>, p);
+    const std::uint8_t* pairs, int pixels, int triples, const std::uint8_t* weights, std::int32_t total, std::int32_t* dots,
+    int stride) {
+    alignas(64) Sums sums;
+    constexpr std::size_t kTriple = 3 * kLanes * Blocks;
+    const auto least = [](int a, int b) { return a < b ? a : b; };
+    for (int begin = 0; begin < triples; begin += kWidest) {
+        const int end = least(triples, begin + kWidest), parts = (end - begin + kTriples - 1) / kTriples;
+        const int size = (end - begin + parts - 1) / parts;
+        for (int start = begin; start < end; start += size) {
+            const std::uint8_t* part = weights + start * kTriple;
+            for (int pixel = 0; pixel < pixels; pixel += 2) {
+                fetch(part + size * kTriple, size * kTriple, pixel / 2, (pixels + 1) / 2);
+                tile<Blocks>(
+                    pairs + static_cast<std::size_t>(pixel / 2 * triples + start) * 3, part, least(size, end - start),
+                    start == begin, sums[pixel], sums[pixel + 1]);
+            }
+        }
+        collect(sums, pixels, Blocks * kLanes, begin == 0, total, dots, stride);
+    }
 }
 
 void multiply(
     const void* rows, int pixels, int words, const void* weights, int channels, std::int32_t total, std::int32_t* dots,
     int stride) {
-    const auto* from = static_cast<const std::uint8_t*>(rows);
-    const auto* table = static_cast<const std::uint8_t*>(weights);
-    const int nibbles = words * kNibbles, blocks = rounded_up(channels, kLanes) / kLanes;
-    const std::size_t row = static_cast<std::size_t>(nibbles), block_bytes = static_cast<std::size_t>(nibbles) * kLanes;
-    int b = 0;
-    for (; b + 2 <= blocks; b += 2)
-        column<2>(from, row, pixels, table + b * block_bytes, nibbles, total, dots + b * kLanes, stride);
-    if (b < blocks) column<1>(from, row, pixels, table + b * block_bytes, nibbles, total, dots + b * kLanes, stride);
+    const auto* pairs = static_cast<const std::uint8_t*>(rows);
+    const auto* from = static_cast<const std::uint8_t*>(weights);
+    const int triples = triples_of(words), blocks = rounded_up(channels, kLanes) / kLanes;
+    for (int first = 0, width; first < blocks; first += width, from += width * block_bytes(words), dots += width * kLanes) {
+        width = column_of(blocks - first);
+        const auto run = [&](auto column_of_width) { column_of_width(pairs, pixels, triples, from, total, dots, stride); };
+        if (width == kColumn)
+            run(column<kColumn>);
+        else if (width == 2)
+            run(column<2>);
+        else
+            run(column<1>);
+    }
 }
 
 // Eight pixels of eight channels, turned.
@@ -181,7 +240,72 @@ void turn(
     }
 }
 
+constexpr std::size_t kPlaces = 32;  // of one channel, that are compared into a register of bytes
+
+// Bytes of -1 where a value is not above (or not at least) the threshold; four of them at a time are out of order, as
+// `in_order` knows.
+template <bool Strict>
+__m256i below(const float* values, __m256 threshold) {
+    const auto eight = [&](int i) {
+        const __m256 found = _mm256_loadu_ps(values + i * 8);
+        return _mm256_castps_si256(_mm256_cmp_ps(found, threshold, Strict ? _CMP_NGT_UQ : _CMP_NGE_UQ));
+    };
+    return _mm256_packs_epi16(_mm256_packs_epi32(eight(0), eight(1)), _mm256_packs_epi32(eight(2), eight(3)));
+}
+
+__m256i in_order(__m256i bytes) { return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)); }
+
+// The words of 32 places out of their four bytes, each of which is in a register of its own.
+void interleave(const __m256i bytes[4], std::uint32_t words[kPlaces]) {
+    const __m256i one = in_order(bytes[0]), two = in_order(bytes[1]), three = in_order(bytes[2]), four = in_order(bytes[3]);
+    const __m256i lower[2] = {_mm256_unpacklo_epi8(one, two), _mm256_unpackhi_epi8(one, two)};
+    const __m256i upper[2] = {_mm256_unpacklo_epi8(three, four), _mm256_unpackhi_epi8(three, four)};
+    for (int i = 0; i < 2; ++i) {
+        const __m256i parts[2] = {_mm256_unpacklo_epi16(lower[i], upper[i]), _mm256_unpackhi_epi16(lower[i], upper[i])};
+        for (int j = 0; j < 2; ++j) {
+            auto* to = reinterpret_cast<__m128i*>(words + i * 8 + j * 4);
+            _mm_storeu_si128(to, _mm256_castsi256_si128(parts[j]));
+            _mm_storeu_si128(to + 4, _mm256_extracti128_si256(parts[j], 1));
+        }
+    }
+}
+
+template <bool Strict>
+void pack_places(const float* values, const float* thresholds, int channels, std::size_t places, std::uint32_t* bits) {
+    const int words = words_of(channels);
+    for (int word = 0; word < words; ++word) {
+        __m256i bytes[4];
+        for (auto& one : bytes) one = _mm256_setzero_si256();
+        for (int channel = word * 32; channel < channels && channel < word * 32 + 32; ++channel, values += places) {
+            const __m256i bit = _mm256_set1_epi8(static_cast<char>(1 << channel % 8));
+            // channels lie far apart: the next places of each are fetched by no processor on its own
+            _mm_prefetch(reinterpret_cast<const char*>(values + kPlaces), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(values + kPlaces + 16), _MM_HINT_T0);
+            const __m256i found = below<Strict>(values, _mm256_broadcast_ss(thresholds + channel));
+            bytes[channel % 32 / 8] = _mm256_or_si256(bytes[channel % 32 / 8], _mm256_and_si256(found, bit));
+        }
+        std::uint32_t found[kPlaces];
+        interleave(bytes, found);
+        for (std::size_t i = 0; i < kPlaces; ++i) bits[i * words + word] = found[i];
+    }
+}
+
 }  // namespace
+
+// The last places, where they are fewer than 32, are packed together with some before them, once more.
+void pack_by_avx2(
+    const float* values, const float* thresholds, bool strict, int channels, std::size_t places, std::size_t first,
+    std::size_t last, std::uint32_t* bits) {
+    if (last - first < kPlaces) return pack_plainly(values, thresholds, strict, channels, places, first, last, bits);
+    for (std::size_t place = first; place < last; place += kPlaces) {
+        const std::size_t begin = place + kPlaces <= last ? place : last - kPlaces;
+        std::uint32_t* to = bits + begin * words_of(channels);
+        if (strict)
+            pack_places<true>(values + begin, thresholds, channels, places, to);
+        else
+            pack_places<false>(values + begin, thresholds, channels, places, to);
+    }
+}
 
 void finish_by_avx2(
     const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias, float* out,
@@ -220,6 +344,8 @@ void threshold_by_avx2(
             dots + whole, pixels, stride, channels - whole, thresholds + whole, flips + whole / 32, words + whole / 32, step);
 }
 
-const Kernel avx2_kernel{"avx2", usable, kLanes, prepared_bytes, prepare, kNibbles, expand, multiply, finish_by_avx2, threshold_by_avx2};
+const Kernel avx2_kernel{
+    "avx2", usable, kLanes, prepared_bytes, prepare, arranged_bytes, arrange, multiply, finish_by_avx2, threshold_by_avx2,
+    pack_by_avx2};
 
 }  // namespace bnn

@@ -26,8 +26,6 @@ void prepare(const std::uint32_t* weights, int channels, int words, void* prepar
                 weights[static_cast<std::size_t>(channel) * words + word];
 }
 
-void expand(const std::uint32_t* words, std::size_t count, void* prepared) { std::memcpy(prepared, words, count * 4); }
-
 template <int Pixels, int Blocks>
 void tile(
     const std::uint32_t* rows, const std::uint32_t* weights, int words, std::int32_t total, std::int32_t* dots, int stride) {
@@ -81,6 +79,7 @@ void multiply(
 
 }  // namespace
 
-const Kernel avx512_kernel{"avx512", usable, kLanes, prepared_bytes, prepare, 4, expand, multiply, finish_by_avx2, threshold_by_avx2};
+const Kernel avx512_kernel{"avx512", usable, kLanes, prepared_bytes, prepare, nullptr, nullptr, multiply, finish_by_avx2, threshold_by_avx2,
+    pack_by_avx2};
 
 }  // namespace bnn

@@ -31,8 +31,6 @@ void prepare(const std::uint32_t* weights, int channels, int words, void* prepar
                 weights[static_cast<std::size_t>(channel) * words + word];
 }
 
-void expand(const std::uint32_t* words, std::size_t count, void* prepared) { std::memcpy(prepared, words, count * 4); }
-
 inline void store(uint8x16_t bytes, std::int32_t total, std::int32_t* dots, bool first) {
     const int32x4_t found = vreinterpretq_s32_u32(vpaddlq_u16(vpaddlq_u8(bytes)));
     vst1q_s32(dots, vsubq_s32(first ? vdupq_n_s32(total) : vld1q_s32(dots), vshlq_n_s32(found, 1)));
@@ -115,6 +113,6 @@ void threshold(
 
 }  // namespace
 
-const Kernel neon_kernel{"neon", usable, kLanes, prepared_bytes, prepare, 4, expand, multiply, finish_plainly, threshold};
+const Kernel neon_kernel{"neon", usable, kLanes, prepared_bytes, prepare, nullptr, nullptr, multiply, finish_plainly, threshold, pack_plainly};
 
 }  // namespace bnn

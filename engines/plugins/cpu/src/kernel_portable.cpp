@@ -14,8 +14,6 @@ void prepare(const std::uint32_t* weights, int channels, int words, void* prepar
     std::memcpy(prepared, weights, plain_bytes(channels, words));
 }
 
-void expand(const std::uint32_t* words, std::size_t count, void* prepared) { std::memcpy(prepared, words, count * 4); }
-
 std::int32_t differing(const std::uint32_t* one, const std::uint32_t* other, int words) {
     std::int32_t found = 0;
     int i = 0;
@@ -65,6 +63,6 @@ void threshold_plainly(
         }
 }
 
-const Kernel portable_kernel{"portable", usable, 1, plain_bytes, prepare, 4, expand, multiply, finish_plainly, threshold_plainly};
+const Kernel portable_kernel{"portable", usable, 1, plain_bytes, prepare, nullptr, nullptr, multiply, finish_plainly, threshold_plainly, pack_plainly};
 
 }  // namespace bnn

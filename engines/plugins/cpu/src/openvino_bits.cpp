@@ -1,5 +1,9 @@
 #include "openvino_bits.hpp"
 
+#include <algorithm>
+
+#include "dispatch.hpp"
+
 namespace bnn {
 
 void BinaryPack::validate_and_infer_types() {
@@ -30,11 +34,16 @@ bool BinaryPack::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inp
     const float* values = inputs[0].data<float>();
     const Stored<float> thresholds(inputs[1]);
     std::uint32_t* bits = words_in(outputs[0]);
-    side_by_side(shape[0], [&](std::size_t begin, std::size_t end) {
-        for (std::size_t row = begin; row < end; ++row)
+    constexpr std::size_t kPart = 256;  // places that a thread takes at a time
+    const std::size_t parts = (places + kPart - 1) / kPart;
+    Pack* const pack = chosen().pack;
+    side_by_side(shape[0] * parts, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t part = begin; part < end; ++part) {
+            const std::size_t row = part / parts, first = part % parts * kPart, last = std::min(places, first + kPart);
             pack(
-                values + row * channels * places, thresholds.get(), strict_ != 0, channels, places,
+                values + row * channels * places, thresholds.get(), strict_ != 0, channels, places, first, last,
                 bits + row * places * words);
+        }
     });
     return true;
 }

@@ -17,14 +17,16 @@ void gather(const float* values, float threshold, std::size_t count, std::uint32
 
 }  // namespace
 
-void pack(const float* values, const float* thresholds, bool strict, int channels, std::size_t places, std::uint32_t* bits) {
+void pack_plainly(
+    const float* values, const float* thresholds, bool strict, int channels, std::size_t places, std::size_t first,
+    std::size_t last, std::uint32_t* bits) {
     const int words = words_of(channels);
-    for (std::size_t begin = 0; begin < places; begin += kTile) {
-        const std::size_t count = std::min(kTile, places - begin);
+    for (std::size_t begin = first; begin < last; begin += kTile) {
+        const std::size_t count = std::min(kTile, last - begin);
         for (int word = 0; word < words; ++word) {
             std::uint32_t found[kTile] = {};
-            const int last = std::min(32, channels - word * 32);
-            for (int i = 0; i < last; ++i) {
+            const int own = std::min(32, channels - word * 32);
+            for (int i = 0; i < own; ++i) {
                 const int channel = word * 32 + i;
                 const float* from = values + static_cast<std::size_t>(channel) * places + begin;
                 if (strict)
