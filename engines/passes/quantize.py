@@ -20,7 +20,7 @@ from typing import Any
 import onnx
 
 from engines.errors import ModelRefused
-from engines.passes.binary_find import find_binary_layers
+from engines.passes.binary_marks import marked_nodes, with_stored_weights
 from engines.passes.measured_ranges import collect_together
 from engines.passes.stored_casts import store_casts
 from engines.reference import Arrays
@@ -53,7 +53,7 @@ class Quantizer:
         self, model: onnx.ModelProto, samples: Iterable[Arrays], count: int, calibrators: Sequence[str]
     ) -> None:
         with _said_by_nncf():
-            self._prepare(store_casts(model), samples, count, calibrators)
+            self._prepare(with_stored_weights(store_casts(model)), samples, count, calibrators)
 
     def _prepare(
         self, model: onnx.ModelProto, samples: Iterable[Arrays], count: int, calibrators: Sequence[str]
@@ -63,7 +63,7 @@ class Quantizer:
         from nncf.common.factory import build_graph
         from nncf.onnx.graph.passes import apply_preprocess_passes
 
-        ignored = [layer.node.name for layer in find_binary_layers(model)[0]]
+        ignored = marked_nodes(model)
         self._model = apply_preprocess_passes(model)
         self._graph = build_graph(self._model)
         self._pipelines = {calibrator: _pipeline(calibrator, count, ignored) for calibrator in calibrators}

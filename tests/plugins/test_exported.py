@@ -14,6 +14,7 @@ import pytest
 from engines.canonical import canonical
 from engines.frontend.onnx import read
 from engines.layers import with_outputs
+from engines.passes import quantize
 from engines.passes.binary_find import find_binary_layers
 from engines.passes.binary_layers import with_binary_layers
 from engines.plugins.bodies import with_bodies
@@ -115,6 +116,24 @@ def test_each_layer_alone_answers_the_same_on_the_same_inputs(name: str) -> None
         is_exact = (np.frexp(layer.scale)[0] == 0.5).all()
         bound = 0.0 if is_exact else layer.scale.max() * layer.weights[0].size ** 2 * float(np.finfo(np.float32).eps)
         np.testing.assert_allclose(on_bits(alone, given), expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_int8_leaves_all_of_it_between_the_first_sign_and_the_last_sum(name: str) -> None:
+    """What the signs are made of, and what lies between sums and signs, too."""
+    model = canonical_form(name)
+    inputs = inputs_of(model, name)
+    rows = [
+        {key: row[None] for key, row in zip(inputs, one, strict=True)} for one in zip(*inputs.values(), strict=True)
+    ]
+    made = quantize.quantize(model, rows[:16], 16)
+    rewritten, names = with_binary_layers(made)
+    assert names == LAYERS[name]
+    kinds = [node.op_type for node in rewritten.graph.node]
+    assert tuple(kind for kind in kinds if kind.startswith("Binary")) == kinds_of(name)
+    assert kinds.count("QuantizeLinear") >= 2
+    last = max(i for i, kind in enumerate(kinds) if kind.startswith("Binary"))
+    assert "QuantizeLinear" not in kinds[kinds.index("BinaryPack") : last]
 
 
 def test_ties_are_common() -> None:
