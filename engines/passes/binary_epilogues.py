@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnx import NodeProto
 from onnxscript.rewriter import MatchResult
 
-from engines.passes.binary_expressions import expression_of, numbers_of
+from engines.passes.binary_expressions import NotComputed, expression_of, numbers_of
 from engines.passes.binary_rules import BinaryRule, Layers
 from engines.passes.half_slots import attribute_of
 from engines.plugins.ops import DOMAIN
@@ -107,7 +107,10 @@ class EpilogueRule(BinaryRule):
             return self.refuse(None, "")
         if isinstance(made, str):
             return self.refuse(self.name_of(layer), f"{node.op_type} {node.name!r} stays behind it: {made}")
-        reason = self._difference(own, made, node, layer, y)
+        try:
+            reason = self._difference(own, made, node, layer, y)
+        except NotComputed as error:
+            reason = str(error)
         if reason:
             return self.refuse(self.name_of(layer), f"{node.op_type} {node.name!r} stays behind it: {reason}")
         self._found[str(y.name)] = made

@@ -16,7 +16,9 @@ from engines.passes.binary_wiring import Wiring
 from engines.passes.half_slots import attribute_of
 from engines.reference import Reference
 
-__all__ = ["Expression", "Sums", "expression_of", "is_never_zero", "numbers_of", "parts_of", "root_of"]
+__all__ = [
+    "Expression", "NotComputed", "Sums", "expression_of", "is_never_zero", "numbers_of", "parts_of", "root_of",
+]  # fmt: skip
 
 _ELEMENTWISE = frozenset({
     "Abs", "Add", "BatchNormalization", "Clip", "Div", "Elu", "Equal", "Greater", "GreaterOrEqual", "HardSigmoid",
@@ -25,6 +27,10 @@ _ELEMENTWISE = frozenset({
 _MOST_NODES = 64
 _AT_ONCE = 2**22
 """Values, 16 MB of them."""
+
+
+class NotComputed(Exception):
+    """Says why the values of an expression are not known."""
 
 
 class Sums(NamedTuple):
@@ -58,11 +64,14 @@ class Expression(NamedTuple):
     opset: int
 
     def of(self, values: np.ndarray) -> np.ndarray:
-        """FP32 [numbers, channels] -> the same, or truths."""
+        """FP32 [numbers, channels] -> the same, or truths. Raises NotComputed."""
         if not self.nodes:
             return values
         given = values.reshape(*values.shape, *[1] * (self.rank - 2))
-        found = _session(self)({self.root: given})[self.output]
+        try:
+            found = _session(self)({self.root: given})[self.output]
+        except Exception as error:  # the rest of the graph may be what makes it possible
+            raise NotComputed("ONNX Runtime does not compute what follows its sums alone") from error
         answer: np.ndarray = np.broadcast_to(found, given.shape).reshape(values.shape)
         return answer
 
@@ -85,6 +94,7 @@ def expression_of(name: str, wiring: Wiring, channels: int, rank: int, root: str
     None where several values are in it, or constants that differ from place to place.
     """
     nodes, roots, stored = list[NodeProto](), list[str](), dict[str, np.ndarray]()
+    written_out = list[np.ndarray]()
     seen = set[str]()
 
     def visit(value: str) -> bool:
@@ -93,9 +103,10 @@ def expression_of(name: str, wiring: Wiring, channels: int, rank: int, root: str
         seen.add(value)
         array = wiring.constant(value)
         if array is not None:
-            small = _of_channels(array, channels, rank, name, wiring)
+            small = _of_channels(array, channels, rank)
             if small is not None:
                 stored[value] = small
+                written_out.extend([array] if array.size > small.size else [])
             return small is not None
         node = wiring.maker.get(value)
         if value == root or node is None or not _is_elementwise(node) or len(nodes) > _MOST_NODES:
@@ -112,6 +123,8 @@ def expression_of(name: str, wiring: Wiring, channels: int, rank: int, root: str
 
     if not visit(name) or len(roots) != 1:
         return None
+    if not all(wiring.keeps_shape(roots[0], array) for array in written_out):
+        return None
     return Expression(roots[0], name, tuple(nodes), stored, rank, wiring.opset)
 
 
@@ -120,7 +133,7 @@ def _is_elementwise(node: NodeProto) -> bool:
     return is_known and not attribute_of(node, "training_mode")
 
 
-def _of_channels(array: np.ndarray, channels: int, rank: int, beside: str, wiring: Wiring) -> np.ndarray | None:
+def _of_channels(array: np.ndarray, channels: int, rank: int) -> np.ndarray | None:
     """A constant that is one number, or one a channel, without the places it is written out for."""
     if array.ndim > rank or not array.size:
         return None
@@ -129,8 +142,6 @@ def _of_channels(array: np.ndarray, channels: int, rank: int, beside: str, wirin
     whole = array.reshape((1,) * (rank - array.ndim) + array.shape)
     small = whole[:1, :, :1, :1] if rank == 4 else whole[:1]
     if whole.shape[1] not in (1, channels) or not (whole == small).all():
-        return None
-    if small.shape != whole.shape and not wiring.keeps_shape(beside, array):
         return None
     return np.ascontiguousarray(small)
 
@@ -184,11 +195,15 @@ def is_never_zero(name: str, sums: Sums, wiring: Wiring) -> bool:
     of what it may be off by.
     """
     parts = parts_of(name, wiring, len(sums.multiplier), sums.rank)
-    if parts is None:
+    if parts is None or (parts[2] or parts[0]).root != sums.name:
         return False
-    after, _, before = parts
-    if (before or after).root != sums.name:
+    try:
+        return _is_never_zero(parts[0], parts[2], sums)
+    except NotComputed:
         return False
+
+
+def _is_never_zero(after: Expression, before: Expression | None, sums: Sums) -> bool:
     is_exact = (np.frexp(np.abs(sums.multiplier))[0] == 0.5).all()
     off = 0 if is_exact else np.abs(sums.multiplier) * sums.terms**2 * np.finfo(np.float32).eps
     for numbers in numbers_of(sums.terms, len(sums.multiplier), 2 if sums.has_all_terms else 1):

@@ -194,7 +194,8 @@ def _checked(layer: BinaryLayer) -> BinaryLayer:
     threshold, channels = layer.signs.threshold, layer.attributes.channels
     if threshold.size > 1:
         per_channel = threshold.reshape(-1) if threshold.size == channels else None
-        is_first = threshold.ndim in (3, 4) and threshold.shape[threshold.ndim - 3] == channels
+        behind = 2 if isinstance(layer.attributes, ConvAttributes) else 0
+        is_first = threshold.ndim in (behind + 1, behind + 2) and threshold.shape[-behind - 1] == channels
         stay = all(move.op_type == "MaxPool" for move in layer.signs.moves)
         if per_channel is None or not is_first or not stay:
             raise NotBinary("its threshold is not one number a channel")

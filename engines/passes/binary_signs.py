@@ -208,7 +208,7 @@ def _mapped(node: NodeProto, parts: dict[str, _Levels], wiring: Wiring) -> _Leve
             raise NotBinary(_WIDENED)
         given[read] = number.flat[:1].reshape(())
     values = wiring.evaluated(node, given)
-    if values.shape != (3,):
+    if values is None or values.shape != (3,):
         raise NotBinary("")
     return first._replace(values=values)
 

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from onnx import NodeProto
 from onnxscript.rewriter import MatchResult
 
-from engines.passes.binary_expressions import Expression, numbers_of, parts_of, root_of
+from engines.passes.binary_expressions import Expression, NotComputed, numbers_of, parts_of, root_of
 from engines.passes.binary_pools import window_of
 from engines.passes.binary_rules import BinaryRule, Layers, maker_of
 from engines.passes.half_slots import attribute_of
@@ -67,7 +67,7 @@ class ThresholdRule(BinaryRule):
         try:
             plan = _plan(layer, pack, self.layers)
             _check_readers(plan, bits)
-        except NoThreshold as reason:
+        except (NoThreshold, NotComputed) as reason:
             return self.refuse(layer.name, str(reason))
         self._plans[str(bits.name)] = plan
         return MatchResult()

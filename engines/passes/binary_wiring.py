@@ -62,13 +62,17 @@ class Wiring:
             return None
         return self.evaluated(node, {name: array for name, array in given.items() if array is not None})
 
-    def evaluated(self, node: NodeProto, given: Mapping[str, np.ndarray]) -> np.ndarray:
-        """What one node makes of arrays, by ONNX's own evaluator."""
+    def evaluated(self, node: NodeProto, given: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """What one node makes of arrays, by ONNX's own evaluator; None where that has no code for it."""
         kinds = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in given.items()}
         inputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]
         graph = helper.make_graph([node], "one", inputs, [helper.make_empty_tensor_value_info(node.output[0])])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
-        (found,) = ReferenceEvaluator(model).run(None, dict(given))
+        try:
+            with np.errstate(all="ignore"):
+                (found,) = ReferenceEvaluator(model).run(None, dict(given))
+        except Exception:
+            return None
         return np.asarray(found)
 
     def filled(self, name: str, like: str, depth: int = 0) -> np.ndarray | None:

@@ -146,6 +146,35 @@ def test_a_product_takes_thresholds_from_a_product() -> None:
     check(model)
 
 
+@compiled
+def test_a_product_takes_a_threshold_a_feature() -> None:
+    made = Network(6)
+    made.stored.update(
+        limits=made.rng.integers(-2, 3, 40).astype("f4"), w=made.rng.choice([-1, 1], (40, 9)).astype("f4")
+    )
+    made.nodes += [
+        node("GlobalMaxPool", ["x"], ["mean"], name="mean"), node("Flatten", ["mean"], ["flat"], name="flat"),
+        node("Greater", ["flat", "limits"], ["c"], name="compare"),
+        node("Where", ["c", "one", "minus"], ["s"], name="s"), node("MatMul", ["s", "w"], ["m"], name="product"),
+    ]  # fmt: skip
+    model = made.model("m", 40)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, ["N", 9]))
+    assert kinds_of(model)[-2:] == ["BinaryPack", "BinaryGemm"]
+    check(model, 100, 40)
+
+
+@compiled
+def test_a_constant_that_makes_places_of_sums_keeps_them_floats() -> None:
+    """Sums of one place, and a number that is written out for 4 x 4 of them."""
+    made = Network(7)
+    first = made.conv(made.sign("x"), 20, 33, 8)
+    made.stored["places"] = np.ones((1, 33, 4, 4), np.float32)
+    made.nodes.append(node("Add", [first, "places"], ["wide"], name="wide"))
+    model = made.model(made.conv(made.sign("wide"), 33, 8, pads=[1, 1, 1, 1]), 20)
+    assert "BinaryThreshold2d" not in kinds_of(model)
+    check(model, 20)
+
+
 def reasons(model: onnx.ModelProto) -> dict[str, str]:
     """Why thresholds were not taken."""
     left: dict[str, str] = {}
