@@ -141,7 +141,7 @@ def _check_reads(
     }
     own[after.output] += 1  # by the pack
     if any(layers.reads[name] > count for name, count in own.items()):
-        raise NoThreshold("its sums are read as floats, too")
+        raise NoThreshold("others read its sums, too")
 
 
 def _check_readers(plan: _Plan, bits: ir.Value) -> None:

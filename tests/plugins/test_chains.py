@@ -205,7 +205,7 @@ KEPT = {
         lambda: between("shift", "falling prelu", "shift"),
         "the sign of what is computed of its sums changes more than once as they rise",
     ),
-    "sums that are read": (read_as_floats, "its sums are read as floats, too"),
+    "sums that are read": (read_as_floats, "others read its sums, too"),
     "negated channels beside a border": (
         padded_with_ones,
         "a factor behind its pool is negative, and 'conv6' takes no negated channel",
