@@ -101,6 +101,8 @@ def _runners(size: int, channels: int) -> dict[str, Callable[[], Any]]:
         "floats": target.read_model(signed), "OpenVINO FP32": target.read_model(floats),
         "OpenVINO INT8": target.read_model(_int8(floats, x)), "OpenVINO BinaryConvolution": _binary(size, channels),
     }  # fmt: skip
+    for graph in graphs.values():
+        graph.reshape(x.shape)  # of BinaryConvolution it is fixed, too
     runners = {name: request(graph, x) for name, graph in graphs.items()}
     bits = np.random.default_rng(0).integers(-(2**31), 2**31, (1, size, size, channels // 32)).astype(np.int32)
     return {
