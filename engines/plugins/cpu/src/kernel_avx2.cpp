@@ -109,17 +109,17 @@ inline __m256i table_of(std::size_t pixels) {
 
 // Three steps of one register of channels. Written out: gcc 12 moves sums from register to register, and spills some.
 inline void look_up(const __m256i* weights, const __m256i tables[3], __m256i mask, __m256i& first, __m256i& second) {
-    __m256i found, other;
+    __m256i found, other, third;
     __asm__("vpshufb %[weight0], %[table0], %[found]\n\t"
             "vpshufb %[weight1], %[table1], %[other]\n\t"
+            "vpshufb %[weight2], %[table2], %[third]\n\t"
             "vpaddb %[other], %[found], %[found]\n\t"
-            "vpshufb %[weight2], %[table2], %[other]\n\t"
-            "vpaddb %[other], %[found], %[found]\n\t"
+            "vpaddb %[third], %[found], %[found]\n\t"
             "vpand %[mask], %[found], %[other]\n\t"
             "vpsrlw $4, %[found], %[found]\n\t"
             "vpaddb %[other], %[first], %[first]\n\t"
             "vpaddw %[found], %[second], %[second]"
-            : [first] "+x"(first), [second] "+x"(second), [found] "=&x"(found), [other] "=&x"(other)
+            : [first] "+x"(first), [second] "+x"(second), [found] "=&x"(found), [other] "=&x"(other), [third] "=&x"(third)
             : [weight0] "m"(weights[0]), [weight1] "m"(weights[1]), [weight2] "m"(weights[2]), [table0] "x"(tables[0]),
               [table1] "x"(tables[1]), [table2] "x"(tables[2]), [mask] "x"(mask));
 }
