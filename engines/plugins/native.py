@@ -32,6 +32,7 @@ class Native:
         self._library.bnn_kernel_name.restype = ctypes.c_char_p
         self._library.bnn_chosen.restype = ctypes.c_char_p
         self._library.bnn_kernel_runs.restype = ctypes.c_uint64
+        self._library.bnn_product_rate.restype = ctypes.c_double
 
     def kernels(self) -> tuple[str, ...]:
         """All that were compiled, the fastest first."""
@@ -56,6 +57,16 @@ class Native:
         """Let layers run this one; "" = the fastest. Raises EngineError where this processor has it not."""
         if not self._library.bnn_pin(name.encode()):
             raise EngineError(f"no kernel {name!r} here; expected one of {', '.join(self.usable())}")
+
+    def product_rate(self, kernel: str, places: int, channels: int, words: int, runs: int) -> float:
+        """Multiply-accumulates a cycle on one thread, of rows and weights that lie as the kernel wants them: the best.
+
+        Cycles are told by additions that wait for one another.
+        """
+        rate = float(self._library.bnn_product_rate(self.kernels().index(kernel), places, channels, words, runs))
+        if not rate:
+            raise EngineError(f"kernel {kernel!r} does not run on this processor")
+        return rate
 
     def pack(self, x: np.ndarray, thresholds: np.ndarray, *, strict: bool = False) -> np.ndarray:
         """FP32 [channels, places...] -> INT32 [places..., words], as `reference.binary_pack` of one row."""

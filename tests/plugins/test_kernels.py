@@ -166,6 +166,13 @@ def test_the_reference_is_a_convolution_of_signs() -> None:
         np.testing.assert_array_equal(binary_dots(bits, weights, own), expected)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_speed_of_a_product_is_that_of_a_processor(native: Native, kernel: str) -> None:
+    """Some bits a cycle, and no more than four registers of them."""
+    rate = native.product_rate(usable(native, kernel), 70, 100, 5, 20)
+    assert 1 < rate < 2048
+
+
 def test_a_kernel_can_be_pinned(native: Native) -> None:
     try:
         for kernel in native.usable():

@@ -110,7 +110,9 @@ def test_avx2_has_nothing_of_avx512(objects: Path) -> None:
     assert _EVEX in encodings_of(objects, "kernel_avx512"), "it is seen where it is"
 
 
-@pytest.mark.parametrize("source", ["kernel_portable", "convolution", "dispatch", "pack", "c_api"])
+@pytest.mark.parametrize(
+    "source", ["kernel_portable", "convolution", "dispatch", "pack", "c_api", "epilogue", "pool", "speed"]
+)
 def test_what_runs_on_every_processor_has_no_avx(objects: Path, source: str) -> None:
     found = encodings_of(objects, source)
     assert found

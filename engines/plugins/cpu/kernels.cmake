@@ -21,6 +21,6 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
 endif()
 
 add_library(bnn_kernels OBJECT ${SRC}/c_api.cpp ${SRC}/convolution.cpp ${SRC}/dispatch.cpp ${SRC}/epilogue.cpp
-            ${SRC}/pack.cpp ${SRC}/pool.cpp ${KERNELS})
+            ${SRC}/pack.cpp ${SRC}/pool.cpp ${SRC}/speed.cpp ${KERNELS})
 target_compile_options(bnn_kernels PRIVATE ${KERNEL_OPTIONS})
 set_target_properties(bnn_kernels PROPERTIES POSITION_INDEPENDENT_CODE ON)

@@ -76,22 +76,25 @@ std::size_t arranged_bytes(int pixels, int words) { return static_cast<std::size
 
 // A byte of each step: four bits of the first pixel, and above them four of the second.
 void pair_up(const std::uint32_t* one, const std::uint32_t* other, int words, std::uint8_t* to) {
-    const __m128i low = _mm_set1_epi8(15), high = _mm_set1_epi8(static_cast<char>(0xf0));
+    const __m256i low = _mm256_set1_epi8(15), high = _mm256_set1_epi8(static_cast<char>(0xf0));
     int word = 0;
-    for (; word + 4 <= words; word += 4, to += 4 * kNibbles) {
-        const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(one + word));
-        const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(other + word));
-        const __m128i lower = _mm_or_si128(_mm_and_si128(a, low), _mm_and_si128(_mm_slli_epi16(b, 4), high));
-        const __m128i upper = _mm_or_si128(_mm_and_si128(_mm_srli_epi16(a, 4), low), _mm_and_si128(b, high));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi32(lower, upper));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 16), _mm_unpackhi_epi32(lower, upper));
+    for (; word + 8 <= words; word += 8, to += 8 * kNibbles) {
+        const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(one + word));
+        const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(other + word));
+        const __m256i lower = _mm256_or_si256(_mm256_and_si256(a, low), _mm256_and_si256(_mm256_slli_epi16(b, 4), high));
+        const __m256i upper = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(a, 4), low), _mm256_and_si256(b, high));
+        const __m256i pairs[2] = {_mm256_unpacklo_epi32(lower, upper), _mm256_unpackhi_epi32(lower, upper)};
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute2x128_si256(pairs[0], pairs[1], 0x20));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 32), _mm256_permute2x128_si256(pairs[0], pairs[1], 0x31));
     }
     for (; word < words; ++word, to += kNibbles) {
         const std::uint32_t a = one[word], b = other[word], mask = 0x0f0f0f0f;
         const std::uint32_t halves[2] = {(a & mask) | (b & mask) << 4, (a >> 4 & mask) | (b & ~mask)};
         std::memcpy(to, halves, sizeof(halves));
     }
-    std::memset(to, 0, static_cast<std::size_t>(triples_of(words)) * 3 - static_cast<std::size_t>(words) * kNibbles);
+    const int left = triples_of(words) * 3 - words * kNibbles;  // two at most: no call of memset
+    if (left > 0) to[0] = 0;
+    if (left > 1) to[1] = 0;
 }
 
 // [pixels / 2][steps]; an odd pixel at the end is paired with itself.
@@ -109,17 +112,17 @@ inline __m256i table_of(std::size_t pixels) {
 
 // Three steps of one register of channels. Written out: gcc 12 moves sums from register to register, and spills some.
 inline void look_up(const __m256i* weights, const __m256i tables[3], __m256i mask, __m256i& first, __m256i& second) {
-    __m256i found, other;
+    __m256i found, other, third;
     __asm__("vpshufb %[weight0], %[table0], %[found]\n\t"
             "vpshufb %[weight1], %[table1], %[other]\n\t"
+            "vpshufb %[weight2], %[table2], %[third]\n\t"
             "vpaddb %[other], %[found], %[found]\n\t"
-            "vpshufb %[weight2], %[table2], %[other]\n\t"
-            "vpaddb %[other], %[found], %[found]\n\t"
+            "vpaddb %[third], %[found], %[found]\n\t"
             "vpand %[mask], %[found], %[other]\n\t"
             "vpsrlw $4, %[found], %[found]\n\t"
             "vpaddb %[other], %[first], %[first]\n\t"
             "vpaddw %[found], %[second], %[second]"
-            : [first] "+x"(first), [second] "+x"(second), [found] "=&x"(found), [other] "=&x"(other)
+            : [first] "+x"(first), [second] "+x"(second), [found] "=&x"(found), [other] "=&x"(other), [third] "=&x"(third)
             : [weight0] "m"(weights[0]), [weight1] "m"(weights[1]), [weight2] "m"(weights[2]), [table0] "x"(tables[0]),
               [table1] "x"(tables[1]), [table2] "x"(tables[2]), [mask] "x"(mask));
 }
@@ -331,12 +334,12 @@ void threshold_by_avx2(
     for (int pixel = 0; pixel < pixels; ++pixel)
         for (int first = 0; first < whole; first += 32) {
             const std::int32_t* from = dots + static_cast<std::size_t>(pixel) * stride + first;
-            std::uint32_t word = 0;
-            for (int i = 0; i < 32; i += 8) {
-                const __m256i limit = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(thresholds + first + i));
-                const __m256i below = _mm256_cmpgt_epi32(limit, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
-                word |= static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(below))) << i;
-            }
+            const auto below = [&](int i) {
+                const __m256i limit = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(thresholds + first + i * 8));
+                return _mm256_cmpgt_epi32(limit, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i * 8)));
+            };
+            const __m256i lower = _mm256_packs_epi32(below(0), below(1)), upper = _mm256_packs_epi32(below(2), below(3));
+            const auto word = static_cast<std::uint32_t>(_mm256_movemask_epi8(in_order(_mm256_packs_epi16(lower, upper))));
             words[pixel * step + first / 32] = word ^ flips[first / 32];
         }
     if (whole < channels)

@@ -3,6 +3,7 @@
 
 #include <oneapi/tbb/blocked_range.h>
 #include <oneapi/tbb/parallel_for.h>
+#include <oneapi/tbb/task_arena.h>
 
 #include <cstdint>
 #include <cstring>
@@ -16,7 +17,9 @@ namespace bnn {
 
 using Names = std::map<std::string, std::string>;
 
+// In one part where there is one thread: every part has memory of its own to set up.
 inline void side_by_side(std::size_t count, const std::function<void(std::size_t, std::size_t)>& work) {
+    if (tbb::this_task_arena::max_concurrency() == 1) return work(0, count);
     tbb::parallel_for(
         tbb::blocked_range<std::size_t>(0, count), [&](const auto& part) { work(part.begin(), part.end()); });
 }
