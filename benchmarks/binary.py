@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.binary_plot import write_plot
 from benchmarks.capped import KERNELS, best_us, caps, in_child, request
+from benchmarks.report import RESULTS
 
 __all__ = ["run"]
 
@@ -32,6 +34,7 @@ def run() -> dict[str, Any]:
     found = {cap: in_child("benchmarks.binary", cap) for cap in caps()}
     kinds = (_floats_row, _bits_row, _product_row)
     rows = [row(cap, shape, found[cap][str(shape[0])]) for cap in found for row in kinds for shape in SHAPES]
+    write_plot(RESULTS / "binary.svg", found, KERNELS)
     return {"rows": rows, "measured": found}
 
 
