@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from onnx import helper
 
 from engines.passes import quantize
 from engines.plugins.extension import extension_path
+from engines.plugins.native import Native
 from engines.plugins.ops import words_of
 from engines.runtime import openvino as runtime
 from engines.spec import Spec
@@ -17,6 +20,7 @@ from tests.plugins.binary_networks import Network
 from tests.plugins.test_binary_layers import LAYERS, classifier, names_of
 from tests.support.builds import built
 
+ROOT = Path(__file__).parents[2]
 compiled = pytest.mark.skipif(extension_path() is None, reason="needs a C++ compiler when bitserve is installed")
 
 
@@ -65,3 +69,28 @@ def test_without_native_kernels_they_run_as_convolutions_and_it_is_said(
     manifest, report = built(tmp_path, classifier())
     assert not [layer for layer in report.layers if layer.op_type in LAYERS]
     assert "2 binary layers run as convolutions of floats: their native kernels are not compiled" in manifest.notes
+
+
+_PINNED = """
+import sys
+from engines.plugins.native import Native
+from engines.targets import openvino as target
+from engines.targets.openvino_profile import timed_layers
+from tests.plugins.test_binary_layers import LAYERS, classifier
+import numpy as np
+
+Native().pin(sys.argv[1])
+graph = target.read_model(classifier())
+layers = timed_layers(graph, {"x": np.ones((1, 3, 8, 8), np.float32)}, 1)
+print(",".join(layer.kernel for layer in layers if layer.op_type in LAYERS))
+"""
+
+
+@compiled
+def test_the_kernel_that_is_told_is_the_one_that_ran() -> None:
+    """Read from counters of the library, which begin with the process: each pin has one of its own."""
+    for kernel in Native().usable():
+        done = subprocess.run(
+            [sys.executable, "-c", _PINNED, kernel], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        assert done.stdout.strip() == ",".join([f"bnn {kernel}"] * len(LAYERS))
