@@ -40,7 +40,7 @@ bench-binary: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks binary binary_resnet18
 
 samples: $(VENV)/.installed-test
-	$(BIN)/pip install --quiet '.[samples]'
+	$(BIN)/pip install --quiet --editable '.[samples]'
 	for model in fashion_cnn japanese_vowels letter_mlp; do $(BIN)/python model_repo/$$model/train.py || exit 1; done
 
 # pip's own output only where something goes wrong; an editable install, so that only the native kernels need another

@@ -58,7 +58,7 @@ class Server:
         assert port, f"the server ended with {self.process.returncode}: {self.log[-5:]}"
         self._at(port)
 
-    def _start(self, repository: Path, command: list[str], env: Mapping[str, str | None], cwd: Path) -> None:
+    def _start(self, repository: Path, command: list[str], env: Mapping[str, str | None], cwd: Path = ROOT) -> None:
         self.repository = repository
         env = {key: value for key, value in {"BITSERVE_ADMIN_TOKEN": TOKEN, **env}.items() if value is not None}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=cwd, env=env)
