@@ -59,6 +59,8 @@ def _obstacle(model: ModelProto) -> str:
     nodes = [node for node in model.graph.node if node.domain == DOMAIN]
     if len(nodes) < sum(node.domain == DOMAIN for node in all_nodes(model.graph)):
         return "some are in the bodies of others"
+    if not {node.op_type for node in nodes} <= {one.name for one in known}:
+        return "some are not known here"
     if any(own.get(one.name) != one for one in known if one.name in {node.op_type for node in nodes}):
         return "their functions are others"
     stored = {tensor.name: tensor for tensor in model.graph.initializer}

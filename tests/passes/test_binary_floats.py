@@ -171,3 +171,12 @@ def test_weights_that_are_too_many_as_floats_are_refused() -> None:
     model = made.model(made.add("BinaryConv2d", made.pack("x"), stored, **own.values()))
     with pytest.raises(ModelRefused, match="more than 2147483647 bytes of weights in floats"):
         binary_floats(model)
+
+
+def test_an_operator_that_is_not_known_is_left_for_others_to_name() -> None:
+    made = File()
+    stored = {**made.weights(FILTERS, 1, 1, CHANNELS), **made.floats(FILTERS, np.array([[0], [1], [0]]))}
+    output = made.add("BinaryNothing", made.pack("x"), stored, **ConvAttributes(channels=CHANNELS).values())
+    floats, note = binary_floats(made.model(output))
+    assert note.endswith("some are not known here")
+    assert floats.graph.node[-1].op_type == "BinaryNothing"
