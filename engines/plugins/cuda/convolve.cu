@@ -20,7 +20,7 @@ __device__ __forceinline__ void load_windows(const Arguments& own, uint32_t tabl
     const int down = ky * own.dilation_height, right = kx * own.dilation_width;
     const int64_t further = (static_cast<int64_t>(down) * own.width + right) * own.words + word -
                             tap * own.group_words + static_cast<int64_t>(ptx::block_z()) * own.group_words;
-#pragma unroll
+#pragma unroll 4
     for (int i = 0; i < (Tile::pixels + rows - 1) / rows; ++i) {
         const int row = first_row + i * rows;
         if (Tile::pixels % rows != 0 && row >= Tile::pixels) break;
@@ -124,15 +124,19 @@ __device__ __forceinline__ void convolve(const Arguments& own) {
 
 }  // namespace
 
-// Four blocks a multiprocessor: at most 128 registers a thread.
-#define ENTRY(name, words, ...)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(tile::THREADS, 4) convolve_##name##_##words(const Arguments own) { \
-        convolve<Tile<__VA_ARGS__>, words>(own);                                                                      \
+// `blocks` bounds the registers of a thread, so that tactics.BLOCKS holds.
+#define ENTRY(name, words, blocks, ...)                                                                      \
+    extern "C" __global__ void __launch_bounds__(tile::THREADS, blocks)                                      \
+        convolve_##name##_##words(const Arguments own) {                                                     \
+        convolve<Tile<__VA_ARGS__>, words>(own);                                                             \
     }
-#define ENTRIES(name, ...) ENTRY(name, 4, __VA_ARGS__) ENTRY(name, 2, __VA_ARGS__) ENTRY(name, 1, __VA_ARGS__)
+#define ENTRIES(name, blocks, ...)       \
+    ENTRY(name, 4, blocks, __VA_ARGS__) \
+    ENTRY(name, 2, blocks, __VA_ARGS__) \
+    ENTRY(name, 1, blocks, __VA_ARGS__)
 
-ENTRIES(128x64, 128, 64, 2, 2)
-ENTRIES(64x64, 64, 64, 2, 2)
-ENTRIES(64x32, 64, 32, 4, 1)
-ENTRIES(32x64, 32, 64, 2, 2)
-ENTRIES(16x128, 16, 128, 1, 4)
+ENTRIES(128x64, 4, 128, 64, 2, 2)
+ENTRIES(64x64, 5, 64, 64, 2, 2)
+ENTRIES(64x32, 7, 64, 32, 4, 1)
+ENTRIES(32x64, 7, 32, 64, 2, 2)
+ENTRIES(16x128, 6, 16, 128, 1, 4)
