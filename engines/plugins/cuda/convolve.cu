@@ -62,22 +62,17 @@ struct Sums {
 // One mma of each 16 pixels x 8 filters of the warp. Columns of ones count what is set in the rows.
 template <typename Tile>
 __device__ __forceinline__ void multiply_step(Sums<Tile>& sums, uint32_t stage, int step) {
-    const int lane = ptx::thread() % tile::WARP, matrix = lane / 8, row = lane % 8, warp = ptx::thread() / tile::WARP;
+    const int warp = ptx::thread() / tile::WARP;
     const int first_pixel = warp / Tile::warps_across * Tile::warp_pixels;
-    const int first_filter = warp % Tile::warps_across * Tile::warp_filters + Tile::pixels;
+    const int first_filter = Tile::pixels + warp % Tile::warps_across * Tile::warp_filters;
     uint32_t b[Tile::column_blocks / 2][4];
 #pragma unroll
-    for (int j = 0; j < Tile::column_blocks / 2; ++j) {
-        const int at = first_filter + 16 * j + matrix / 2 * 8 + row;
-        const int piece = tile::swizzled(row, step * 2 + matrix % 2);
-        ptx::load_matrices(b[j], stage + at * tile::ROW_BYTES + piece * tile::PIECE_BYTES);
-    }
+    for (int j = 0; j < Tile::column_blocks / 2; ++j)
+        ptx::load_matrices(b[j], tile::filters_at(stage, first_filter + 16 * j, step));
 #pragma unroll
     for (int i = 0; i < Tile::row_blocks; ++i) {
         uint32_t a[4];
-        const int at = first_pixel + 16 * i + matrix % 2 * 8 + row;
-        const int piece = tile::swizzled(row, step * 2 + matrix / 2);
-        ptx::load_matrices(a, stage + at * tile::ROW_BYTES + piece * tile::PIECE_BYTES);
+        ptx::load_matrices(a, tile::pixels_at(stage, first_pixel + 16 * i, step));
 #pragma unroll
         for (int j = 0; j < Tile::column_blocks; ++j)
             ptx::mma(sums.products[i][j], a, {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]});
