@@ -26,6 +26,7 @@ _LAYERS = {
 """Operators that the parser turns into one layer each, and the layer's type."""
 _DATATYPES: dict[int, str] = {
     TensorProto.FLOAT: "FP32", TensorProto.FLOAT16: "FP16", TensorProto.INT8: "INT8", TensorProto.UINT8: "UINT8",
+    TensorProto.FLOAT8E4M3FN: "FP8",
 }  # fmt: skip
 
 
