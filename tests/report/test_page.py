@@ -227,4 +227,4 @@ def test_every_target_is_shown_with_what_came_of_it(report: Report) -> None:
     assert "CONVOLUTION FP16 \u00d7 6, QUANTIZE INT8 \u00d7 7" in words
     assert "image from [1, 3] to [32, 3] , fastest at [8, 3]" in words
     assert "The network of tensorrt-rtx for SM80, SM86, as it was parsed" in words
-    assert "bits, by plugins: BinaryConv2d × 1, BinaryPack × 2; 43 KiB of weights" in words
+    assert "bits, by plugins: BinaryConv2d, BinaryPack \u00d7 2; 43.2 KiB of weights" in words
