@@ -6,7 +6,7 @@ TensorRT, which sees exceptions as failures without a reason: reasons are kept b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,16 +39,28 @@ def register(trt: Any, refused: Callable[[str], None], kernels: Callable[[], Ker
         Kept.append(creator)
 
 
+class _Fields:
+    """A collection, and what it points into: it holds neither its fields nor their numbers, and what was freed would be
+    read. Lives as long as whoever gave it to TensorRT.
+    """
+
+    def __init__(self, trt: Any, numbers: Mapping[str, Any]) -> None:
+        kind = trt.PluginFieldType.INT32
+        self._arrays = {name: np.array(value, np.int32).reshape(-1) for name, value in numbers.items()}
+        self._kept = [trt.PluginField(name, array, kind) for name, array in self._arrays.items()]
+        self.collection = trt.PluginFieldCollection(self._kept)
+
+
 def _creator_of(
     trt: Any, operator: type[GpuOperator], refused: Callable[[str], None], kernels: Callable[[], Kernels] | None
 ) -> Any:
+    names = _Fields(trt, {name: [0] * length for name, length in operator.fields})
+
     class Creator(trt.IPluginCreatorV3One):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IPluginCreatorV3One.__init__(self)
             self.name, self.plugin_namespace, self.plugin_version = operator.name, NAMESPACE, VERSION
-            self.field_names = trt.PluginFieldCollection(
-                [_field(trt, name, [0] * length) for name, length in operator.fields]
-            )
+            self.field_names = names.collection
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
             try:
@@ -56,14 +68,15 @@ def _creator_of(
             except ValueError as error:
                 refused(f"{name}: {operator.name}: {error}")
                 return None
-            return _plugin_of(trt, made, refused, kernels)
+            return _plugin_of(trt, made, _Fields(trt, made.values), refused, kernels)
 
     return Creator()
 
 
 def _plugin_of(
-    trt: Any, operator: GpuOperator, refused: Callable[[str], None], kernels: Callable[[], Kernels] | None
-) -> Any:
+    trt: Any, operator: GpuOperator, fields: _Fields, refused: Callable[[str], None],
+    kernels: Callable[[], Kernels] | None,
+) -> Any:  # fmt: skip
     class Plugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IPluginV3.__init__(self)
@@ -79,13 +92,12 @@ def _plugin_of(
             return self
 
         def clone(self) -> Any:
-            twin = _plugin_of(trt, operator, refused, kernels)
+            twin = _plugin_of(trt, operator, fields, refused, kernels)
             twin._tactic = self._tactic
             return twin
 
         def get_fields_to_serialize(self) -> Any:
-            fields = [_field(trt, name, np.atleast_1d(value)) for name, value in operator.values.items()]
-            return trt.PluginFieldCollection(fields)
+            return fields.collection
 
         def get_output_data_types(self, types: Sequence[Any]) -> list[Any]:
             return [getattr(trt.DataType, _WORDS[operator.datatype()])]
@@ -164,10 +176,6 @@ class _Size:
 
     def __floordiv__(self, number: int) -> _Size:
         return self._with("FLOOR_DIV", number)
-
-
-def _field(trt: Any, name: str, numbers: Any) -> Any:
-    return trt.PluginField(name, np.asarray(numbers, np.int32), trt.PluginFieldType.INT32)
 
 
 def _given(trt: Any, field: Any) -> tuple[str, Given]:
