@@ -184,9 +184,9 @@ __device__ __forceinline__ void store_floats(const Arguments& own, uint32_t from
     const Sorted<Tile> sorted{own.places == 1};
     const int log_wide = own.out_type == tile::FP32 ? 2 : 3;
     const int row_length = sorted.is_by_pixel ? own.group_filters : own.places;  // a whole row is of whole groups
-    const int log_run = row_length & (1 << log_wide) - 1 ? 0 : log_wide, run = 1 << log_run;
+    const int log_run = (row_length & ((1 << log_wide) - 1)) != 0 ? 0 : log_wide, run = 1 << log_run;
     const int log_runs = (sorted.is_by_pixel ? log_of(Tile::filters) : log_of(Tile::pixels)) - log_run;
-    const int column = (ptx::thread() & (1 << log_runs) - 1) << log_run;
+    const int column = (ptx::thread() & ((1 << log_runs) - 1)) << log_run;
     const int first_row = ptx::thread() >> log_runs, rows = tile::THREADS >> log_runs;
     const int64_t first_pixel = static_cast<int64_t>(ptx::block_x()) * Tile::pixels;
     const int first_filter = ptx::block_y() * Tile::filters;

@@ -48,7 +48,7 @@ __device__ __forceinline__ void read_places(uint32_t (&found)[count], const char
     } else {
         words[0] = *reinterpret_cast<const uint32_t*>(from);
     }
-    for (int i = 0; i < count; ++i) found[i] = is_half ? words[i / 2] >> (i % 2 * 16) & 0xffff : words[i];
+    for (int i = 0; i < count; ++i) found[i] = is_half ? (words[i / 2] >> (i % 2 * 16)) & 0xffff : words[i];
 }
 
 // Four lanes read 8 channels each of the same places, and put their parts of the words together.
