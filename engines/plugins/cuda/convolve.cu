@@ -1,0 +1,138 @@
+// Convolutions and products of bits, on tensor cores: tiles come through shared memory in stages, mma counts the bits of
+// XOR or AND, and what is left to do to whole numbers is in epilogue.cuh.
+//
+// Three copies of each tile, for words of a group that are a multiple of 4, of 2, or of 1: so wide are its loads.
+#include "epilogue.cuh"
+#include "ptx.cuh"
+#include "tile.cuh"
+
+namespace {
+
+using tile::Arguments, tile::Tile;
+
+// The words of one stage of the windows. A thread has the same words of several pixels, so it looks for their tap once.
+template <typename Tile, int words>
+__device__ __forceinline__ void load_windows(const Arguments& own, uint32_t table, uint32_t to, int first_word) {
+    constexpr int parts = tile::STAGE_WORDS / words, rows = tile::THREADS / parts;
+    const int part = ptx::thread() % parts * words, first_row = ptx::thread() / parts;
+    const int word = first_word + part, tap = tile::divided(word, own.by_group_words);
+    const int ky = tile::divided(tap, own.by_kernel_width), kx = tap - ky * own.kernel_width;
+    const int down = ky * own.dilation_height, right = kx * own.dilation_width;
+    const int64_t further = (static_cast<int64_t>(down) * own.width + right) * own.words + word -
+                            tap * own.group_words + static_cast<int64_t>(ptx::block_z()) * own.group_words;
+#pragma unroll
+    for (int i = 0; i < (Tile::pixels + rows - 1) / rows; ++i) {
+        const int row = first_row + i * rows;
+        if (Tile::pixels % rows != 0 && row >= Tile::pixels) break;
+        const ptx::Words window = ptx::load_shared4(table + row * 16);
+        const int64_t start = static_cast<int64_t>(static_cast<uint64_t>(window.w[1]) << 32 | window.w[0]);
+        const uint32_t y = window.w[2] + down, x = window.w[3] + right;  // what is negative is large, too
+        const bool is_there = word < own.window_words && y < static_cast<uint32_t>(own.height) &&
+                              x < static_cast<uint32_t>(own.width);
+        const int piece = tile::swizzled(row, part / tile::PIECE_WORDS);
+        ptx::copy_async<words * 4>(
+            to + row * tile::ROW_BYTES + piece * tile::PIECE_BYTES + part % tile::PIECE_WORDS * 4,
+            own.bits + (is_there ? start + further : 0), is_there);
+    }
+}
+
+template <typename Tile>
+__device__ __forceinline__ void load_filters(const Arguments& own, uint32_t to, int first_word) {
+    constexpr int rows = tile::THREADS / tile::PIECES;
+    static_assert(Tile::filters % rows == 0, "all threads load filters");
+    const int part = ptx::thread() % tile::PIECES, word = first_word + part * tile::PIECE_WORDS;
+    const int first_filter = ptx::block_y() * Tile::filters;
+#pragma unroll
+    for (int i = 0; i < Tile::filters / rows; ++i) {
+        const int row = ptx::thread() / tile::PIECES + i * rows;
+        const bool is_there = first_filter + row < own.group_filters && word < own.row_words;
+        const int64_t filter = static_cast<int64_t>(ptx::block_z()) * own.group_filters + first_filter + row;
+        ptx::copy_async<16>(to + row * tile::ROW_BYTES + tile::swizzled(row, part) * tile::PIECE_BYTES,
+                            own.weights + (is_there ? filter * own.row_words + word : 0), is_there);
+    }
+}
+
+// A warp's part of the product, and on AND the set bits of its pixels' rows.
+template <typename Tile>
+struct Sums {
+    int products[Tile::row_blocks][Tile::column_blocks][4];
+    int set_bits[Tile::row_blocks][4];
+};
+
+// One mma of each 16 pixels x 8 filters of the warp. Columns of ones count what is set in the rows.
+template <typename Tile>
+__device__ __forceinline__ void multiply_step(Sums<Tile>& sums, uint32_t stage, int step) {
+    const int lane = ptx::thread() % tile::WARP, matrix = lane / 8, row = lane % 8, warp = ptx::thread() / tile::WARP;
+    const int first_pixel = warp / Tile::warps_across * Tile::warp_pixels;
+    const int first_filter = warp % Tile::warps_across * Tile::warp_filters + Tile::pixels;
+    uint32_t b[Tile::column_blocks / 2][4];
+#pragma unroll
+    for (int j = 0; j < Tile::column_blocks / 2; ++j) {
+        const int at = first_filter + 16 * j + matrix / 2 * 8 + row;
+        const int piece = tile::swizzled(row, step * 2 + matrix % 2);
+        ptx::load_matrices(b[j], stage + at * tile::ROW_BYTES + piece * tile::PIECE_BYTES);
+    }
+#pragma unroll
+    for (int i = 0; i < Tile::row_blocks; ++i) {
+        uint32_t a[4];
+        const int at = first_pixel + 16 * i + matrix % 2 * 8 + row;
+        const int piece = tile::swizzled(row, step * 2 + matrix / 2);
+        ptx::load_matrices(a, stage + at * tile::ROW_BYTES + piece * tile::PIECE_BYTES);
+#pragma unroll
+        for (int j = 0; j < Tile::column_blocks; ++j)
+            ptx::mma(sums.products[i][j], a, {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]});
+        if constexpr (ptx::is_and) ptx::mma(sums.set_bits[i], a, {~0u, ~0u});
+    }
+}
+
+template <typename Tile, int words>
+__device__ __forceinline__ void convolve(const Arguments& own) {
+    const uint32_t table = ptx::shared_base(), rectangles = table + Tile::table_bytes;
+    const uint32_t stages = rectangles + Tile::rectangle_bytes;
+    tile::keep_windows<Tile>(own, table, rectangles);
+    ptx::barrier();
+    const auto load = [&](int stage, int number) {
+        const uint32_t to = stages + stage * Tile::stage_bytes;
+        load_windows<Tile, words>(own, table, to, number * tile::STAGE_WORDS);
+        load_filters<Tile>(own, to + Tile::pixels * tile::ROW_BYTES, number * tile::STAGE_WORDS);
+    };
+    const int count = (own.row_words + tile::STAGE_WORDS - 1) / tile::STAGE_WORDS;
+#pragma unroll 1
+    for (int number = 0; number < tile::STAGES - 1; ++number) {
+        if (number < count) load(number, number);
+        ptx::commit();
+    }
+    Sums<Tile> sums{};
+    int read = 0, write = tile::STAGES - 1;
+#pragma unroll 1
+    for (int number = 0; number < count; ++number) {
+        ptx::wait_groups<tile::STAGES - 2>();  // this stage is there, and by the barrier all threads' parts of it
+        ptx::barrier();                        // and all are done with the one before, which is written next
+        if (number + tile::STAGES - 1 < count) load(write, number + tile::STAGES - 1);
+        ptx::commit();
+#pragma unroll
+        for (int step = 0; step < tile::STEPS; ++step)
+            if (number * tile::STEPS + step < own.row_words / tile::STEP_WORDS)
+                multiply_step<Tile>(sums, stages + read * Tile::stage_bytes, step);
+        read = read + 1 == tile::STAGES ? 0 : read + 1;
+        write = write + 1 == tile::STAGES ? 0 : write + 1;
+    }
+    ptx::wait_groups<0>();
+    ptx::barrier();  // the stages are free: the epilogue sorts floats there
+    epilogue::finish<Tile>(own, sums.products, sums.set_bits, rectangles, stages);
+}
+
+}  // namespace
+
+// Four blocks a multiprocessor: at most 128 registers a thread.
+#define ENTRY(name, words, ...)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(tile::THREADS, 4) convolve_##name##_##words(const Arguments own) { \
+        convolve<Tile<__VA_ARGS__>, words>(own);                                                                      \
+    }
+#define ENTRIES(name, ...) ENTRY(name, 4, __VA_ARGS__) ENTRY(name, 2, __VA_ARGS__) ENTRY(name, 1, __VA_ARGS__)
+
+ENTRIES(128x64, 128, 64, 2, 2)
+ENTRIES(64x64, 64, 64, 2, 2)
+ENTRIES(64x32, 64, 32, 4, 1)
+ENTRIES(32x64, 32, 64, 2, 2)
+ENTRIES(16x128, 16, 128, 1, 4)

@@ -1,0 +1,96 @@
+"""The tile shapes of convolutions on the GPU, what each takes of a multiprocessor, and the rule that chooses one.
+
+The numbers are those of tile.cuh; the gate (machine_code.py) holds compiled kernels to them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["PROCESSORS", "STAGES", "STAGE_WORDS", "TACTICS", "THREADS", "Processor", "Tactic", "cheapest"]
+
+THREADS, WARP = 128, 32
+STAGES, STAGE_WORDS, STEP_WORDS = 3, 16, 8
+WORD_BYTES, TABLE_BYTES = 4, 20
+"""A pixel's entry in the tables of windows and of the taps inside."""
+
+
+class Tactic(NamedTuple):
+    """One tile: so many pixels and filters a block, shared among so many warps each way."""
+
+    number: int
+    pixels: int
+    filters: int
+    warps_pixels: int
+    warps_filters: int
+
+    @property
+    def name(self) -> str:
+        """As entries have it."""
+        return f"{self.pixels}x{self.filters}"
+
+    @property
+    def shared_bytes(self) -> int:
+        """Tables, and the stages; an epilogue that writes floats needs the stages again, and no more than they have."""
+        stages = STAGES * (self.pixels + self.filters) * STAGE_WORDS * WORD_BYTES
+        floats = max(self.filters * (self.pixels + 4), self.pixels * (self.filters + 4)) * WORD_BYTES
+        return self.pixels * TABLE_BYTES + max(stages, floats)
+
+    def products(self, *, counts_set_bits: bool) -> int:
+        """Instructions of tensor cores in the loop of a kernel: one stage of a warp. On AND, each 16 pixels have
+        one more, for the bits that are set.
+        """
+        rows = self.pixels // self.warps_pixels // 16
+        columns = self.filters // self.warps_filters // 8 + counts_set_bits
+        return STAGE_WORDS // STEP_WORDS * rows * columns
+
+
+TACTICS = (
+    Tactic(1, 128, 64, 2, 2),
+    Tactic(2, 64, 64, 2, 2),
+    Tactic(3, 64, 32, 4, 1),
+    Tactic(4, 32, 64, 2, 2),
+    Tactic(5, 16, 128, 1, 4),
+)
+"""The numbers are those that TensorRT keeps in its timing cache: never give one to another shape."""
+
+
+class Processor(NamedTuple):
+    """What a multiprocessor has for all of its blocks, and what each block takes beside its own."""
+
+    registers: int
+    shared_bytes: int
+    threads: int
+    blocks: int
+    reserved_bytes: int = 1024
+
+    def blocks_of(self, registers: int, shared_bytes: int, threads: int = THREADS) -> int:
+        """How many blocks are there at once. Registers go to warps in steps of 256, shared memory in steps of 128."""
+        a_warp = -(-registers * WARP // 256) * 256
+        shared = -(-(shared_bytes + self.reserved_bytes) // 128) * 128
+        warps = min(self.registers // a_warp, self.threads // WARP)
+        return min(warps // (threads // WARP), self.shared_bytes // shared, self.blocks)
+
+
+PROCESSORS = {
+    80: Processor(65536, 164 * 1024, 2048, 32),
+    86: Processor(65536, 100 * 1024, 1536, 16),
+    87: Processor(65536, 164 * 1024, 1536, 16),
+    89: Processor(65536, 100 * 1024, 1536, 24),
+    90: Processor(65536, 228 * 1024, 2048, 32),
+}
+"""By SM, as CUDA's programming guide has them (technical specifications per compute capability)."""
+
+
+def cheapest(pixels: int, filters: int, group: int, processors: int) -> Tactic:
+    """The tile that takes least: how often all multiprocessors must take a block each, times what a block computes
+    and reads. No clock is read; where a tactic can be timed, timings are better.
+    """
+
+    def cost(tactic: Tactic) -> int:
+        blocks = -(-pixels // tactic.pixels) * -(-(filters // group) // tactic.filters) * group
+        turns = -(-blocks // processors)
+        # an edge costs as much as 16 products: ldmatrix reads 16 rows for the 8 or 16 columns that each meets
+        return turns * (tactic.pixels * tactic.filters + 16 * (tactic.pixels + tactic.filters))
+
+    return min(TACTICS, key=cost)

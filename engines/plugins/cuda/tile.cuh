@@ -1,0 +1,102 @@
+// What a convolution is given, the tile that a block computes of it, and what the block keeps of its pixels.
+//
+// A convolution is a product: rows are pixels of the output over all of the batch, columns the filters of one group,
+// and the terms are the words of a window, tap by tap: `row_words` of them, a multiple of 8, those beyond the window 0.
+#pragma once
+#include "ptx.cuh"
+
+namespace tile {
+
+enum Out : int32_t { FP32, FP16, BITS };
+
+struct Arguments {
+    const uint32_t* bits;       // [rows, height, width, words]
+    const uint32_t* weights;    // [filters, row_words], as layout.gpu_weights
+    const int32_t* sums;        // [filters, kernel_height + 1, kernel_width + 1], as layout.gpu_sums
+    const float* multiplier;    // [filters]
+    const float* bias;          // [filters]
+    const float* activation;    // [3, activation_columns]: shift, slope, offset
+    const int32_t* thresholds;  // [filters]
+    const uint32_t* flips;      // [out_words]
+    void* out;                  // FP32 or FP16 [rows, filters, places], or bits [rows, places, out_words]
+    int32_t height, width, words, group_words, filters, group_filters;
+    int32_t kernel_height, kernel_width, stride_height, stride_width, dilation_height, dilation_width;
+    int32_t pad_top, pad_left, out_width, places, pixels, out_words;
+    int32_t window_words, row_words, terms, activation_columns;
+    uint32_t by_group_words, by_kernel_width;  // what `divided` takes
+    int32_t out_type, is_low_zero, has_zero_pads;
+};
+
+constexpr int THREADS = 128, WARP = 32, STAGES = 3;
+constexpr int STAGE_WORDS = 16, STEP_WORDS = 8;  // words of a row in a stage, and in one mma
+constexpr int STEPS = STAGE_WORDS / STEP_WORDS;
+constexpr int ROW_BYTES = STAGE_WORDS * 4, PIECE_BYTES = 16, PIECE_WORDS = 4;
+constexpr int PIECES = ROW_BYTES / PIECE_BYTES;
+constexpr int LINE_BYTES = 128;  // of shared memory, that is all of its banks
+
+// pixels x filters of a block, in warps_pixels x warps_filters parts
+template <int pixels_, int filters_, int warps_pixels, int warps_filters>
+struct Tile {
+    static_assert(warps_pixels * warps_filters * WARP == THREADS, "a block has four warps");
+    static constexpr int pixels = pixels_, filters = filters_;
+    static constexpr int warp_pixels = pixels / warps_pixels, warp_filters = filters / warps_filters;
+    static_assert(warp_pixels % 16 == 0 && warp_filters % 32 == 0, "a warp writes whole words of bits");
+    static constexpr int row_blocks = warp_pixels / 16, column_blocks = warp_filters / 8;
+    static constexpr int table_bytes = pixels * 16, rectangle_bytes = pixels * 4;
+    static constexpr int stage_bytes = (pixels + filters) * ROW_BYTES;
+    static constexpr int warps_across = warps_filters;
+};
+
+// Eight rows are read at once, 16 bytes of each: pieces change places by row, so that the eight lie in different banks.
+__device__ __forceinline__ int swizzled(int row, int piece) { return piece ^ (row / (LINE_BYTES / ROW_BYTES) % PIECES); }
+
+// n / d, where `by` is 2**30 / d, rounded up; exact for n and d below 2**15.
+__device__ __forceinline__ int divided(int n, uint32_t by) {
+    return static_cast<int>(static_cast<uint64_t>(n) * by >> 30);
+}
+
+// A pixel of the output: where its window starts in the input, also outside of it.
+struct Window {
+    int64_t start;  // index of the word of its first tap
+    int32_t y, x;
+};
+
+__device__ __forceinline__ Window window_of(const Arguments& own, int64_t pixel) {
+    if (pixel >= own.pixels) return {0, -(1 << 30), 0};  // every tap lies outside
+    const int whole = static_cast<int>(pixel), row = whole / own.places, place = whole - row * own.places;
+    const int out_y = place / own.out_width, out_x = place - out_y * own.out_width;
+    const int y = out_y * own.stride_height - own.pad_top, x = out_x * own.stride_width - own.pad_left;
+    return {((static_cast<int64_t>(row) * own.height + y) * own.width + x) * own.words, y, x};
+}
+
+// Of `taps` taps that start at `first`, those inside: from the low byte to below the high one.
+__device__ __forceinline__ uint32_t inside(int first, int taps, int dilation, int size) {
+    const int from = first < 0 ? (-first + dilation - 1) / dilation : 0;
+    const int to = first < size ? (size - first + dilation - 1) / dilation : 0;
+    const int stop = to < taps ? to : taps, start = from < stop ? from : stop;
+    return static_cast<uint32_t>(start | stop << 8);
+}
+
+// The whole window as `inside` writes it, rows in the low half, columns in the high one.
+__device__ __forceinline__ uint32_t whole_window(const Arguments& own) {
+    return static_cast<uint32_t>(own.kernel_height << 8) | static_cast<uint32_t>(own.kernel_width << 8) << 16;
+}
+
+// Every pixel's window at `table`, 16 bytes each, and at `rectangles` which taps lie in the image, 4 bytes each.
+template <typename Tile>
+__device__ __forceinline__ void keep_windows(const Arguments& own, uint32_t table, uint32_t rectangles) {
+    static_assert(Tile::pixels <= THREADS, "a thread has one pixel");
+    if (const int i = ptx::thread(); i < Tile::pixels) {
+        const Window window = window_of(own, static_cast<int64_t>(ptx::block_x()) * Tile::pixels + i);
+        const uint64_t start = static_cast<uint64_t>(window.start);
+        ptx::store_shared4(
+            table + i * 16,
+            {{static_cast<uint32_t>(start), static_cast<uint32_t>(start >> 32), static_cast<uint32_t>(window.y),
+              static_cast<uint32_t>(window.x)}});
+        const uint32_t rows = inside(window.y, own.kernel_height, own.dilation_height, own.height);
+        const uint32_t columns = inside(window.x, own.kernel_width, own.dilation_width, own.width);
+        ptx::store_shared(rectangles + i * 4, rows | columns << 16);
+    }
+}
+
+}  // namespace tile
