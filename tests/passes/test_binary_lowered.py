@@ -20,7 +20,7 @@ from engines.errors import ModelRefused
 from engines.passes.binary_layers import with_binary_layers
 from engines.passes.binary_lowered import Kind, lowered
 from engines.plugins.bodies import with_bodies
-from engines.plugins.ops import DOMAIN, ConvAttributes, GemmAttributes, PoolAttributes, plain_activation
+from engines.plugins.ops import DOMAIN, ConvAttributes, GemmAttributes, PoolAttributes, pack_bits, plain_activation
 from engines.reference import Reference
 from engines.targets.tensorrt_rules import refuse_for_tensorrt
 from tests.passes.binary_files import File, in_numpy
@@ -66,8 +66,7 @@ def check(model: ModelProto, x: np.ndarray, *, alone: bool = True) -> None:
 
 def read_back(made: File, bits: str, channels: int, *, flat: bool = False) -> str:
     """Sums that tell all bits: filter i has -1 at channel i and +1 elsewhere, so it sums up all less twice that one."""
-    eye = np.eye(channels, dtype=bool)
-    packed = np.packbits(np.pad(eye, ((0, 0), (0, -channels % 32))), axis=1, bitorder="little").view("<i4")
+    packed = pack_bits(np.eye(channels, dtype=bool))
     stored = {"w": packed if flat else packed[:, None, None], "m": np.ones(channels, np.float32)}
     stored |= {"b": np.zeros(channels, np.float32), "a": plain_activation()}
     own = GemmAttributes(channels=channels) if flat else ConvAttributes(channels=channels)
@@ -243,6 +242,38 @@ def test_weights_are_bytes_and_activations_are_rounded_once(kind: Kind) -> None:
     kinds = [node.op_type for node in found.model.graph.node]
     assert (kinds.count("QuantizeLinear"), kinds.count("DequantizeLinear")) == (1, 3)
     assert "sum" not in found.names
+
+
+@pytest.mark.parametrize("low", [-1, 0])
+def test_thresholds_at_and_beyond_every_sum(low: int) -> None:
+    """All sums of three signs that there are, with thresholds that no sum reaches among them, flipped and not."""
+    limits = np.repeat(np.array([-(2**31), -4, *range(-3, 5), 5, 2**31 - 1], np.int32), 2)
+    made, own = File(3, flat=True), GemmAttributes(channels=3, low=-1 if low else 0)
+    made.stored["limits"] = np.zeros(3, np.float32)
+    made.nodes.append(helper.make_node("BinaryPack", ["x", "limits"], ["p"], "pack", domain=DOMAIN, strict=0))
+    flips = pack_bits(np.arange(len(limits)) % 2 == 1)
+    for weights in ([0], [7], [2]):
+        stored = {"w": np.array([weights] * len(limits), np.int32), "t": limits, "f": flips}
+        made.nodes, made.stored = made.nodes[:1], {"limits": made.stored["limits"]}
+        bits = made.add("BinaryThreshold", "p", stored, **own.values())
+        check(
+            made.model(read_back(made, bits, len(limits), flat=True)),
+            np.array(list(itertools.product((-1, 1), repeat=3)), np.float32),
+        )
+
+
+def test_layers_without_names_get_some() -> None:
+    made = File()
+    bits, sums = made.pack("x"), []
+    for filters in (8, 8):
+        stored = {**made.weights(filters, 1, 1, 40), **made.floats(filters, plain_activation())}
+        sums.append(made.add("BinaryConv2d", bits, stored, **ConvAttributes(channels=40).values()))
+    made.nodes.append(helper.make_node("Add", sums, ["y"]))
+    for node in made.nodes:
+        node.name = ""
+    model = made.model("y")
+    assert lowered(model, "INT8").stored_bytes == {"BinaryConv2d_0": 320, "BinaryConv2d_1": 320}
+    check(model, numbers(2, 40, 3, 3), alone=False)
 
 
 def test_names_that_are_taken_are_left() -> None:
