@@ -31,6 +31,7 @@ _POPCOUNT = ("-mpopcnt",) if platform.machine() == "x86_64" else ()
 # -ffp-contract=off: ptx::multiply and ptx::add round once each; -fno-gnu-unique: several builds of a source are loaded
 _FLAGS = (
     "-std=c++17", "-O2", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
+    "-Wno-parentheses",
     "-ffp-contract=off", "-fno-gnu-unique", "-fno-strict-aliasing", *_POPCOUNT,
 )  # fmt: skip
 _MESSAGE_BYTES = 1000

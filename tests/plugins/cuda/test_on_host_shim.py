@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from tests.plugins.cuda.on_host import SHIM, HostBuild, HostFault, HostKernels, missing
+from tests.plugins.cuda.on_host import SHIM, HostBuild, HostFault, HostKernels
 
 SEEDS = range(12)  # orders of warps and lanes
 
@@ -26,14 +25,6 @@ class Launch(NamedTuple):
 
     def arguments(self, pointers: Sequence[int]) -> bytes:
         return struct.pack("<2Q2i", *pointers, self.mode, self.count)
-
-
-@pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> HostBuild:
-    absent = missing()
-    if absent and os.environ.get("CI") != "true":
-        pytest.skip(f"needs {', '.join(absent)}; see .ci/debian-packages.txt")
-    return HostBuild(tmp_path_factory.mktemp("shim"))
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ class Stacks {
     Stacks(const Stacks&) = delete;
     Stacks& operator=(const Stacks&) = delete;
     static constexpr std::size_t kBytes = 256 * 1024;
+    int threads() const { return static_cast<int>(bytes_ / kBytes); }
     char* top(int thread) const { return memory_ + (static_cast<std::size_t>(thread) + 1) * kBytes; }
 
   private:

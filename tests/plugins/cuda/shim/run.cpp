@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <numeric>
 #include <thread>
@@ -109,10 +110,9 @@ struct Work {
     std::atomic<bool> is_over{false};
 };
 
-void run_worker(Work& work) {
+void run_worker(Work& work, const Stacks& stacks) {
     const SignalStack signal_stack;
     const Launch& launch = work.launch;
-    const Stacks stacks(launch.threads);
     Block block(launch.kernel, stacks, launch.threads, launch.shared_bytes);
     set_current(&block);
     try {
@@ -128,6 +128,14 @@ void run_worker(Work& work) {
     set_current(nullptr);
 }
 
+// Stacks of a worker, kept for the next launch: to map and to guard them takes as long as a small launch.
+const Stacks& stacks_of(std::size_t worker, int threads) {
+    static std::vector<std::unique_ptr<Stacks>> kept;
+    if (kept.size() <= worker) kept.resize(worker + 1);
+    if (!kept[worker] || kept[worker]->threads() < threads) kept[worker] = std::make_unique<Stacks>(threads);
+    return *kept[worker];
+}
+
 std::string run_grid(const Launch& launch, int workers) {
     Work work(launch);
     work.order.resize(static_cast<std::size_t>(launch.grid[0]) * launch.grid[1] * launch.grid[2]);
@@ -135,11 +143,12 @@ std::string run_grid(const Launch& launch, int workers) {
     Dice dice{launch.seed};
     for (std::size_t i = work.order.size(); i > 1; --i)
         std::swap(work.order[i - 1], work.order[dice.below(static_cast<std::uint32_t>(i))]);
+    const std::size_t count = std::min(static_cast<std::size_t>(workers), work.order.size());
     const Signals signals;
     std::vector<std::thread> others;
-    for (int i = 1; i < std::min<int>(workers, static_cast<int>(work.order.size())); ++i)
-        others.emplace_back(run_worker, std::ref(work));
-    run_worker(work);
+    for (std::size_t i = 1; i < count; ++i)
+        others.emplace_back(run_worker, std::ref(work), std::cref(stacks_of(i, launch.threads)));
+    run_worker(work, stacks_of(0, launch.threads));
     for (std::thread& other : others) other.join();
     return work.fault.empty() ? damage_around_buffers() : work.fault;
 }
