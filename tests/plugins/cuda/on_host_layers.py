@@ -1,4 +1,4 @@
-"""Binary layers by the GPU's kernels on this processor: arrays as the operators have them, launches as plugins make them."""
+"""Binary layers by the GPU's kernels on this processor: arrays as operators have them, launches as plugins do."""
 
 from __future__ import annotations
 

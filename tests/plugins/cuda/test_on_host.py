@@ -82,6 +82,23 @@ def test_borders_strides_and_dilations(layers: HostLayers, pads: tuple[int, ...]
         check(layers, *layer(40, 24, size=(8, 7), kernel=(3, 2), **keys))
 
 
+def test_the_widest_windows(layers: HostLayers) -> None:
+    """255 taps are what a byte counts."""
+    check(layers, *layer(32, 8, size=(3, 7), kernel=(2, 255), rows=1, pads=(0, 130, 1, 200)))
+    check(layers, *layer(32, 8, size=(7, 2), kernel=(255, 1), rows=1, pads=(130, 0, 200, 0), low=0))
+
+
+def test_numbers_near_their_limits(layers: HostLayers) -> None:
+    """One tap far above the image, or far below, and one in it."""
+    far = 2**28
+    for ky, pads in enumerate([(0, 0, far, 0), (far, 0, 0, 0)]):
+        own, bits, weights, multiplier, bias = layer(70, 33, size=(1, 1), kernel=(2, 1), pads=pads, dilations=(far, 1))
+        epilogue = multiplier, bias, plain_activation()
+        seen = ConvAttributes(channels=70)
+        expected = finished(binary_dots(bits, weights[:, ky : ky + 1], seen), *epilogue)
+        np.testing.assert_array_equal(layers.floats(TACTICS[0], bits, weights, epilogue, own), expected)
+
+
 @pytest.mark.parametrize("group", [2, 3])
 @pytest.mark.parametrize("group_filters", [20, 32, 96])
 def test_groups(layers: HostLayers, group: int, group_filters: int) -> None:
