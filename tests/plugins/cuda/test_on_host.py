@@ -83,9 +83,9 @@ def test_borders_strides_and_dilations(layers: HostLayers, pads: tuple[int, ...]
 
 
 def test_the_widest_windows(layers: HostLayers) -> None:
-    """255 taps are what a byte counts."""
-    check(layers, *layer(32, 8, size=(3, 7), kernel=(2, 255), rows=1, pads=(0, 130, 1, 200)))
-    check(layers, *layer(32, 8, size=(7, 2), kernel=(255, 1), rows=1, pads=(130, 0, 200, 0), low=0))
+    """112 rows of taps, and those that a stage has behind them, are what seven bits count."""
+    check(layers, *layer(32, 8, size=(3, 7), kernel=(2, 112), rows=1, pads=(0, 60, 1, 70)))
+    check(layers, *layer(32, 8, size=(7, 2), kernel=(112, 1), rows=1, pads=(60, 0, 70, 0), low=0))
 
 
 def test_numbers_near_their_limits(layers: HostLayers) -> None:
