@@ -33,7 +33,10 @@ def options_for(sm: int) -> tuple[str, ...]:
 
 
 def cubin(source: str, sm: int, folder: Path | None) -> bytes:
-    """The machine code of one of SOURCES; read from `folder` where it was kept, and kept there where not."""
+    """The machine code of one of SOURCES; read from `folder` where it was kept, and kept there where not.
+
+    Compiled twice, it differs in a name that NVRTC makes of the time and the process, and in nothing else.
+    """
     if sm not in SMS_WITH_BITS:
         known = ", ".join(f"sm_{one}" for one in SMS_WITH_BITS)
         raise EngineError(f"sm_{sm} does not multiply bits on its tensor cores in one instruction; {known} do")
