@@ -20,7 +20,7 @@ __device__ __forceinline__ void load_windows(const Arguments& own, uint32_t tabl
     const int down = ky * own.dilation_height, right = kx * own.dilation_width;
     const int64_t further = (static_cast<int64_t>(down) * own.width + right) * own.words + word -
                             tap * own.group_words + static_cast<int64_t>(ptx::block_z()) * own.group_words;
-#pragma unroll
+#pragma unroll 4
     for (int i = 0; i < (Tile::pixels + rows - 1) / rows; ++i) {
         const int row = first_row + i * rows;
         if (Tile::pixels % rows != 0 && row >= Tile::pixels) break;
@@ -62,22 +62,17 @@ struct Sums {
 // One mma of each 16 pixels x 8 filters of the warp. Columns of ones count what is set in the rows.
 template <typename Tile>
 __device__ __forceinline__ void multiply_step(Sums<Tile>& sums, uint32_t stage, int step) {
-    const int lane = ptx::thread() % tile::WARP, matrix = lane / 8, row = lane % 8, warp = ptx::thread() / tile::WARP;
+    const int warp = ptx::thread() / tile::WARP;
     const int first_pixel = warp / Tile::warps_across * Tile::warp_pixels;
-    const int first_filter = warp % Tile::warps_across * Tile::warp_filters + Tile::pixels;
+    const int first_filter = Tile::pixels + warp % Tile::warps_across * Tile::warp_filters;
     uint32_t b[Tile::column_blocks / 2][4];
 #pragma unroll
-    for (int j = 0; j < Tile::column_blocks / 2; ++j) {
-        const int at = first_filter + 16 * j + matrix / 2 * 8 + row;
-        const int piece = tile::swizzled(row, step * 2 + matrix % 2);
-        ptx::load_matrices(b[j], stage + at * tile::ROW_BYTES + piece * tile::PIECE_BYTES);
-    }
+    for (int j = 0; j < Tile::column_blocks / 2; ++j)
+        ptx::load_matrices(b[j], tile::filters_at(stage, first_filter + 16 * j, step));
 #pragma unroll
     for (int i = 0; i < Tile::row_blocks; ++i) {
         uint32_t a[4];
-        const int at = first_pixel + 16 * i + matrix % 2 * 8 + row;
-        const int piece = tile::swizzled(row, step * 2 + matrix / 2);
-        ptx::load_matrices(a, stage + at * tile::ROW_BYTES + piece * tile::PIECE_BYTES);
+        ptx::load_matrices(a, tile::pixels_at(stage, first_pixel + 16 * i, step));
 #pragma unroll
         for (int j = 0; j < Tile::column_blocks; ++j)
             ptx::mma(sums.products[i][j], a, {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]});
@@ -124,15 +119,19 @@ __device__ __forceinline__ void convolve(const Arguments& own) {
 
 }  // namespace
 
-// Four blocks a multiprocessor: at most 128 registers a thread.
-#define ENTRY(name, words, ...)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(tile::THREADS, 4) convolve_##name##_##words(const Arguments own) { \
-        convolve<Tile<__VA_ARGS__>, words>(own);                                                                      \
+// `blocks` bounds the registers of a thread, so that tactics.BLOCKS holds.
+#define ENTRY(name, words, blocks, ...)                                                                      \
+    extern "C" __global__ void __launch_bounds__(tile::THREADS, blocks)                                      \
+        convolve_##name##_##words(const Arguments own) {                                                     \
+        convolve<Tile<__VA_ARGS__>, words>(own);                                                             \
     }
-#define ENTRIES(name, ...) ENTRY(name, 4, __VA_ARGS__) ENTRY(name, 2, __VA_ARGS__) ENTRY(name, 1, __VA_ARGS__)
+#define ENTRIES(name, blocks, ...)       \
+    ENTRY(name, 4, blocks, __VA_ARGS__) \
+    ENTRY(name, 2, blocks, __VA_ARGS__) \
+    ENTRY(name, 1, blocks, __VA_ARGS__)
 
-ENTRIES(128x64, 128, 64, 2, 2)
-ENTRIES(64x64, 64, 64, 2, 2)
-ENTRIES(64x32, 64, 32, 4, 1)
-ENTRIES(32x64, 32, 64, 2, 2)
-ENTRIES(16x128, 16, 128, 1, 4)
+ENTRIES(128x64, 4, 128, 64, 2, 2)
+ENTRIES(64x64, 5, 64, 64, 2, 2)
+ENTRIES(64x32, 7, 64, 32, 4, 1)
+ENTRIES(32x64, 7, 32, 64, 2, 2)
+ENTRIES(16x128, 6, 16, 128, 1, 4)

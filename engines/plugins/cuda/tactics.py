@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["PROCESSORS", "STAGES", "STAGE_WORDS", "TACTICS", "THREADS", "Processor", "Tactic", "cheapest"]
+__all__ = ["BLOCKS", "PROCESSORS", "STAGES", "STAGE_WORDS", "TACTICS", "THREADS", "Processor", "Tactic", "cheapest"]
 
 THREADS, WARP = 128, 32
 STAGES, STAGE_WORDS, STEP_WORDS = 3, 16, 8
@@ -43,6 +43,12 @@ class Tactic(NamedTuple):
         rows = self.pixels // self.warps_pixels // 16
         columns = self.filters // self.warps_filters // 8 + counts_set_bits
         return STAGE_WORDS // STEP_WORDS * rows * columns
+
+    @property
+    def matrix_reads(self) -> int:
+        """Instructions that read four matrices from shared memory, in the same loop: 16 pixels, or 16 filters each."""
+        rows, columns = self.pixels // self.warps_pixels // 16, self.filters // self.warps_filters // 16
+        return STAGE_WORDS // STEP_WORDS * (rows + columns)
 
 
 TACTICS = (
@@ -80,6 +86,16 @@ PROCESSORS = {
     90: Processor(65536, 228 * 1024, 2048, 32),
 }
 """By SM, as CUDA's programming guide has them (technical specifications per compute capability)."""
+
+
+BLOCKS = {
+    "128x64": {80: 4, 86: 2, 87: 4, 89: 2, 90: 4},
+    "64x64": {80: 5, 86: 3, 87: 5, 89: 3, 90: 5},
+    "64x32": {80: 7, 86: 4, 87: 7, 89: 4, 90: 7},
+    "32x64": {80: 7, 86: 5, 87: 7, 89: 5, 90: 7},
+    "16x128": {80: 5, 86: 3, 87: 5, 89: 3, 90: 6},
+}
+"""Blocks of each tile that a multiprocessor has at once, at least, by SM: what compiled kernels are held to."""
 
 
 def cheapest(pixels: int, filters: int, group: int, processors: int) -> Tactic:

@@ -50,6 +50,19 @@ struct Tile {
 // Eight rows are read at once, 16 bytes of each: pieces change places by row, so that the eight lie in different banks.
 __device__ __forceinline__ int swizzled(int row, int piece) { return piece ^ (row / (LINE_BYTES / ROW_BYTES) % PIECES); }
 
+// Which row a lane gives to ldmatrix, for 16 pixels x 256 bits from row `first` of a stage: rows 0-7, rows 8-15, then
+// both again, 128 bits further. So its four words are those of mma's first operand.
+__device__ __forceinline__ uint32_t pixels_at(uint32_t stage, int first, int step) {
+    const int lane = ptx::thread() % WARP, matrix = lane / 8, row = first + matrix % 2 * 8 + lane % 8;
+    return stage + row * ROW_BYTES + swizzled(row, step * 2 + matrix / 2) * PIECE_BYTES;
+}
+
+// The same for 16 filters: both halves of the bits of rows 0-7, then of rows 8-15, two second operands.
+__device__ __forceinline__ uint32_t filters_at(uint32_t stage, int first, int step) {
+    const int lane = ptx::thread() % WARP, matrix = lane / 8, row = first + matrix / 2 * 8 + lane % 8;
+    return stage + row * ROW_BYTES + swizzled(row, step * 2 + matrix % 2) * PIECE_BYTES;
+}
+
 // n / d, where `by` is 2**30 / d, rounded up; exact for n and d below 2**15.
 __device__ __forceinline__ int divided(int n, uint32_t by) {
     return static_cast<int>(static_cast<uint64_t>(n) * by >> 30);
