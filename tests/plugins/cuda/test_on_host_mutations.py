@@ -16,7 +16,7 @@ import pytest
 
 from engines.plugins.ops import PoolAttributes, pack_bits
 from engines.plugins.reference import binary_max_pool, binary_pack
-from tests.plugins.cuda.on_host import CUDA, HostBuild, HostFault
+from tests.plugins.cuda.on_host import CUDA, UNDEFINED, HostBuild, HostFault
 from tests.plugins.cuda.on_host_layers import TACTICS, HostLayers
 from tests.plugins.cuda.test_on_host import check
 from tests.plugins.test_kernels import layer
@@ -60,8 +60,9 @@ CONVOLUTIONS = [
     convolution("windows are written where they are not read", "tile::swizzled(row, part / tile::PIECE_WORDS)",
                 "part / tile::PIECE_WORDS", DIFFERS),
     convolution("filters are written where they are not read", "tile::swizzled(row, part) *", "part *", DIFFERS),
-    convolution("matrices of pixels change places", "step * 2 + matrix / 2)", "step * 2 + matrix % 2)", DIFFERS),
-    convolution("matrices of filters change places", "step * 2 + matrix % 2)", "step * 2 + matrix / 2)", DIFFERS),
+    Mutation("matrices of pixels change places", "tile.cuh", "2 + matrix / 2)", "2 + matrix % 2)", DIFFERS),
+    Mutation("matrices of filters change places", "tile.cuh", "2 + matrix % 2)", "2 + matrix / 2)", DIFFERS),
+    Mutation("rows of pixels change places", "tile.cuh", "first + matrix % 2 * 8", "first + matrix / 2 * 8", DIFFERS),
     convolution("one row too many at the bottom", "y < static_cast<uint32_t>(own.height)",
                 "y <= static_cast<uint32_t>(own.height)", f"{DIFFERS}|{BEYOND}"),
     convolution("one column too many at the left", "x < static_cast<uint32_t>(own.width)",
@@ -178,8 +179,9 @@ def test_what_is_wrong_is_found(
         run(layers)
 
 
+@pytest.mark.parametrize("flags", [(), UNDEFINED], ids=["plain", "undefined"])
 @pytest.mark.parametrize("sm", [80, 90])
-def test_what_is_right_is_not(build: HostBuild, sm: int) -> None:
-    layers = HostLayers(build, sm)
+def test_what_is_right_is_not(build: HostBuild, sm: int, flags: tuple[str, ...]) -> None:
+    layers = HostLayers(build, sm, flags=flags)
     for run, _ in RUNS:
         run(layers)
