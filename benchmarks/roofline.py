@@ -18,7 +18,7 @@ from benchmarks.roofline_gpus import GPUS, LAUNCH_US, SHARED_BYTES_A_CLOCK, WHIT
 from benchmarks.roofline_table import write_tables
 from engines.plugins.cuda.launches import OUT_TYPES, OutType, convolve_launch, default_tactic
 from engines.plugins.cuda.layout import STEP_WORDS, row_words_of
-from engines.plugins.cuda.tactics import STAGE_WORDS, TABLE_BYTES, THREADS, WARP, WORD_BYTES, Tactic
+from engines.plugins.cuda.tactics import STAGE_WORDS, TABLE_BYTES, WARP, WORD_BYTES, Tactic
 from engines.plugins.ops import ConvAttributes, words_of
 
 __all__ = [
@@ -99,19 +99,19 @@ def counts_of(layer: Layer, rows: int, out: OutType, tactic: Tactic, *, is_and: 
 
 
 def _loaded_bytes(tactic: Tactic, words: int, steps: int) -> int:
-    """Written into the stages, by threads that read where their pixels' windows start, and read for products."""
+    """Written into the stages, by threads that look up their pixels' windows, and read for products."""
     stages = -(-steps * STEP_WORDS // STAGE_WORDS)
     load_words = next(count for count in (4, 2, 1) if words % count == 0)
-    looked_up = tactic.pixels * (STAGE_WORDS // load_words) * 16
+    looked_up = tactic.pixels * (STAGE_WORDS // load_words) * TABLE_BYTES
     written = (tactic.pixels + tactic.filters) * STAGE_WORDS * WORD_BYTES
-    warps = THREADS // WARP
+    warps = tactic.threads // WARP
     of_a_warp = tactic.pixels // tactic.warps_pixels // 16 + tactic.filters // tactic.warps_filters // 16
     return tactic.pixels * TABLE_BYTES + stages * (looked_up + written) + steps * warps * of_a_warp * _LDMATRIX_BYTES
 
 
 def _epilogue_bytes(tactic: Tactic, out: OutType) -> int:
     """Each lane asks which taps lay outside; floats are sorted: written and read."""
-    outside = THREADS * tactic.pixels // tactic.warps_pixels // 16 * 2 * WORD_BYTES
+    outside = tactic.threads * tactic.pixels // tactic.warps_pixels // 16 * 2 * WORD_BYTES
     return outside + (0 if out == "BITS" else 2 * tactic.pixels * tactic.filters * WORD_BYTES)
 
 

@@ -6,12 +6,13 @@ crash with its process (a stride of 0 does), so it runs in one of its own.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 from engines.errors import ModelRefused
-from engines.plugins.gpu.tensorrt import register
+from engines.plugins.gpu.tensorrt import registered
 from engines.targets.tensorrt_options import BuiltPlan, PlanOptions, network_counts
 from engines.targets.tensorrt_seam import Library
 
@@ -35,24 +36,18 @@ def build_plan(
     """
     trt, began_s = library.trt, time.monotonic()
     said: list[tuple[str, str]] = []
-    if options.has_plugins:
-        register(trt, lambda reason: said.append((_PLUGIN, reason)))
     logger = _logger_of(trt, said)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(trt, network, logger, model, said)
-    counts = network_counts(_layers(trt, network))
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    config.clear_flag(trt.BuilderFlag.TF32)  # FP32 was proven as such, and TF32 keeps 10 bits of 23
-    if options.is_sparse:
-        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
-    for ranges in options.profiles:
-        config.add_optimization_profile(_profile(builder, ranges))
-    monitor = _monitor_of(trt, progress)
-    config.progress_monitor = monitor
-    sms = library.aim(config, options)
-    with library.timed(config, options):
+    with contextlib.ExitStack() as around:
+        if options.has_plugins:
+            around.enter_context(registered(trt, lambda reason: said.append((_PLUGIN, reason))))
+        _parse(trt, network, logger, model, said)
+        counts = network_counts(_layers(trt, network))
+        config, sms = _configured(library, builder, options)
+        monitor = _monitor_of(trt, progress)
+        config.progress_monitor = monitor
+        around.enter_context(library.timed(config, options))
         made = builder.build_serialized_network(network, config)
     if made is None:
         raise ModelRefused(f"{library.name} cannot build the network: {_worst(said)}")
@@ -63,6 +58,19 @@ def build_plan(
         seconds=round(time.monotonic() - began_s, 3), warnings=warnings,
     )  # fmt: skip
     return plan, built
+
+
+def _configured(library: Library, builder: Any, options: PlanOptions) -> tuple[Any, tuple[int, ...]]:
+    """How it is to build, and for which GPUs."""
+    trt = library.trt
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    config.clear_flag(trt.BuilderFlag.TF32)  # FP32 was proven as such, and TF32 keeps 10 bits of 23
+    if options.is_sparse:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    for ranges in options.profiles:
+        config.add_optimization_profile(_profile(builder, ranges))
+    return config, library.aim(config, options)
 
 
 def _parse(trt: Any, network: Any, logger: Any, model: bytes, said: list[tuple[str, str]]) -> None:

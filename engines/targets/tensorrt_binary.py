@@ -5,6 +5,7 @@ Algebra   the operators of `engines.plugins.ops`; a layer's floats may leave it 
           them, and nothing is rounded twice
 Pattern   nodes of domain `bnn`
 Check     everything but bits is stored; a layer's output is cast by its one reader alone
+          bits that groups share a word of are packed of floats: dot or -dot, against thresholds of whole numbers
 Rewrite   the same operators with the inputs of `engines.plugins.gpu.operators`, and the attributes by which the parser
           finds a plugin; functions are taken away, for the parser would write them out
 """
@@ -28,13 +29,15 @@ from engines.passes.names import FreeNames
 from engines.plugins.cuda.cubins import SMS_WITH_BITS
 from engines.plugins.cuda.layout import gpu_sums, gpu_weights
 from engines.plugins.gpu.operators import NAMESPACE, VERSION
-from engines.plugins.ops import DOMAIN, WORD, words_of
+from engines.plugins.ops import DOMAIN, WORD, plain_activation, unpack_bits, words_of
 
 __all__ = ["Lowering", "has_binary_layers", "lowerings", "with_plugins"]
 
 _FLOATS = ("BinaryConv2d", "BinaryGemm")
 _BITS = ("BinaryThreshold2d", "BinaryThreshold")
 _WEIGHTS = 1
+_BEYOND = 2**24 + 2
+"""No sum of a layer's is as large, and FP32 holds it."""
 _FP8_SMS = frozenset({103, 107})
 """Their INT8 units are slower than one by a factor of 20: 0.15 against 4.5 POPS (B300, B200)."""
 
@@ -113,6 +116,9 @@ class _Writer:
 
     def written(self) -> ModelProto:
         graph = self._model.graph
+        split = [one for node in graph.node for one in self._split(node)]
+        del graph.node[:]
+        graph.node.extend(split)
         for node in graph.node:
             if node.domain == DOMAIN:
                 self._write(node)
@@ -122,6 +128,37 @@ class _Writer:
         del self._model.functions[:]
         _drop_unread(self._model)
         return self._model
+
+    def _split(self, node: NodeProto) -> list[NodeProto]:
+        """A layer whose groups share words of bits, which no two blocks of a kernel can write: floats, then packed.
+
+        -1 where dot < t, of flipped filters where dot >= t, so -dot < 1 - t. Numbers beyond every sum are cut to what
+        FP32 holds.
+        """
+        group = attribute_of(node, "group") or 1
+        if node.domain != DOMAIN or node.op_type != "BinaryThreshold2d" or group == 1:
+            return [node]
+        limits, flips = (self._array(node, name).astype(np.int64) for name in node.input[2:4])
+        filters = len(limits)
+        if filters // group % WORD == 0:
+            return [node]
+        flipped = unpack_bits(flips.astype(np.int32), filters)
+        numbers = np.clip(np.where(flipped, 1 - limits, limits), -_BEYOND, _BEYOND).astype(np.float32)
+        stored = {
+            "multiplier": np.where(flipped, -1, 1).astype(np.float32), "bias": np.zeros(filters, np.float32),
+            "activation": plain_activation(),
+        }  # fmt: skip
+        further = [self._keep(f"{node.name}.{name}", array) for name, array in stored.items()]
+        floats = self._free(f"{node.name}.floats")
+        layer = NodeProto()
+        layer.CopyFrom(node)
+        layer.op_type, layer.name = "BinaryConv2d", floats
+        del layer.input[2:], layer.output[:]
+        layer.input.extend(further)
+        layer.output.append(floats)
+        limit = self._keep(f"{node.name}.numbers", numbers)
+        pack = helper.make_node("BinaryPack", [floats, limit], node.output, node.name, domain=DOMAIN, strict=0)
+        return [layer, pack]
 
     def _write(self, node: NodeProto) -> None:
         write: Callable[[NodeProto], None] = {
@@ -166,8 +203,8 @@ class _Writer:
         depth = channels // group
         if weights.shape[-1] != words_of(depth) or depth < 1 or (group > 1 and depth % WORD):
             raise ModelRefused(f"{node.name}: its weights are not those of {channels} channels in {group} groups")
-        node.input[_WEIGHTS] = self._store(f"{node.name}.gpu_weights", gpu_weights(weights, group))
-        node.input.insert(_WEIGHTS + 1, self._store(f"{node.name}.gpu_sums", gpu_sums(weights, depth)))
+        node.input[_WEIGHTS] = self._keep(f"{node.name}.gpu_weights", gpu_weights(weights, group))
+        node.input.insert(_WEIGHTS + 1, self._keep(f"{node.name}.gpu_sums", gpu_sums(weights, depth)))
 
     def _array(self, node: NodeProto, name: str) -> np.ndarray:
         if name not in self._stored:
@@ -175,9 +212,10 @@ class _Writer:
         found: np.ndarray = numpy_helper.to_array(self._stored[name])
         return found
 
-    def _store(self, name: str, array: np.ndarray) -> str:
-        tensor = numpy_helper.from_array(np.ascontiguousarray(array, np.int32), self._free(name))
+    def _keep(self, name: str, array: np.ndarray) -> str:
+        tensor = numpy_helper.from_array(np.ascontiguousarray(array), self._free(name))
         self._model.graph.initializer.append(tensor)
+        self._stored[tensor.name] = tensor
         return tensor.name
 
 

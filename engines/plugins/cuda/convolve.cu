@@ -10,35 +10,41 @@ namespace {
 
 using tile::Arguments, tile::Tile;
 
+// Where a block's tables and stages lie in shared memory, and its images in the global one.
+template <typename Tile>
+struct Block {
+    int64_t first_pixel = static_cast<int64_t>(ptx::block_x()) * Tile::pixels;
+    uint32_t starts = ptx::shared_base(), rectangles = starts + Tile::table_bytes;
+    uint32_t stages = rectangles + Tile::table_bytes;
+};
+
 // The words of one stage of the windows. A thread has the same words of several pixels, so it looks for their tap once.
 template <typename Tile, int words>
-__device__ __forceinline__ void load_windows(const Arguments& own, uint32_t table, uint32_t to, int first_word) {
-    constexpr int parts = tile::STAGE_WORDS / words, rows = tile::THREADS / parts;
+__device__ __forceinline__ void load_windows(
+    const Arguments& own, const Block<Tile>& block, const uint32_t* images, uint32_t to, int first_word) {
+    constexpr int parts = tile::STAGE_WORDS / words, rows = Tile::threads / parts;
     const int part = ptx::thread() % parts * words, first_row = ptx::thread() / parts;
-    const int word = first_word + part, tap = tile::divided(word, own.by_group_words);
-    const int ky = tile::divided(tap, own.by_kernel_width), kx = tap - ky * own.kernel_width;
-    const int down = ky * own.dilation_height, right = kx * own.dilation_width;
-    const int64_t further = (static_cast<int64_t>(down) * own.width + right) * own.words + word -
-                            tap * own.group_words + static_cast<int64_t>(ptx::block_z()) * own.group_words;
+    const int word = first_word + part, index = tile::divided(word, own.by_group_words);
+    const int ky = tile::divided(index, own.by_kernel_width), kx = index - ky * own.kernel_width;
+    const uint32_t tap = word < own.window_words ? tile::tap_at(ky, kx) : tile::NO_TAP;
+    const uint32_t line = static_cast<uint32_t>(ky * own.dilation_height) * own.width;
+    const uint32_t further = (line + kx * own.dilation_width) * own.words + word - index * own.group_words;
 #pragma unroll 4
     for (int i = 0; i < (Tile::pixels + rows - 1) / rows; ++i) {
         const int row = first_row + i * rows;
         if (Tile::pixels % rows != 0 && row >= Tile::pixels) break;
-        const ptx::Words window = ptx::load_shared4(table + row * 16);
-        const int64_t start = static_cast<int64_t>(static_cast<uint64_t>(window.w[1]) << 32 | window.w[0]);
-        const uint32_t y = window.w[2] + down, x = window.w[3] + right;  // what is negative is large, too
-        const bool is_there = word < own.window_words && y < static_cast<uint32_t>(own.height) &&
-                              x < static_cast<uint32_t>(own.width);
+        const bool is_there = tile::is_inside(tap, ptx::load_shared(block.rectangles + row * 4));
+        const uint32_t start = ptx::load_shared(block.starts + row * 4);
         const int piece = tile::swizzled(row, part / tile::PIECE_WORDS);
         ptx::copy_async<words * 4>(
             to + row * tile::ROW_BYTES + piece * tile::PIECE_BYTES + part % tile::PIECE_WORDS * 4,
-            own.bits + (is_there ? start + further : 0), is_there);
+            images + (is_there ? start + further : 0), is_there);
     }
 }
 
 template <typename Tile>
 __device__ __forceinline__ void load_filters(const Arguments& own, uint32_t to, int first_word) {
-    constexpr int rows = tile::THREADS / tile::PIECES;
+    constexpr int rows = Tile::threads / tile::PIECES;
     static_assert(Tile::filters % rows == 0, "all threads load filters");
     const int part = ptx::thread() % tile::PIECES, word = first_word + part * tile::PIECE_WORDS;
     const int first_filter = ptx::block_y() * Tile::filters;
@@ -82,56 +88,57 @@ __device__ __forceinline__ void multiply_step(Sums<Tile>& sums, uint32_t stage, 
 
 template <typename Tile, int words>
 __device__ __forceinline__ void convolve(const Arguments& own) {
-    const uint32_t table = ptx::shared_base(), rectangles = table + Tile::table_bytes;
-    const uint32_t stages = rectangles + Tile::rectangle_bytes;
-    tile::keep_windows<Tile>(own, table, rectangles);
+    const Block<Tile> block;
+    tile::keep_windows<Tile>(own, block.first_pixel, block.starts, block.rectangles);
     ptx::barrier();
+    const uint32_t* images = own.bits + tile::first_word(own, block.first_pixel) + ptx::block_z() * own.group_words;
     const auto load = [&](int stage, int number) {
-        const uint32_t to = stages + stage * Tile::stage_bytes;
-        load_windows<Tile, words>(own, table, to, number * tile::STAGE_WORDS);
+        const uint32_t to = block.stages + stage * Tile::stage_bytes;
+        load_windows<Tile, words>(own, block, images, to, number * tile::STAGE_WORDS);
         load_filters<Tile>(own, to + Tile::pixels * tile::ROW_BYTES, number * tile::STAGE_WORDS);
     };
     const int count = (own.row_words + tile::STAGE_WORDS - 1) / tile::STAGE_WORDS;
 #pragma unroll 1
-    for (int number = 0; number < tile::STAGES - 1; ++number) {
+    for (int number = 0; number < Tile::stages - 1; ++number) {
         if (number < count) load(number, number);
         ptx::commit();
     }
     Sums<Tile> sums{};
-    int read = 0, write = tile::STAGES - 1;
+    int read = 0, write = Tile::stages - 1;
 #pragma unroll 1
     for (int number = 0; number < count; ++number) {
-        ptx::wait_groups<tile::STAGES - 2>();  // this stage is there, and by the barrier all threads' parts of it
+        ptx::wait_groups<Tile::stages - 2>();  // this stage is there, and by the barrier all threads' parts of it
         ptx::barrier();                        // and all are done with the one before, which is written next
-        if (number + tile::STAGES - 1 < count) load(write, number + tile::STAGES - 1);
+        if (number + Tile::stages - 1 < count) load(write, number + Tile::stages - 1);
         ptx::commit();
 #pragma unroll
         for (int step = 0; step < tile::STEPS; ++step)
             if (number * tile::STEPS + step < own.row_words / tile::STEP_WORDS)
-                multiply_step<Tile>(sums, stages + read * Tile::stage_bytes, step);
-        read = read + 1 == tile::STAGES ? 0 : read + 1;
-        write = write + 1 == tile::STAGES ? 0 : write + 1;
+                multiply_step<Tile>(sums, block.stages + read * Tile::stage_bytes, step);
+        read = read + 1 == Tile::stages ? 0 : read + 1;
+        write = write + 1 == Tile::stages ? 0 : write + 1;
     }
     ptx::wait_groups<0>();
     ptx::barrier();  // the stages are free: the epilogue sorts floats there
-    epilogue::finish<Tile>(own, sums.products, sums.set_bits, rectangles, stages);
+    epilogue::finish<Tile>(own, sums.products, sums.set_bits, block.rectangles, block.stages);
 }
 
 }  // namespace
 
 // `blocks` bounds the registers of a thread, so that tactics.BLOCKS holds.
-#define ENTRY(name, words, blocks, ...)                                                                      \
-    extern "C" __global__ void __launch_bounds__(tile::THREADS, blocks)                                      \
-        convolve_##name##_##words(const Arguments own) {                                                     \
-        convolve<Tile<__VA_ARGS__>, words>(own);                                                             \
+#define ENTRY(name, words, blocks, ...)                                                        \
+    extern "C" __global__ void __launch_bounds__(Tile<__VA_ARGS__>::threads, blocks)           \
+        convolve_##name##_##words(const Arguments own) {                                       \
+        convolve<Tile<__VA_ARGS__>, words>(own);                                               \
     }
 #define ENTRIES(name, blocks, ...)       \
     ENTRY(name, 4, blocks, __VA_ARGS__) \
     ENTRY(name, 2, blocks, __VA_ARGS__) \
     ENTRY(name, 1, blocks, __VA_ARGS__)
 
-ENTRIES(128x64, 4, 128, 64, 2, 2)
-ENTRIES(64x64, 5, 64, 64, 2, 2)
-ENTRIES(64x32, 7, 64, 32, 4, 1)
-ENTRIES(32x64, 7, 32, 64, 2, 2)
-ENTRIES(16x128, 6, 16, 128, 1, 4)
+ENTRIES(128x128, 2, 128, 128, 2, 4, 2)
+ENTRIES(128x64, 4, 128, 64, 2, 2, 3)
+ENTRIES(64x64, 5, 64, 64, 2, 2, 3)
+ENTRIES(64x32, 7, 64, 32, 4, 1, 3)
+ENTRIES(32x64, 7, 32, 64, 2, 2, 3)
+ENTRIES(16x128, 6, 16, 128, 1, 4, 3)

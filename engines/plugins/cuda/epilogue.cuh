@@ -113,35 +113,52 @@ __device__ __forceinline__ Line line_of(const Arguments& own, int filter) {
             shift[2 * static_cast<int64_t>(own.activation_columns)]};
 }
 
-// How a tile of floats lies in shared memory: rows of what lies side by side in the output, and 4 words between them.
+// Dot products become floats, in place.
 template <typename Tile>
-struct Sorted {
-    bool is_by_pixel;  // one place: filters lie side by side; else pixels
-
-    __device__ __forceinline__ int width() const { return is_by_pixel ? Tile::filters : Tile::pixels; }
-    __device__ __forceinline__ int height() const { return is_by_pixel ? Tile::pixels : Tile::filters; }
-    __device__ __forceinline__ uint32_t at(int row, int column) const { return (row * (width() + 4) + column) * 4; }
-};
-
-template <typename Tile>
-__device__ __forceinline__ void sort_floats(
-    const Arguments& own, const int (&dots)[Tile::row_blocks][Tile::column_blocks][4], uint32_t to) {
-    const Place<Tile> place;
-    const Sorted<Tile> sorted{own.places == 1};
+__device__ __forceinline__ void make_floats(
+    const Arguments& own, int (&dots)[Tile::row_blocks][Tile::column_blocks][4]) {
+    const int first = ptx::block_y() * Tile::filters + Place<Tile>().filter;
 #pragma unroll
     for (int j = 0; j < Tile::column_blocks; ++j)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-            const int filter = place.filter + 8 * j + c, column = ptx::block_y() * Tile::filters + filter;
+            const int column = first + 8 * j + c;
             if (column >= own.group_filters) continue;
             const Line line = line_of(own, ptx::block_z() * own.group_filters + column);
 #pragma unroll
             for (int i = 0; i < 2 * Tile::row_blocks; ++i) {
-                const int pixel = place.pixel + 8 * i;
-                const uint32_t at = sorted.is_by_pixel ? sorted.at(pixel, filter) : sorted.at(filter, pixel);
-                ptx::store_shared(to + at, stored(line.at(dots[i / 2][j][i % 2 * 2 + c])));
+                int& dot = dots[i / 2][j][i % 2 * 2 + c];
+                dot = static_cast<int>(stored(line.at(dot)));
             }
         }
+}
+
+// How floats of a tile lie in shared memory: rows of what lies side by side in the output, and 4 words between them.
+template <typename Tile>
+struct Sorted {
+    bool is_by_pixel;  // one place: filters lie side by side; else pixels
+
+    __device__ __forceinline__ int width() const { return is_by_pixel ? Tile::sorted_filters : Tile::pixels; }
+    __device__ __forceinline__ uint32_t at(int row, int column) const { return (row * (width() + 4) + column) * 4; }
+};
+
+// Those of filters from `first` on in the tile, as many as are sorted at once; other warps have nothing to do.
+template <typename Tile>
+__device__ __forceinline__ void sort_floats(
+    const Arguments& own, const int (&floats)[Tile::row_blocks][Tile::column_blocks][4], uint32_t to, int first) {
+    const Place<Tile> place;
+    const Sorted<Tile> sorted{own.places == 1};
+    if (place.filter < first || place.filter >= first + Tile::sorted_filters) return;
+#pragma unroll
+    for (int j = 0; j < Tile::column_blocks; ++j)
+#pragma unroll
+        for (int c = 0; c < 2; ++c)
+#pragma unroll
+            for (int i = 0; i < 2 * Tile::row_blocks; ++i) {
+                const int pixel = place.pixel + 8 * i, filter = place.filter + 8 * j + c - first;
+                const uint32_t at = sorted.is_by_pixel ? sorted.at(pixel, filter) : sorted.at(filter, pixel);
+                ptx::store_shared(to + at, static_cast<uint32_t>(floats[i / 2][j][i % 2 * 2 + c]));
+            }
 }
 
 __device__ __forceinline__ uint32_t half_of(uint32_t word) {
@@ -180,16 +197,16 @@ __device__ __forceinline__ constexpr int log_of(int power_of_two) {
 // Sorted floats to the output, 16 bytes a thread where rows of the output start at multiples of that. All threads of a
 // warp have the same column, or neighbours; what is divided are powers of two.
 template <typename Tile>
-__device__ __forceinline__ void store_floats(const Arguments& own, uint32_t from) {
+__device__ __forceinline__ void store_floats(const Arguments& own, uint32_t from, int first_in_tile) {
     const Sorted<Tile> sorted{own.places == 1};
     const int log_wide = own.out_type == tile::FP32 ? 2 : 3;
     const int row_length = sorted.is_by_pixel ? own.group_filters : own.places;  // a whole row is of whole groups
     const int log_run = (row_length & ((1 << log_wide) - 1)) != 0 ? 0 : log_wide, run = 1 << log_run;
-    const int log_runs = (sorted.is_by_pixel ? log_of(Tile::filters) : log_of(Tile::pixels)) - log_run;
+    const int log_runs = (sorted.is_by_pixel ? log_of(Tile::sorted_filters) : log_of(Tile::pixels)) - log_run;
     const int column = (ptx::thread() & ((1 << log_runs) - 1)) << log_run;
-    const int first_row = ptx::thread() >> log_runs, rows = tile::THREADS >> log_runs;
+    const int first_row = ptx::thread() >> log_runs, rows = Tile::threads >> log_runs;
     const int64_t first_pixel = static_cast<int64_t>(ptx::block_x()) * Tile::pixels;
-    const int first_filter = ptx::block_y() * Tile::filters;
+    const int first_filter = ptx::block_y() * Tile::filters + first_in_tile;
     const int64_t group = static_cast<int64_t>(ptx::block_z()) * own.group_filters;
     if (sorted.is_by_pixel) {
         if (first_filter + column >= own.group_filters) return;
@@ -202,7 +219,7 @@ __device__ __forceinline__ void store_floats(const Arguments& own, uint32_t from
     const int pixel = static_cast<int>(first_pixel) + column, image = pixel / own.places;
     const int64_t first = (image * static_cast<int64_t>(own.filters) + group + first_filter) * own.places +
                           (pixel - image * own.places);
-    for (int row = first_row; row < Tile::filters && first_filter + row < own.group_filters; row += rows)
+    for (int row = first_row; row < Tile::sorted_filters && first_filter + row < own.group_filters; row += rows)
         store_run(own, first + static_cast<int64_t>(row) * own.places, from + sorted.at(row, column), run);
 }
 
@@ -248,9 +265,14 @@ __device__ __forceinline__ void finish(
         store_bits<Tile>(own, products);
         return;
     }
-    sort_floats<Tile>(own, products, sorted);
-    ptx::barrier();
-    store_floats<Tile>(own, sorted);
+    make_floats<Tile>(own, products);
+#pragma unroll 1
+    for (int first = 0; first < Tile::filters; first += Tile::sorted_filters) {
+        if (first != 0) ptx::barrier();  // those before were stored
+        sort_floats<Tile>(own, products, sorted, first);
+        ptx::barrier();
+        store_floats<Tile>(own, sorted, first);
+    }
 }
 
 }  // namespace epilogue

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from engines.plugins.cuda.machine_code import Instruction, Resources
-from engines.plugins.cuda.tactics import BLOCKS, PROCESSORS, STAGE_WORDS, TACTICS, THREADS, Tactic
+from engines.plugins.cuda.tactics import BLOCKS, PROCESSORS, STAGE_WORDS, TACTICS, Tactic
 
 __all__ = ["complaints", "complaints_of"]
 
@@ -83,8 +83,8 @@ def _of_products(tactic: Tactic, code: Sequence[Instruction], sm: int) -> Iterat
 
 
 def _of_copies(tactic: Tactic, load_words: int, code: Sequence[Instruction]) -> Iterator[str]:
-    windows = -(-tactic.pixels * STAGE_WORDS // load_words // THREADS)
-    expected = Counter({_COPIES[16]: tactic.filters * STAGE_WORDS // 4 // THREADS * _STAGES_LOADED})
+    windows = -(-tactic.pixels * STAGE_WORDS // load_words // tactic.threads)
+    expected = Counter({_COPIES[16]: tactic.filters * STAGE_WORDS // 4 // tactic.threads * _STAGES_LOADED})
     expected[_COPIES[4 * load_words]] += min(windows, _UNROLLED_WINDOWS) * _STAGES_LOADED
     found = Counter(one.opcode for one in code if one.base == "LDGSTS")
     if found != expected:
@@ -100,7 +100,7 @@ def _of_loads(wide: int, code: Sequence[Instruction]) -> Iterator[str]:
 def _of_occupancy(tactic: Tactic, resources: Resources, sm: int) -> Iterator[str]:
     if tactic.shared_bytes > SHARED_BYTES:
         yield f"{tactic.shared_bytes} bytes of shared memory; at most {SHARED_BYTES}"
-    blocks = PROCESSORS[sm].blocks_of(resources.registers, tactic.shared_bytes)
+    blocks = PROCESSORS[sm].blocks_of(resources.registers, tactic.shared_bytes, tactic.threads)
     stated = BLOCKS[tactic.name][sm]
     if blocks < stated:
         yield f"{blocks} blocks on a multiprocessor, of {resources.registers} registers a thread; {stated} are stated"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from engines.plugins.cuda.layout import row_words_of
-from engines.plugins.cuda.tactics import TACTICS, THREADS, Tactic, cheapest
+from engines.plugins.cuda.tactics import TACTICS, Tactic, cheapest
 from engines.plugins.ops import ConvAttributes, PoolAttributes, words_of
 
 __all__ = [
@@ -22,14 +22,16 @@ OutType = Literal["FP32", "FP16", "BITS"]
 OUT_TYPES: tuple[OutType, ...] = ("FP32", "FP16", "BITS")
 
 POINTERS = {"pack": 3, "convolve": 9, "pool": 2}
+THREADS = 128
+"""Of a block of pack and pool."""
 LONGEST = 2**31 - 1
 GRID_YZ = 65535
 _SIDE = 2**28
 """Of heights, widths, pads, strides and dilations: sums and products of a few fit 32 bits or are made in 64."""
 _ROW_WORDS = 2**15
 """Words of a window are divided by multiplication, exact below this."""
-_KERNEL = 255
-"""Taps inside of the image are noted in bytes."""
+_KERNEL = 127
+"""Taps inside of the image are noted in seven bits."""
 
 
 class Launch(NamedTuple):
@@ -101,6 +103,7 @@ def convolve_launch(
     _expect_at_most(_ROW_WORDS - 1, words_of_a_window=row_words)
     grid = -(-pixels // tactic.pixels), -(-group_filters // tactic.filters), own.group
     _expect_at_most(GRID_YZ, tiles_of_filters=grid[1], groups=own.group)
+    _expect_near(bits_shape, places, own, tactic)
     taps = high * wide
     numbers = struct.pack(
         "<22i2I3i", height, width, words, group_words, filters, group_filters, high, wide, *own.strides,
@@ -109,7 +112,9 @@ def convolve_launch(
         own.low == 0, own.pad_value == 0,
     )  # fmt: skip
     load_words = next(count for count in (4, 2, 1) if group_words % count == 0)
-    return Launch("convolve", f"convolve_{tactic.name}_{load_words}", grid, THREADS, tactic.shared_bytes, numbers)
+    return Launch(
+        "convolve", f"convolve_{tactic.name}_{load_words}", grid, tactic.threads, tactic.shared_bytes, numbers
+    )
 
 
 def default_tactic(
@@ -136,6 +141,13 @@ def _expect_convolution(
         raise ValueError(f"bits of groups of {filters // own.group} filters; expected a multiple of 32")
     if out != "BITS" and activation_columns not in (1, filters):
         raise ValueError(f"an activation of {activation_columns} columns; expected 1 or {filters}")
+
+
+def _expect_near(bits_shape: Sequence[int], places: int, own: ConvAttributes, tactic: Tactic) -> None:
+    """A block counts its words from the image of its first pixel on, in 32 bits."""
+    _, height, width, words = bits_shape
+    images = -(-(tactic.pixels - 1) // places) + 1
+    _expect_at_most(LONGEST, words_of_a_block=images * height * width * words)
 
 
 def _out_sizes(

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["BLOCKS", "PROCESSORS", "STAGES", "STAGE_WORDS", "TACTICS", "THREADS", "Processor", "Tactic", "cheapest"]
+__all__ = ["BLOCKS", "PROCESSORS", "STAGE_WORDS", "TACTICS", "Processor", "Tactic", "cheapest"]
 
-THREADS, WARP = 128, 32
-STAGES, STAGE_WORDS, STEP_WORDS = 3, 16, 8
-WORD_BYTES, TABLE_BYTES = 4, 20
-"""A pixel's entry in the tables of windows and of the taps inside."""
+WARP = 32
+STAGE_WORDS, STEP_WORDS = 16, 8
+WORD_BYTES, TABLE_BYTES = 4, 8
+"""A pixel's entry in the tables of where its window starts, and of its taps inside."""
+LINE_BYTES = 128
+"""Of shared memory, from all banks at once."""
 
 
 class Tactic(NamedTuple):
-    """One tile: so many pixels and filters a block, shared among so many warps each way."""
+    """One tile: so many pixels and filters a block, shared among so many warps each way, through so many stages."""
 
     number: int
     pixels: int
     filters: int
     warps_pixels: int
     warps_filters: int
+    stages: int
 
     @property
     def name(self) -> str:
@@ -30,10 +33,21 @@ class Tactic(NamedTuple):
         return f"{self.pixels}x{self.filters}"
 
     @property
+    def threads(self) -> int:
+        """Of a block."""
+        return self.warps_pixels * self.warps_filters * WARP
+
+    @property
+    def sorted_filters(self) -> int:
+        """Filters whose floats an epilogue sorts at once."""
+        return self.filters if min(self.pixels, self.filters) < 64 else 64
+
+    @property
     def shared_bytes(self) -> int:
-        """Tables, and the stages; an epilogue that writes floats needs the stages again, and no more than they have."""
-        stages = STAGES * (self.pixels + self.filters) * STAGE_WORDS * WORD_BYTES
-        floats = max(self.filters * (self.pixels + 4), self.pixels * (self.filters + 4)) * WORD_BYTES
+        """Tables, and the stages; an epilogue that writes floats sorts them there."""
+        stages = self.stages * (self.pixels + self.filters) * STAGE_WORDS * WORD_BYTES
+        filters = self.sorted_filters
+        floats = max(filters * (self.pixels + 4), self.pixels * (filters + 4)) * WORD_BYTES
         return self.pixels * TABLE_BYTES + max(stages, floats)
 
     def products(self, *, counts_set_bits: bool) -> int:
@@ -50,13 +64,25 @@ class Tactic(NamedTuple):
         rows, columns = self.pixels // self.warps_pixels // 16, self.filters // self.warps_filters // 16
         return STAGE_WORDS // STEP_WORDS * (rows + columns)
 
+    @property
+    def stage_turns(self) -> int:
+        """Turns of shared memory, of all its banks, that a block takes for a stage with loads of 16 bytes: looking up
+        windows, writing, and reading for products.
+        """
+        pieces = STAGE_WORDS * WORD_BYTES // 16
+        looked_up = self.pixels * pieces * TABLE_BYTES
+        written = (self.pixels + self.filters) * STAGE_WORDS * WORD_BYTES
+        read = self.threads // WARP * self.matrix_reads * 512
+        return (looked_up + written + read) // LINE_BYTES
+
 
 TACTICS = (
-    Tactic(1, 128, 64, 2, 2),
-    Tactic(2, 64, 64, 2, 2),
-    Tactic(3, 64, 32, 4, 1),
-    Tactic(4, 32, 64, 2, 2),
-    Tactic(5, 16, 128, 1, 4),
+    Tactic(1, 128, 64, 2, 2, 3),
+    Tactic(2, 64, 64, 2, 2, 3),
+    Tactic(3, 64, 32, 4, 1, 3),
+    Tactic(4, 32, 64, 2, 2, 3),
+    Tactic(5, 16, 128, 1, 4, 3),
+    Tactic(6, 128, 128, 2, 4, 2),
 )
 """The numbers are those that TensorRT keeps in its timing cache: never give one to another shape."""
 
@@ -70,7 +96,7 @@ class Processor(NamedTuple):
     blocks: int
     reserved_bytes: int = 1024
 
-    def blocks_of(self, registers: int, shared_bytes: int, threads: int = THREADS) -> int:
+    def blocks_of(self, registers: int, shared_bytes: int, threads: int) -> int:
         """How many blocks are there at once. Registers go to warps in steps of 256, shared memory in steps of 128."""
         a_warp = -(-registers * WARP // 256) * 256
         shared = -(-(shared_bytes + self.reserved_bytes) // 128) * 128
@@ -89,9 +115,10 @@ PROCESSORS = {
 
 
 BLOCKS = {
+    "128x128": {80: 2, 86: 2, 87: 2, 89: 2, 90: 2},
     "128x64": {80: 4, 86: 2, 87: 4, 89: 2, 90: 4},
     "64x64": {80: 5, 86: 3, 87: 5, 89: 3, 90: 5},
-    "64x32": {80: 7, 86: 4, 87: 7, 89: 4, 90: 7},
+    "64x32": {80: 7, 86: 5, 87: 7, 89: 5, 90: 7},
     "32x64": {80: 7, 86: 5, 87: 7, 89: 5, 90: 7},
     "16x128": {80: 5, 86: 3, 87: 5, 89: 3, 90: 6},
 }
@@ -99,14 +126,12 @@ BLOCKS = {
 
 
 def cheapest(pixels: int, filters: int, group: int, processors: int) -> Tactic:
-    """The tile that takes least: how often all multiprocessors must take a block each, times what a block computes
-    and reads. No clock is read; where a tactic can be timed, timings are better.
+    """The tile that takes least: how often all multiprocessors must take a block each, times the turns of shared memory
+    of such a block, which bound all tiles where 1-bit units are fastest. Where tactics can be timed, time decides.
     """
 
     def cost(tactic: Tactic) -> int:
         blocks = -(-pixels // tactic.pixels) * -(-(filters // group) // tactic.filters) * group
-        turns = -(-blocks // processors)
-        # an edge costs as much as 16 products: ldmatrix reads 16 rows for the 8 or 16 columns that each meets
-        return turns * (tactic.pixels * tactic.filters + 16 * (tactic.pixels + tactic.filters))
+        return -(-blocks // processors) * tactic.stage_turns
 
     return min(TACTICS, key=cost)

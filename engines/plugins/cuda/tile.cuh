@@ -27,24 +27,25 @@ struct Arguments {
     int32_t out_type, is_low_zero, has_zero_pads;
 };
 
-constexpr int THREADS = 128, WARP = 32, STAGES = 3;
+constexpr int WARP = 32;
 constexpr int STAGE_WORDS = 16, STEP_WORDS = 8;  // words of a row in a stage, and in one mma
 constexpr int STEPS = STAGE_WORDS / STEP_WORDS;
 constexpr int ROW_BYTES = STAGE_WORDS * 4, PIECE_BYTES = 16, PIECE_WORDS = 4;
 constexpr int PIECES = ROW_BYTES / PIECE_BYTES;
 constexpr int LINE_BYTES = 128;  // of shared memory, that is all of its banks
 
-// pixels x filters of a block, in warps_pixels x warps_filters parts
-template <int pixels_, int filters_, int warps_pixels, int warps_filters>
+// pixels x filters of a block, in warps_pixels x warps_filters parts, through so many stages
+template <int pixels_, int filters_, int warps_pixels, int warps_filters, int stages_>
 struct Tile {
-    static_assert(warps_pixels * warps_filters * WARP == THREADS, "a block has four warps");
-    static constexpr int pixels = pixels_, filters = filters_;
+    static constexpr int pixels = pixels_, filters = filters_, stages = stages_;
+    static constexpr int warps_across = warps_filters, threads = warps_pixels * warps_filters * WARP;
     static constexpr int warp_pixels = pixels / warps_pixels, warp_filters = filters / warps_filters;
     static_assert(warp_pixels % 16 == 0 && warp_filters % 32 == 0, "a warp writes whole words of bits");
     static constexpr int row_blocks = warp_pixels / 16, column_blocks = warp_filters / 8;
-    static constexpr int table_bytes = pixels * 16, rectangle_bytes = pixels * 4;
+    static constexpr int table_bytes = pixels * 4;
     static constexpr int stage_bytes = (pixels + filters) * ROW_BYTES;
-    static constexpr int warps_across = warps_filters;
+    static constexpr int sorted_filters = filters < 64 || pixels < 64 ? filters : 64;  // of floats that are sorted at once
+    static_assert(sorted_filters % warp_filters == 0, "a warp sorts all of its floats at once");
 };
 
 // Eight rows are read at once, 16 bytes of each: pieces change places by row, so that the eight lie in different banks.
@@ -68,20 +69,6 @@ __device__ __forceinline__ int divided(int n, uint32_t by) {
     return static_cast<int>(static_cast<uint64_t>(n) * by >> 30);
 }
 
-// A pixel of the output: where its window starts in the input, also outside of it.
-struct Window {
-    int64_t start;  // index of the word of its first tap
-    int32_t y, x;
-};
-
-__device__ __forceinline__ Window window_of(const Arguments& own, int64_t pixel) {
-    if (pixel >= own.pixels) return {0, -(1 << 30), 0};  // every tap lies outside
-    const int whole = static_cast<int>(pixel), row = whole / own.places, place = whole - row * own.places;
-    const int out_y = place / own.out_width, out_x = place - out_y * own.out_width;
-    const int y = out_y * own.stride_height - own.pad_top, x = out_x * own.stride_width - own.pad_left;
-    return {((static_cast<int64_t>(row) * own.height + y) * own.width + x) * own.words, y, x};
-}
-
 // Of `taps` taps that start at `first`, those inside: from the low byte to below the high one.
 __device__ __forceinline__ uint32_t inside(int first, int taps, int dilation, int size) {
     const int from = first < 0 ? (-first + dilation - 1) / dilation : 0;
@@ -90,26 +77,45 @@ __device__ __forceinline__ uint32_t inside(int first, int taps, int dilation, in
     return static_cast<uint32_t>(start | stop << 8);
 }
 
-// The whole window as `inside` writes it, rows in the low half, columns in the high one.
+// A rectangle of taps: rows as `inside` writes them in the low half, columns in the high one. This is the whole window.
 __device__ __forceinline__ uint32_t whole_window(const Arguments& own) {
     return static_cast<uint32_t>(own.kernel_height << 8) | static_cast<uint32_t>(own.kernel_width << 8) << 16;
 }
 
-// Every pixel's window at `table`, 16 bytes each, and at `rectangles` which taps lie in the image, 4 bytes each.
+// A tap to look for in rectangles, whose numbers are below 128: the high bit of a byte stays where a subtraction does
+// not pass 0.
+constexpr uint32_t HIGH_BITS = 0x80808080u, NO_TAP = ~0u;
+__device__ __forceinline__ uint32_t tap_at(int ky, int kx) { return HIGH_BITS + ky * 0x101u + kx * 0x1010000u; }
+__device__ __forceinline__ bool is_inside(uint32_t tap, uint32_t rectangle) {
+    return ((tap - rectangle) & HIGH_BITS) == 0x00800080u;  // from the first row and column, and before the last
+}
+
+// The image of a block's first pixel: what its pixels' windows are counted from.
+__device__ __forceinline__ int64_t first_word(const Arguments& own, int64_t first_pixel) {
+    const int row = static_cast<int>(first_pixel) / own.places;
+    return static_cast<int64_t>(row) * own.height * own.width * own.words;
+}
+
+// At `starts`, of each pixel, the word of its window's first tap, counted from first_word, modulo 2**32: it may lie
+// outside, and is right again for taps inside. At `rectangles`, its taps inside; none, where there is no such pixel.
 template <typename Tile>
-__device__ __forceinline__ void keep_windows(const Arguments& own, uint32_t table, uint32_t rectangles) {
-    static_assert(Tile::pixels <= THREADS, "a thread has one pixel");
-    if (const int i = ptx::thread(); i < Tile::pixels) {
-        const Window window = window_of(own, static_cast<int64_t>(ptx::block_x()) * Tile::pixels + i);
-        const uint64_t start = static_cast<uint64_t>(window.start);
-        ptx::store_shared4(
-            table + i * 16,
-            {{static_cast<uint32_t>(start), static_cast<uint32_t>(start >> 32), static_cast<uint32_t>(window.y),
-              static_cast<uint32_t>(window.x)}});
-        const uint32_t rows = inside(window.y, own.kernel_height, own.dilation_height, own.height);
-        const uint32_t columns = inside(window.x, own.kernel_width, own.dilation_width, own.width);
-        ptx::store_shared(rectangles + i * 4, rows | columns << 16);
+__device__ __forceinline__ void keep_windows(
+    const Arguments& own, int64_t first_pixel, uint32_t starts, uint32_t rectangles) {
+    static_assert(Tile::pixels <= Tile::threads, "a thread has one pixel");
+    const int i = ptx::thread();
+    if (i >= Tile::pixels) return;
+    uint32_t start = 0, taps = 0;
+    if (first_pixel + i < own.pixels) {
+        const int pixel = static_cast<int>(first_pixel) + i, row = pixel / own.places, place = pixel - row * own.places;
+        const int out_y = place / own.out_width, out_x = place - out_y * own.out_width;
+        const int y = out_y * own.stride_height - own.pad_top, x = out_x * own.stride_width - own.pad_left;
+        const uint32_t line = static_cast<uint32_t>(row - static_cast<int>(first_pixel) / own.places) * own.height + y;
+        start = (line * own.width + x) * own.words;
+        taps = inside(y, own.kernel_height, own.dilation_height, own.height) |
+               inside(x, own.kernel_width, own.dilation_width, own.width) << 16;
     }
+    ptx::store_shared(starts + i * 4, start);
+    ptx::store_shared(rectangles + i * 4, taps);
 }
 
 }  // namespace tile

@@ -6,37 +6,42 @@ TensorRT, which sees exceptions as failures without a reason: reasons are kept b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from engines.errors import EngineError
+from engines.plugins.cuda.launches import Launch
 from engines.plugins.gpu.driver import Kernels
 from engines.plugins.gpu.fields import Given
 from engines.plugins.gpu.operators import NAMESPACE, OPERATORS, VERSION, GpuOperator
 
-__all__ = ["register"]
+__all__ = ["registered"]
 
 _NAMES = {"FLOAT": "FP32", "HALF": "FP16", "INT32": "INT32"}
 """TensorRT's words for datatypes, and ours."""
 _WORDS = {"FP32": "FLOAT", "FP16": "HALF", "INT32": "INT32"}
-Kept: list[Any] = []
-"""Creators have to live as long as the registry, which does not hold them."""
 
 
-def register(trt: Any, refused: Callable[[str], None], kernels: Callable[[], Kernels] | None = None) -> None:
-    """Make the plugins known to a library. `refused` is told why a node gets none.
+@contextlib.contextmanager
+def registered(
+    trt: Any, refused: Callable[[str], None], kernels: Callable[[], Kernels] | None = None
+) -> Iterator[None]:
+    """Make the plugins known to a library for a while. `refused` is told why a node gets none.
 
     `kernels` are those of the device that the calling thread has current; without them engines can be built by
-    TensorRT-RTX alone, which runs nothing.
+    TensorRT-RTX alone, which runs nothing. Raises EngineError where the names are taken: a library has one registry.
     """
     registry = trt.get_plugin_registry()
-    for operator in OPERATORS:
-        creator = _creator_of(trt, operator, refused, kernels)
-        if not registry.register_creator(creator, NAMESPACE):
-            raise EngineError(f"the library takes no plugin {operator.name}: another has its name")
-        Kept.append(creator)
+    creators = [_creator_of(trt, operator, refused, kernels) for operator in OPERATORS]
+    with contextlib.ExitStack() as known:
+        for creator in creators:  # the registry does not hold them
+            if not registry.register_creator(creator, NAMESPACE):
+                raise EngineError(f"the library has a plugin {creator.name!r} of {NAMESPACE!r} already")
+            known.callback(registry.deregister_creator, creator)
+        yield
 
 
 class _Fields:
@@ -86,7 +91,7 @@ def _plugin_of(
             self.plugin_name, self.plugin_namespace, self.plugin_version = operator.name, NAMESPACE, VERSION
             self.num_outputs = 1
             self._tactic = 0
-            self._launch: Any = None
+            self._launch: Launch | None = None
 
         def get_capability_interface(self, kind: Any) -> Any:
             return self
@@ -117,19 +122,20 @@ def _plugin_of(
             return is_linear and _NAMES.get(description.type.name) in allowed
 
         def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-            self._require([tuple(described.desc.dims) for described in inputs])
+            largest = [tuple(described.max) for described in inputs]
+            self._launched([described.desc for described in inputs], largest)
 
         def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-            shapes = [tuple(description.dims) for description in inputs]
-            self._require(shapes)
-            datatypes = [_NAMES[description.type.name] for description in inputs]
-            self._launch = operator.launch(shapes, datatypes, self._tactic)
+            self._launch = self._launched(inputs, [tuple(description.dims) for description in inputs])
             if kernels is not None:
                 kernels().prepare(self._launch)
 
-        def _require(self, shapes: Sequence[Sequence[int]]) -> None:
+        def _launched(self, descriptions: Sequence[Any], shapes: Sequence[Sequence[int]]) -> Launch:
+            """Of these shapes; where the kernels cannot, it is said and TensorRT fails, when it builds already."""
+            datatypes = [_NAMES[description.type.name] for description in descriptions]
             try:
                 operator.require_shapes(shapes)
+                return operator.launch(shapes, datatypes, self._tactic)
             except ValueError as error:
                 refused(f"{operator.name}: {error}")
                 raise
@@ -150,8 +156,8 @@ def _plugin_of(
             self, input_desc: Sequence[Any], output_desc: Sequence[Any], inputs: Sequence[int], outputs: Sequence[int],
             workspace: int, stream: int,
         ) -> None:  # fmt: skip
-            if kernels is None:
-                raise RuntimeError("the plugin was registered without kernels: it can be built, and not run")
+            if kernels is None or self._launch is None:
+                raise RuntimeError("the plugin was registered without kernels, or no shapes were set: it cannot run")
             kernels().run(self._launch, operator.pointers(inputs, outputs[0]), stream)
 
     return Plugin()

@@ -21,9 +21,9 @@ __device__ uint32_t address_of(const Arguments& own) {
             const int row = own.first + lane / tile::PIECES, piece = lane % tile::PIECES;
             return row * tile::ROW_BYTES + tile::swizzled(row, piece) * tile::PIECE_BYTES;
         }
-        case 3: return epilogue::Sorted<Tile<128, 64, 2, 2>>{false}.at(lane % 4 * 2 + own.step, lane / 4 + own.first);
-        case 4: return epilogue::Sorted<Tile<64, 32, 4, 1>>{false}.at(lane % 4 * 2 + own.step, lane / 4 + own.first);
-        default: return epilogue::Sorted<Tile<16, 128, 1, 4>>{false}.at(lane % 4 * 2 + own.step, lane / 4 + own.first);
+        case 3: return epilogue::Sorted<Tile<128, 64, 2, 2, 3>>{false}.at(lane % 4 * 2 + own.step, lane / 4 + own.first);
+        case 4: return epilogue::Sorted<Tile<64, 32, 4, 1, 3>>{false}.at(lane % 4 * 2 + own.step, lane / 4 + own.first);
+        default: return epilogue::Sorted<Tile<16, 128, 1, 4, 3>>{false}.at(lane % 4 * 2 + own.step, lane / 4 + own.first);
     }
 }
 

@@ -146,13 +146,13 @@ def test_resources_are_read_from_an_elf() -> None:
 
 def test_blocks_are_bounded_by_registers_shared_memory_and_threads() -> None:
     processor = PROCESSORS[86]
-    assert processor.blocks_of(128, 0) == 4, "65536 registers / (128 x 128)"
-    assert processor.blocks_of(129, 0) == 3, "registers go to warps in steps of 256"
-    assert processor.blocks_of(16, 0) == 12, "1536 threads"
-    assert processor.blocks_of(16, 0, threads=32) == 16, "so many blocks"
-    assert processor.blocks_of(16, 49 * 1024) == 2, "100 KB, and 1 KB of each block is the system's"
-    assert processor.blocks_of(16, 49 * 1024 + 1) == 1
-    assert PROCESSORS[80].blocks_of(16, 40 * 1024) == 4
+    assert processor.blocks_of(128, 0, 128) == 4, "65536 registers / (128 x 128)"
+    assert processor.blocks_of(129, 0, 128) == 3, "registers go to warps in steps of 256"
+    assert processor.blocks_of(16, 0, 128) == 12, "1536 threads"
+    assert processor.blocks_of(16, 0, 32) == 16, "so many blocks"
+    assert processor.blocks_of(16, 49 * 1024, 128) == 2, "100 KB, and 1 KB of each block is the system's"
+    assert processor.blocks_of(16, 49 * 1024 + 1, 128) == 1
+    assert PROCESSORS[80].blocks_of(16, 40 * 1024, 128) == 4
 
 
 def test_tiles_fit_where_no_more_is_asked_for() -> None:

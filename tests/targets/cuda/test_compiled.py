@@ -43,7 +43,7 @@ def test_stated_blocks_are_those_that_registers_or_memory_allow(sm: int, compile
     resources, processor = compile_for("convolve", sm).resources, PROCESSORS[sm]
     for tactic in TACTICS:
         entries = [resources[f"convolve_{tactic.name}_{words}"] for words in (4, 2, 1)]
-        blocks = [processor.blocks_of(entry.registers, tactic.shared_bytes) for entry in entries]
+        blocks = [processor.blocks_of(entry.registers, tactic.shared_bytes, tactic.threads) for entry in entries]
         assert min(blocks) in (BLOCKS[tactic.name][sm], BLOCKS[tactic.name][sm] + 1), tactic
 
 

@@ -17,7 +17,7 @@ from engines.plugins.cuda.launches import POINTERS, Launch
 from engines.plugins.gpu.driver import Kernels
 from engines.plugins.gpu.fields import Given
 from engines.plugins.gpu.operators import NAMESPACE, OPERATORS, VERSION
-from engines.plugins.gpu.tensorrt import register
+from engines.plugins.gpu.tensorrt import registered
 from engines.plugins.ops import DOMAIN
 from tests.plugins.cuda.on_host import CUDA, HostBuild
 
@@ -32,7 +32,7 @@ class HostDriver:
 
     def __init__(self, build: HostBuild, sm: int) -> None:
         self._build, self._sm = build, sm
-        self._modules: list[str] = []
+        self._modules: dict[int, str] = {}
         self._functions: list[tuple[str, str]] = []
         self._memory: dict[int, np.ndarray] = {}
         self.launched: list[str] = []
@@ -49,11 +49,16 @@ class HostDriver:
         return self._sm
 
     def load_module(self, image: bytes) -> int:
-        self._modules.append(image.decode())
-        return len(self._modules) - 1
+        self._modules[len(self._functions) + 1] = image.decode()
+        return len(self._functions) + 1
 
     def unload_module(self, module: int) -> None:
-        self._modules[module] = "unloaded"
+        del self._modules[module]
+
+    @property
+    def modules(self) -> list[str]:
+        """Those that are loaded."""
+        return list(self._modules.values())
 
     def function(self, module: int, name: str) -> int:
         self._functions.append((self._modules[module], name))
@@ -80,7 +85,15 @@ class HostPlugins:
         self.driver = HostDriver(build, sm)
         self.loaded: list[tuple[str, int]] = []
         self._kernels = Kernels(self.driver, self._cubin)
-        register(trt, self.refused.append, lambda: self._kernels)
+        self._registered = registered(trt, self.refused.append, lambda: self._kernels)
+
+    def __enter__(self) -> HostPlugins:
+        self._registered.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._registered.__exit__(None, None, None)
+        self._kernels.close()
 
     def _cubin(self, source: str, sm: int) -> bytes:
         self.loaded.append((source, sm))

@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from benchmarks.networks import binary_resnet18
 from engines.canonical import canonical
+from engines.errors import EngineError
 from engines.passes.binary_layers import with_binary_layers
 from engines.passes.half import to_half
 from engines.plugins import reference
 from engines.plugins.bodies import with_bodies
 from engines.plugins.cuda.launches import TACTICS
 from engines.plugins.cuda.layout import gpu_sums, gpu_weights
-from engines.plugins.ops import ConvAttributes, GemmAttributes, PoolAttributes, pack_bits, words_of
+from engines.plugins.ops import ConvAttributes, GemmAttributes, PoolAttributes, pack_bits
 from engines.reference import Reference
 from engines.targets.tensorrt_binary import with_plugins
 from tests.plugins.cuda.on_host import HostBuild
@@ -33,10 +35,10 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> HostBuild:
     return HostBuild(tmp_path_factory.mktemp("host"))
 
 
-@pytest.fixture(scope="module", params=[80, 90], ids=["XOR", "AND"])
+@pytest.fixture(params=[80, 90], ids=["XOR", "AND"])
 def plugins(build: HostBuild, request: pytest.FixtureRequest) -> Iterator[HostPlugins]:
-    made = HostPlugins(build, request.param)
-    yield made
+    with HostPlugins(build, request.param) as made:
+        yield made
     assert made.refused == []
 
 
@@ -130,23 +132,36 @@ def test_pooling(plugins: HostPlugins) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-def test_a_module_is_loaded_once_and_by_the_source_that_has_the_kernel(build: HostBuild) -> None:
-    plugins = HostPlugins(build, 86)
-    own = PoolAttributes(kernel_shape=(2, 2))
-    for size in (4, 5, 6):
-        x = bits(1, size, size, 32)
-        expected = reference.binary_max_pool(x, own)
-        found = plugins.run(plugins.made("BinaryMaxPool", own.values()), [x], (expected.shape, np.int32))
-        np.testing.assert_array_equal(found, expected)
-    assert plugins.loaded == [("pool", 86)]
+def test_a_module_is_loaded_once_and_unloaded_in_the_end(build: HostBuild) -> None:
+    with HostPlugins(build, 86) as plugins:
+        own = PoolAttributes(kernel_shape=(2, 2))
+        for size in (4, 5, 6):
+            x = bits(1, size, size, 32)
+            expected = reference.binary_max_pool(x, own)
+            found = plugins.run(plugins.made("BinaryMaxPool", own.values()), [x], (expected.shape, np.int32))
+            np.testing.assert_array_equal(found, expected)
+        assert plugins.loaded == [("pool", 86)]
+        assert plugins.driver.modules == ["pool"]
+    assert plugins.driver.modules == []
+
+
+def test_a_library_has_one_set_of_plugins_at_a_time(build: HostBuild) -> None:
+    with (
+        HostPlugins(build, 80),
+        pytest.raises(EngineError, match="the library has a plugin 'BinaryPack' of 'bitserve' already"),
+        HostPlugins(build, 80),
+    ):
+        pass
+    with HostPlugins(build, 80):
+        pass
 
 
 def test_shapes_that_do_not_fit_reach_no_kernel(build: HostBuild) -> None:
-    plugins = HostPlugins(build, 80)
     _, laid_out = weights(8, (1, 1), 64, 1)
-    plugin = plugins.made("BinaryThreshold", GemmAttributes(channels=64).values())
-    with pytest.raises(ValueError, match=r"bits: found \[2, 3\], expected \[2, 2\]"):
-        plugins.run(plugin, [bits(5, 96), *laid_out, *limits(8)], ((5, 1), np.int32))
+    with HostPlugins(build, 80) as plugins:
+        plugin = plugins.made("BinaryThreshold", GemmAttributes(channels=64).values())
+        with pytest.raises(ValueError, match=r"bits: found \[2, 3\], expected \[2, 2\]"):
+            plugins.run(plugin, [bits(5, 96), *laid_out, *limits(8)], ((5, 1), np.int32))
     assert plugins.refused == ["BinaryThreshold: bits: found [2, 3], expected [2, 2]"]
     assert plugins.driver.launched == []
 
@@ -176,17 +191,21 @@ def test_the_sample_classifier_decides_as_its_file_says(plugins: HostPlugins) ->
 
 
 def test_binary_layers_between_layers_in_half(build: HostBuild) -> None:
-    """The binary ResNet-18 at 32 x 32 and FP16: packed of halves, rounded to halves, as the emulation of half says."""
-    source = binary_resnet18(32)
-    packed = with_bodies(with_binary_layers(canonical(source)[0])[0])
-    half, _ = to_half(packed)
-    plugins = HostPlugins(build, 80)
+    """The binary ResNet-18 at 32 x 32 in FP16: packed of halves, and rounded to halves as the bodies' floats would."""
+    packed = with_bodies(with_binary_layers(canonical(binary_resnet18(32))[0])[0])
+    graph = with_plugins(to_half(packed)[0])
     image = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
-    found = run_network(with_plugins(half), plugins, {"image": image})
-    kinds = {one.rpartition("_")[0] for one in plugins.driver.launched if one.startswith("pack")}
-    assert kinds == {"pack_fp16"}
-    for node in with_plugins(half).graph.node:
-        if node.op_type == "BinaryConv2d":
-            assert found[node.output[0]].dtype == np.float16
-    assert words_of(64) == 2
-    assert found["logits"].shape == (1, 1000)
+    with HostPlugins(build, 80) as plugins:
+        found = run_network(graph, plugins, {"image": image})
+    assert all("fp16" in one for one in plugins.driver.launched if one.startswith("pack"))
+    layers = [node for node in graph.graph.node if node.op_type == "BinaryConv2d"]
+    weights_of = {node.name: node.input[1] for node in packed.graph.node if node.op_type == "BinaryConv2d"}
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in packed.graph.initializer}
+    assert len(layers) == 16
+    for node in layers:
+        own = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        known = {name: own[name] for name in ("channels", "group", "pad_value", "low")}
+        sides = {name: tuple(own[name]) for name in ("strides", "dilations", "pads")}
+        x, *further = (found[name] for name in (node.input[0], *node.input[3:]))
+        expected = reference.binary_conv2d(x, stored[weights_of[node.name]], *further, ConvAttributes(**known, **sides))
+        np.testing.assert_array_equal(found[node.output[0]], expected.astype(np.float16), err_msg=node.name)
