@@ -46,6 +46,15 @@ def test_and_takes_one_more_column_for_each_warp_that_has_the_pixels() -> None:
     assert counts_of(LAYER, 1, "FP32", wide, is_and=True).products == 5 * 8 * (8 + 2)
 
 
+def test_a_rule_weighs_tiles_by_what_a_stage_asks_of_shared_memory() -> None:
+    """Windows of 1024 channels have 288 words, 18 stages; those of 512 have half."""
+    for tactic in TACTICS:
+        more, less = (counts_of(Layer(7, channels), 1, "BITS", tactic, is_and=False) for channels in (1024, 512))
+        assert more.shared_bytes - less.shared_bytes == 9 * 128 * tactic.stage_turns
+    turns = {tactic.name: tactic.stage_turns for tactic in TACTICS}
+    assert turns["128x128"] / 2 < turns["128x64"] < 2 * turns["64x64"] < 4 * turns["64x32"]
+
+
 def test_bounds_of_a_layer() -> None:
     """52 blocks on 108 multiprocessors: one each. 80 products of 32,768 at 16,384 a clock are 160 clocks."""
     found = bounds_of(counts_of(LAYER, 1, "FP32", TILE, is_and=False), A100)

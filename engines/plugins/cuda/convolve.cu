@@ -26,7 +26,7 @@ __device__ __forceinline__ void load_windows(
     const int part = ptx::thread() % parts * words, first_row = ptx::thread() / parts;
     const int word = first_word + part, index = tile::divided(word, own.by_group_words);
     const int ky = tile::divided(index, own.by_kernel_width), kx = index - ky * own.kernel_width;
-    const uint32_t tap = word < own.window_words ? tile::tap_at(ky, kx) : tile::NO_TAP;
+    const uint32_t tap = tile::tap_at(ky, kx);  // of words behind the window, below all rows of it
     const uint32_t line = static_cast<uint32_t>(ky * own.dilation_height) * own.width;
     const uint32_t further = (line + kx * own.dilation_width) * own.words + word - index * own.group_words;
 #pragma unroll 4

@@ -30,8 +30,8 @@ _SIDE = 2**28
 """Of heights, widths, pads, strides and dilations: sums and products of a few fit 32 bits or are made in 64."""
 _ROW_WORDS = 2**15
 """Words of a window are divided by multiplication, exact below this."""
-_KERNEL = 127
-"""Taps inside of the image are noted in seven bits."""
+_KERNEL = 112
+"""Taps are numbered in seven bits, and so are up to 15 rows of them below, where a stage has words behind a window."""
 
 
 class Launch(NamedTuple):
@@ -106,8 +106,8 @@ def convolve_launch(
     _expect_near(bits_shape, places, own, tactic)
     taps = high * wide
     numbers = struct.pack(
-        "<22i2I3i", height, width, words, group_words, filters, group_filters, high, wide, *own.strides,
-        *own.dilations, *own.pads[:2], out_width, places, pixels, words_of(filters), taps * group_words, row_words,
+        "<21i2I3i", height, width, words, group_words, filters, group_filters, high, wide, *own.strides,
+        *own.dilations, *own.pads[:2], out_width, places, pixels, words_of(filters), row_words,
         taps * depth, activation_columns, _reciprocal(group_words), _reciprocal(wide), OUT_TYPES.index(out),
         own.low == 0, own.pad_value == 0,
     )  # fmt: skip

@@ -22,7 +22,7 @@ struct Arguments {
     int32_t height, width, words, group_words, filters, group_filters;
     int32_t kernel_height, kernel_width, stride_height, stride_width, dilation_height, dilation_width;
     int32_t pad_top, pad_left, out_width, places, pixels, out_words;
-    int32_t window_words, row_words, terms, activation_columns;
+    int32_t row_words, terms, activation_columns;
     uint32_t by_group_words, by_kernel_width;  // what `divided` takes
     int32_t out_type, is_low_zero, has_zero_pads;
 };
@@ -84,7 +84,7 @@ __device__ __forceinline__ uint32_t whole_window(const Arguments& own) {
 
 // A tap to look for in rectangles, whose numbers are below 128: the high bit of a byte stays where a subtraction does
 // not pass 0.
-constexpr uint32_t HIGH_BITS = 0x80808080u, NO_TAP = ~0u;
+constexpr uint32_t HIGH_BITS = 0x80808080u;
 __device__ __forceinline__ uint32_t tap_at(int ky, int kx) { return HIGH_BITS + ky * 0x101u + kx * 0x1010000u; }
 __device__ __forceinline__ bool is_inside(uint32_t tap, uint32_t rectangle) {
     return ((tap - rectangle) & HIGH_BITS) == 0x00800080u;  // from the first row and column, and before the last

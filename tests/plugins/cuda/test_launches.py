@@ -75,7 +75,7 @@ def test_numbers_of_a_convolution_are_where_the_kernel_reads_them() -> None:
         "height": 9, "width": 8, "words": 4, "group_words": 2, "filters": 64, "group_filters": 32,
         "kernel_height": 3, "kernel_width": 2, "stride_height": 2, "stride_width": 3, "dilation_height": 1,
         "dilation_width": 2, "pad_top": 1, "pad_left": 2, "out_width": 4, "places": 6 * 4, "pixels": 2 * 6 * 4,
-        "out_words": 2, "window_words": 12, "row_words": 16, "terms": 6 * 64, "activation_columns": 64,
+        "out_words": 2, "row_words": 16, "terms": 6 * 64, "activation_columns": 64,
         "by_group_words": 2**29, "by_kernel_width": 2**29, "out_type": 1, "is_low_zero": 1, "has_zero_pads": 1,
     }  # fmt: skip
     assert launch.entry == "convolve_64x64_2"
@@ -132,7 +132,7 @@ def test_packing_reads_as_wide_as_places_allow(shape: tuple[int, ...], datatype:
         ({"bits_shape": (0, 9, 7, 3)}, "rows: 0"),
         ({"bits_shape": (2, 2, 7, 3)}, "a window of 3 in 2 places"),
         ({"bits_shape": (2, 9, 7, 2)}, "2 words; 96 channels take 3"),
-        ({"kernel": (1, 128), "bits_shape": (1, 1, 300, 3)}, "kernel width: 128"),
+        ({"kernel": (1, 113), "bits_shape": (1, 1, 300, 3)}, "kernel width: 113"),
         ({"own": ConvAttributes(channels=2**20), "bits_shape": (1, 3, 2, 2**15)}, "words of a window"),
         ({"own": ConvAttributes(channels=96, group=3), "filters": 40}, "40 filters do not make 3 groups"),
         ({"own": ConvAttributes(channels=96, group=3), "filters": 48, "out": "BITS"}, "groups of 16 filters"),
