@@ -121,6 +121,12 @@ class HostKernels:
             ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t,
         ]  # fmt: skip
 
+    def entries(self) -> set[str]:
+        """Names of the kernels."""
+        listed = subprocess.run(["nm", "-D", "--defined-only", self._library._name], capture_output=True, check=True)
+        names = {line.split()[-1] for line in listed.stdout.decode().splitlines() if " T " in line}
+        return {name for name in names if not name.startswith(("_Z", "shim_"))}
+
     def run(
         self, launch: Launch, given: Sequence[np.ndarray | None], out: tuple[tuple[int, ...], type], *, seed: int = 0,
         workers: int = 2,

@@ -93,7 +93,7 @@ void note_plain(const void* at, std::size_t bytes, bool is_write) {
 void note_wide(const char* what, const void* at, std::size_t bytes, bool is_write) {
     Buffer* buffer = buffer_of(at);
     if (buffer == nullptr)
-        fail("thread %d %s %zu bytes of global memory at %s", thread(), what, bytes, place_of(at).c_str());
+        fail("thread %d %s %zu bytes at %s: out of bounds", thread(), what, bytes, place_of(at).c_str());
     note(what, *buffer, at, bytes, is_write);
 }
 
