@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from engines.errors import EngineError
-from engines.plugins.cuda.cubins import SMS_WITH_BITS, cubin
+from engines.plugins.cuda.cubins import SMS_WITH_BITS, compiled, cubin, options_for
 from engines.runtime.cuda import CudaDriver
 from tests.gpu.machines import NoMachine, Replay
+from tests.plugins.cuda.on_host import CUDA
 
 __all__ = ["Gpu"]
 
@@ -28,10 +29,10 @@ _FEWEST_BYTES = 16
 
 class Gpu:
     """`tests.gpu.machines.Machine` of the first GPU; raises NoMachine where there is none with units for bits. Cubins
-    are compiled on this machine, and kept in `folder`.
+    are compiled on this machine, and kept in `folder`; those of other `sources` are not kept.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sources: Path = CUDA) -> None:
         try:
             self.driver = _CountingDriver()
         except EngineError as error:
@@ -40,7 +41,7 @@ class Gpu:
             raise NoMachine(f"the GPU here is of sm_{self.driver.sm()}, whose tensor cores do not count bits")
         from cuda.bindings import driver
 
-        self._cuda, self._folder = driver, folder
+        self._cuda, self._folder, self._sources = driver, folder, sources
         self._device = self._done(driver.cuDeviceGet(0))
         self._done(driver.cuCtxSetCurrent(self._done(driver.cuDevicePrimaryCtxRetain(self._device))))
         self.stream = int(self._done(driver.cuStreamCreate(_NON_BLOCKING)))
@@ -55,7 +56,10 @@ class Gpu:
         return list(self.driver.loaded.values())
 
     def cubin(self, source: str, sm: int) -> bytes:
-        return cubin(source, sm, self._folder)
+        if self._sources == CUDA:
+            return cubin(source, sm, self._folder)
+        texts = {path.name: path.read_text("utf-8") for path in self._sources.glob("*.cu*")}
+        return compiled(source, texts, options_for(sm))
 
     @contextlib.contextmanager
     def lend(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> Iterator[list[int]]:

@@ -23,6 +23,9 @@ class NoMachine(Exception):
 class Executor(Protocol):
     """A graph ready to run, its inputs and outputs at fixed places of the machine's memory."""
 
+    is_capturable: bool
+    """Whether all that `enqueue` does is put into the stream."""
+
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name."""
 
@@ -31,9 +34,6 @@ class Executor(Protocol):
 
     def replayed(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """As `run`, but that what reaches the device was captured before the inputs were there."""
-
-    def close(self) -> None:
-        """Give back its memory."""
 
 
 class Machine(Protocol):

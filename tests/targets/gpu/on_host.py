@@ -157,7 +157,9 @@ def _copied(array: np.ndarray) -> np.ndarray:
 
 
 class HostPlugins(Plugins):
-    """Plugins on the host."""
+    """Plugins on the host, and their fields looked at."""
+
+    overwrites = True
 
     def __init__(self, build: HostBuild, sm: int) -> None:
         host = Host(build, sm)
