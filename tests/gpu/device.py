@@ -88,17 +88,16 @@ class Gpu:
     def captured(self, run: Callable[[], None]) -> Iterator[Replay]:
         cuda = self._cuda
         self._done(cuda.cuStreamBeginCapture(self.stream, cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL))
-        try:
-            run()
-        finally:
-            graph = self._done(cuda.cuStreamEndCapture(self.stream))
-        ready = self._done(cuda.cuGraphInstantiate(graph, 0))
-        try:
+        with contextlib.ExitStack() as held:
+            try:
+                run()
+            finally:
+                graph = self._done(cuda.cuStreamEndCapture(self.stream))
+                held.callback(lambda: self._done(cuda.cuGraphDestroy(graph)))
+            ready = self._done(cuda.cuGraphInstantiate(graph, 0))
+            held.callback(lambda: self._done(cuda.cuGraphExecDestroy(ready)))
+            held.callback(lambda: self._done(cuda.cuStreamSynchronize(self.stream)))
             yield lambda: self._done(cuda.cuGraphLaunch(ready, self.stream))
-        finally:
-            self._done(cuda.cuStreamSynchronize(self.stream))
-            self._done(cuda.cuGraphExecDestroy(ready))
-            self._done(cuda.cuGraphDestroy(graph))
 
     def elapsed_us(self, run: Callable[[], None], times: int) -> float:
         cuda = self._cuda

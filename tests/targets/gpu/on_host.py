@@ -120,10 +120,11 @@ class Host:
                 self.driver.release(address)
 
     def write(self, address: int, array: np.ndarray) -> None:
-        self.driver.held(address)[...] = array
+        held = self.driver.held(address)
+        held[...] = array.reshape(held.shape)
 
     def read(self, address: int, array: np.ndarray) -> None:
-        array[...] = self.driver.held(address)
+        array[...] = self.driver.held(address).reshape(array.shape)
 
     @contextlib.contextmanager
     def captured(self, run: Callable[[], None]) -> Iterator[Replay]:
