@@ -1,5 +1,6 @@
 """Tests that ask for a GPU, run over a stand-in for the driver's library: `python -m tests.gpu.standin LIBRARY`, with
-the library's folder in LD_LIBRARY_PATH, and then pytest's arguments.
+the library's folder in LD_LIBRARY_PATH, and then pytest's arguments; or `changes`, the kind of
+kernels, and a folder for them.
 
 So what `device.py` tells the driver is run where there is no GPU: memory, streams, captures, modules. Launches go to
 the kernels on the host. It shows nothing of how a GPU runs them.
@@ -7,6 +8,7 @@ the kernels on the host. It shows nothing of how a GPU runs them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 import tempfile
@@ -18,6 +20,9 @@ import pytest
 
 from engines.plugins.cuda.launches import POINTERS, TACTICS, Launch, convolve_launch, pack_launch, pool_launch
 from engines.plugins.ops import ConvAttributes, PoolAttributes
+from tests.gpu import leaking, test_leaks
+from tests.gpu.device import Gpu
+from tests.gpu.plugins import Plugins
 from tests.plugins.cuda.on_host import CUDA, HostBuild
 
 _SM = 86
@@ -32,6 +37,12 @@ _Launched = ctypes.CFUNCTYPE(
 )
 
 
+def _register(library: ctypes.CDLL) -> None:
+    library.standin_set_argument.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t]
+    for number, (source, size) in enumerate(_ARGUMENT_BYTES.items()):
+        library.standin_set_argument(number, source.encode(), size)
+
+
 class _Launches:
     """What the stand-in calls for each. What goes wrong is kept, for C has no exceptions."""
 
@@ -40,9 +51,6 @@ class _Launches:
         self.wrong: list[BaseException] = []
         library.standin_size_of.restype = ctypes.c_size_t
         library.standin_size_of.argtypes = [ctypes.c_uint64]
-        library.standin_set_argument.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t]
-        for number, (source, size) in enumerate(_ARGUMENT_BYTES.items()):
-            library.standin_set_argument(number, source.encode(), size)
         self._given = _Launched(self._launched)
         library.standin_set_launch(self._given)
 
@@ -70,9 +78,25 @@ class _Launches:
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer))
 
 
+def changes(library: str, kind: str, folder: str) -> int:
+    """Change shapes, with a launch each that nothing runs, and print what has grown of all that the stand-in sees."""
+    standin = ctypes.CDLL(library)
+    _register(standin)
+    standin.standin_ignore_launches()
+    count = test_leaks.CHANGES if kind == "Kernels" else test_leaks.CHANGES // 5
+    with (
+        contextlib.closing(Gpu(Path(folder))) as gpu,
+        Plugins(gpu, kernels=getattr(leaking, kind)) as plugins,
+    ):
+        print(test_leaks.run_changes(plugins, count, run_each=1, is_looked_at=False))
+    print(f"{standin.standin_left()} things are left on the device")
+    return 0
+
+
 def main(library: str, arguments: list[str]) -> int:
     """pytest's exit code, or 1 where the device was left with something that nobody gave back."""
     standin = ctypes.CDLL(library)
+    _register(standin)
     with tempfile.TemporaryDirectory() as name:
         launches = _Launches(standin, HostBuild(Path(name)))
         code = int(pytest.main(arguments))
@@ -83,4 +107,5 @@ def main(library: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2:]))
+    is_changes = sys.argv[2] == "changes"
+    sys.exit(changes(sys.argv[1], *sys.argv[3:]) if is_changes else main(sys.argv[1], sys.argv[2:]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -14,10 +16,14 @@ from engines.passes.half import to_half
 from engines.plugins.bodies import with_bodies
 from engines.reference import Reference
 from engines.targets.tensorrt_binary import with_plugins
+from tests.gpu import executors
 from tests.gpu.device import Gpu
 from tests.gpu.executors import Graph, plugins_on, ready
 from tests.gpu.machines import Machine, NoMachine
+from tests.packaged import DatasetMissing
 from tests.support.servers import ROOT
+from tests.support.tensorrt_surface import LIBRARIES, surface_of
+from tests.support.tensorrt_uses import compare
 
 SAMPLE = ROOT / "model_repo" / "fashion_binary" / "1" / "model.onnx"
 HELD_OUT = ROOT / "model_repo" / "fashion_cnn" / "heldout.npz"
@@ -56,3 +62,16 @@ def test_it_decides_as_its_file_says(machine: Machine, precision: str) -> None:
         pytest.skip(str(none))
     assert plugins.refused == []
     assert machine.modules == []
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_what_runs_an_engine_is_there(library: str, tmp_path: Path) -> None:
+    """By the names of the real bindings: all that can be compared where nothing runs."""
+    try:
+        surface = surface_of(library, tmp_path)
+    except DatasetMissing as missing:
+        pytest.skip(str(missing))
+    found = compare(Path(executors.__file__).read_text("utf-8"), "executors.py", surface)
+    assert found.problems == []
+    assert {"Runtime.deserialize_cuda_engine", "IExecutionContext.execute_async_v3"} <= found.uses
+    assert ("IExecutionContext.is_stream_capturable" in found.uses) == (library == "tensorrt-rtx")

@@ -6,21 +6,20 @@ On a GPU every change is followed by a run, and each 1,000th on the host. A GPU 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from engines.plugins import reference
-from engines.plugins.cuda.launches import Launch
 from engines.plugins.cuda.layout import gpu_sums, gpu_weights
 from engines.plugins.gpu.driver import Kernels
 from engines.plugins.ops import GemmAttributes, PoolAttributes
 from tests.gpu.conftest import XOR
 from tests.gpu.device import Gpu
 from tests.gpu.growth import grown, held
+from tests.gpu.leaking import LaunchesAreKept, MemoryOutsideOfPython, ModulesAreLoadedAgain
 from tests.gpu.machines import Machine
 from tests.gpu.plugins import Bound, Plugins, described
 from tests.plugins.test_kernels import layer
@@ -114,8 +113,8 @@ def sizes_of(change: int) -> tuple[int, int, int]:
     return 1 + turn % ROWS, SIDES[turn // ROWS % sides], SIDES[turn // (ROWS * sides) % sides]
 
 
-def run_changes(plugins: Plugins, changes: int, *, run_each: int) -> list[str]:
-    """What has grown; the last runs of all operators are looked at."""
+def run_changes(plugins: Plugins, changes: int, *, run_each: int, is_looked_at: bool = True) -> list[str]:
+    """What has grown; the last runs of all operators are looked at, too."""
     with contextlib.ExitStack() as held_open:
         found = []
         for case in cases():
@@ -133,7 +132,7 @@ def run_changes(plugins: Plugins, changes: int, *, run_each: int) -> list[str]:
                 changing.enqueue()
         assert before is not None
         after = held(plugins.machine)
-        for i, (changing, whole) in enumerate(found):
+        for i, (changing, whole) in enumerate(found if is_looked_at else []):
             changing.change(sizes_of(changes + i))
             changing.enqueue()
             changing.require_right(sizes_of(changes + i), whole)
@@ -147,36 +146,6 @@ def test_shapes_change_and_nothing_is_left_of_it(machine: Machine) -> None:
         assert sorted(name for name, _ in plugins.loaded) == ["convolve", "pack", "pool"]
     assert machine.modules == []
     assert plugins.refused == []
-
-
-class LaunchesAreKept(Kernels):
-    """Planted."""
-
-    kept: ClassVar[list[bytes]] = []
-
-    def prepare(self, launch: Launch) -> int:
-        self.kept.append(bytes(100))
-        return super().prepare(launch)
-
-
-class ModulesAreLoadedAgain(Kernels):
-    """Planted: what TensorRT's own ahead-of-time plugins do (NVIDIA/TensorRT#4849)."""
-
-    def prepare(self, launch: Launch) -> int:
-        self._functions.clear()
-        self._modules.clear()
-        return super().prepare(launch)
-
-
-class MemoryOutsideOfPython(Kernels):
-    """Planted: a kilobyte a change, which no collector sees."""
-
-    allocate = ctypes.CDLL(None).malloc
-
-    def prepare(self, launch: Launch) -> int:
-        self.allocate.restype = ctypes.c_void_p
-        ctypes.memset(self.allocate(ctypes.c_size_t(1024)), 1, 1024)
-        return super().prepare(launch)
 
 
 @pytest.mark.parametrize(

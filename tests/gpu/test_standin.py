@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -75,6 +76,29 @@ def test_what_needs_a_gpu_runs_over_the_stand_in(environment: dict[str, str]) ->
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout
     assert done.stdout.endswith("0 things are left on the device, 0 launches went wrong\n")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kernels that were compiled."""
+    return tmp_path_factory.mktemp("cubins")
+
+
+@pytest.mark.parametrize(("kernels", "grown"), [("Kernels", ""), ("MemoryOfTheDevice", "device_bytes")])
+def test_shapes_change_and_nothing_is_left_of_launches(
+    environment: dict[str, str], kept: Path, kernels: str, grown: str
+) -> None:
+    """The driver is told of each launch, and runs none. Memory of the device that is not freed is planted."""
+    library = Path(environment["LD_LIBRARY_PATH"]) / "libcuda.so.1"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.gpu.standin", str(library), "changes", kernels, str(kept)],
+        capture_output=True, text=True, check=False, cwd=ROOT, timeout=170, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found, left = done.stdout.splitlines()
+    problems = [problem.partition(":")[0] for problem in ast.literal_eval(found)]
+    assert grown in problems if grown else not problems, problems  # a device's memory is that of the process here
+    assert (left == "0 things are left on the device") == (not grown)
 
 
 def test_the_stand_in_refuses_what_a_driver_does(environment: dict[str, str], tmp_path: Path) -> None:
