@@ -118,7 +118,8 @@ class EngineExecutor:
         options = PlanOptions(profiles=profiles, sms=(gpu.driver.sm(),), has_plugins=has_plugins)
         data, _ = build_apart(library.name, graph.model, options)
         trt: Any = library_of(library.name).trt
-        self._runtime = runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._logger = trt.Logger(trt.Logger.ERROR)
+        self._runtime = runtime = trt.Runtime(self._logger)
         self._engine = engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise EngineError(f"{library.name} does not take a plan that was built for this GPU")
@@ -139,7 +140,9 @@ class EngineExecutor:
         self.is_capturable = library.is_capturable(context, gpu.stream)
 
     def close(self) -> None:
+        """Before the plugins go, which the engine holds."""
         self._held.close()
+        del self._context, self._engine, self._runtime
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._put(inputs)

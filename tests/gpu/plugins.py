@@ -46,6 +46,7 @@ class Plugins:
         self.refused: list[str] = []
         self.loaded: list[tuple[str, int]] = []
         self.kernels = kernels(machine.driver, self._cubin)
+        self._library = library
         self._registered = registered(library, self.refused.append, lambda: self.kernels)
 
     def __enter__(self) -> Plugins:
@@ -62,6 +63,7 @@ class Plugins:
 
     def made(self, operator: str, attributes: Mapping[str, Any]) -> Any:
         """Of what the builder wrote into a plan: the fields that a plugin of these attributes has to be kept."""
+        trt = self._library
         creator = trt.get_plugin_registry().get_creator(operator, VERSION, NAMESPACE)
         fields = [
             trt.PluginField(name, np.array(value, np.int32).reshape(-1), trt.PluginFieldType.INT32)

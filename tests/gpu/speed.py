@@ -17,7 +17,7 @@ from benchmarks.binary import SHAPES
 from engines.plugins.cuda.launches import TACTICS
 from engines.plugins.cuda.layout import gpu_sums, gpu_weights
 from engines.plugins.ops import ConvAttributes, pack_bits, plain_activation, words_of
-from tests.gpu.executors import Graph, plugins_on, ready
+from tests.gpu.executors import Graph, ready
 from tests.gpu.machines import Executor, Machine
 from tests.gpu.plugins import Plugins
 
@@ -49,7 +49,7 @@ class Turns(NamedTuple):
 def measured(machine: Machine, convolution: Convolution, turns: Turns) -> dict[str, float]:
     """Medians in us by what was run: "bits 64x64" is bits out by that tactic, "FP16 engine" a convolution of floats."""
     with contextlib.ExitStack() as held:
-        plugins = held.enter_context(plugins_on(machine))
+        plugins = held.enter_context(Plugins(machine))
         runs = dict(held.enter_context(_kernels(plugins, convolution)))
         captured = {
             name: held.enter_context(machine.captured(_repeated(run, turns.runs))) for name, run in runs.items()

@@ -41,6 +41,7 @@ def network(precision: str) -> Graph:
     )
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_it_decides_as_its_file_says(machine: Machine, precision: str) -> None:
     """Also where a captured run is repeated on other pictures."""
