@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -257,6 +258,12 @@ def test_the_command_makes_both_engines_with_plugins_in_each(tmp_path: Path) -> 
         ("tensorrt-rtx.plan", (80, 86, 89), tuple(FASHION)),
         ("tensorrt-rtx.lowered.plan", (120,), ()),
     ]
+    shown = subprocess.run(
+        [sys.executable, "-m", "app", "inspect", "binary", "--repository", str(tmp_path / "models")],
+        capture_output=True, text=True, timeout=60, check=True, cwd=ROOT, env={**os.environ, "COLUMNS": "200"},
+    ).stdout  # fmt: skip
+    assert f"binary layers as bits, by plugins, {bits['binary_weight_bytes']:,} bytes of weights" in shown
+    assert f"as INT8 convolutions, exact, {whole['binary_weight_bytes']:,} bytes of weights" in shown
     folder = tmp_path / "models" / ".cache" / manifest.key
     assert {plan.file: plan.size_bytes for plan in manifest.plans} == {
         file.name: file.stat().st_size for file in folder.glob("*.plan")
