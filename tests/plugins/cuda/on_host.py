@@ -2,7 +2,8 @@
 
 A run ends with HostFault where a kernel does something that PTX does not allow, or that only luck makes right: a race
 in shared memory, a read of what nothing has written, lanes that diverge at an operation of the warp, an access out of
-bounds. Not found: two threads that write the same place of global memory, and what registers do not have yet.
+bounds or misaligned, an output that two threads write or none; with UNDEFINED, also what C++ leaves undefined. Not
+found are reads of variables before they have a value, but for those that the compiler warns of.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["CUDA", "SHIM", "HostBuild", "HostFault", "HostKernels", "missing"]
+__all__ = ["CUDA", "SHIM", "UNDEFINED", "HostBuild", "HostFault", "HostKernels", "missing"]
 
 SHIM = Path(__file__).parent / "shim"
 CUDA = Path(__file__).parents[3] / "engines/plugins/cuda"
 COMPILER = "g++"
-_RUNTIME = ("shared", "buffers", "block", "warp", "run")
+_RUNTIME = ("shared", "buffers", "block", "warp", "undefined", "traced", "run")
+_CHECKS = ("-fsanitize=thread",)  # of kernels: traced.cpp has what their loads and stores call
+UNDEFINED = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
+"""Flags of a build that finds what C++ leaves undefined, and takes twice the time to compile."""
+
 _POPCOUNT = ("-mpopcnt",) if platform.machine() == "x86_64" else ()
 # -ffp-contract=off: ptx::multiply and ptx::add round once each; -fno-gnu-unique: several builds of a source are loaded
 _FLAGS = (
@@ -92,12 +97,12 @@ class HostBuild:
         return built
 
     def _library(self, source: Path, sm: int, flags: Sequence[str], name: str) -> Path:
-        built = self._folder / f"{name}.so"
+        built, compiled = self._folder / f"{name}.so", self._folder / f"{name}.o"
         _compile(
-            "-shared", "-DBITSERVE_ON_HOST", f"-DBITSERVE_SM={sm}", f'-DBITSERVE_KERNELS="{source}"', *flags,
-            f"-I{SHIM}", f"-I{source.parent}", f"-I{CUDA}", str(SHIM / "launched.cpp"), *map(str, self._objects),
-            "-lboost_context", "-o", str(built),
+            "-c", "-DBITSERVE_ON_HOST", f"-DBITSERVE_SM={sm}", f'-DBITSERVE_KERNELS="{source}"', *_CHECKS, *flags,
+            f"-I{SHIM}", f"-I{source.parent}", f"-I{CUDA}", str(SHIM / "launched.cpp"), "-o", str(compiled),
         )  # fmt: skip
+        _compile("-shared", "-Wl,-z,defs", str(compiled), *map(str, self._objects), "-lboost_context", "-o", str(built))
         return built
 
 
@@ -109,13 +114,18 @@ class HostKernels:
         library.shim_allocate.restype = ctypes.c_void_p
         library.shim_allocate.argtypes = [ctypes.c_size_t, ctypes.c_int]
         library.shim_arguments_bytes.restype = ctypes.c_size_t
-        for name in ("shim_seal", "shim_free"):
-            getattr(library, name).argtypes = [ctypes.c_void_p]
-            getattr(library, name).restype = None
+        library.shim_free.argtypes = [ctypes.c_void_p]
+        library.shim_free.restype = None
         library.shim_run.argtypes = [
             ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int), ctypes.c_int,
             ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t,
         ]  # fmt: skip
+
+    def entries(self) -> set[str]:
+        """Names of the kernels."""
+        listed = subprocess.run(["nm", "-D", "--defined-only", self._library._name], capture_output=True, check=True)
+        names = {line.split()[-1] for line in listed.stdout.decode().splitlines() if " T " in line}
+        return {name for name in names if not name.startswith(("_Z", "shim_"))}
 
     def run(
         self, launch: Launch, given: Sequence[np.ndarray | None], out: tuple[tuple[int, ...], type], *, seed: int = 0,
@@ -123,27 +133,25 @@ class HostKernels:
     ) -> np.ndarray:  # fmt: skip
         """The output, of this shape and type, which is the last pointer; those of `given` come before, None for 0.
 
-        The seed decides the order of blocks, warps and lanes, where shared memory starts, and at which side of each
-        buffer the next byte cannot be touched. What a kernel does not write of the output is 0xCD.
+        The seed decides the order of blocks, warps and lanes, and where shared memory starts.
         """
         shape, datatype = out
-        with self._buffers([*given, np.empty(shape, datatype)], seed) as pointers:
+        with self._buffers([*given, np.empty(shape, datatype)]) as pointers:
             self._launch(launch, pointers, seed, workers)
             size = int(np.prod(shape)) * np.dtype(datatype).itemsize
             return np.frombuffer(ctypes.string_at(pointers[-1], size), datatype).reshape(shape)
 
     @contextmanager
-    def _buffers(self, arrays: Sequence[np.ndarray | None], seed: int) -> Iterator[list[int]]:
-        """Addresses of copies, the last one writable and not filled."""
+    def _buffers(self, arrays: Sequence[np.ndarray | None]) -> Iterator[list[int]]:
+        """Addresses of copies, the last one an output."""
         pointers = [
-            0 if array is None else self._library.shim_allocate(array.nbytes, (seed + i) % 2)
-            for i, array in enumerate(arrays)
+            0 if array is None else self._library.shim_allocate(array.nbytes, array is not arrays[-1])
+            for array in arrays
         ]
         try:
             for pointer, array in zip(pointers[:-1], arrays[:-1], strict=True):
                 if array is not None:
                     ctypes.memmove(pointer, np.ascontiguousarray(array).ctypes.data, array.nbytes)
-                    self._library.shim_seal(pointer)
             yield pointers
         finally:
             for pointer in pointers:

@@ -18,7 +18,7 @@ from engines.plugins.cuda.launches import (
 )
 from engines.plugins.cuda.layout import gpu_sums, gpu_weights
 from engines.plugins.ops import ConvAttributes, PoolAttributes, words_of
-from tests.plugins.cuda.on_host import CUDA, HostBuild
+from tests.plugins.cuda.on_host import CUDA, HostBuild, HostKernels
 
 __all__ = ["TACTICS", "HostLayers"]
 
@@ -29,6 +29,11 @@ class HostLayers:
     def __init__(self, build: HostBuild, sm: int, *, sources: Path = CUDA, flags: Sequence[str] = ()) -> None:
         self._build, self._sm, self._sources, self._flags = build, sm, sources, flags
         self._seed = 0
+        self.launched: set[str] = set()
+
+    def kernels(self, source: str) -> HostKernels:
+        """Of one .cu file, by its name."""
+        return self._build.kernels(self._sources / f"{source}.cu", self._sm, flags=self._flags)
 
     def pack(self, x: np.ndarray, thresholds: np.ndarray, *, strict: bool = False) -> np.ndarray:
         """FP32 or FP16 [rows, channels, places...] -> INT32 [rows, places..., words]."""
@@ -67,8 +72,8 @@ class HostLayers:
         self, launch: Launch, given: Sequence[np.ndarray | None], shape: tuple[int, ...], datatype: type
     ) -> np.ndarray:
         self._seed += 1
-        kernels = self._build.kernels(self._sources / f"{launch.source}.cu", self._sm, flags=self._flags)
-        return kernels.run(launch, given, (shape, datatype), seed=self._seed)
+        self.launched.add(launch.entry)
+        return self.kernels(launch.source).run(launch, given, (shape, datatype), seed=self._seed)
 
 
 def _packed(weights: np.ndarray, own: ConvAttributes) -> tuple[np.ndarray, np.ndarray]:

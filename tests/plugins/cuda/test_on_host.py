@@ -55,6 +55,11 @@ def check(layers: HostLayers, *given: Any, tactics: Iterable[launches.Tactic] = 
             np.testing.assert_array_equal(layers.bits(tactic, bits, weights, thresholds, flips, own), answers)
 
 
+def two_of(number: int) -> list[launches.Tactic]:
+    """For long lists of shapes, where all tiles have their turn."""
+    return [TACTICS[number % len(TACTICS)], TACTICS[(number + 2) % len(TACTICS)]]
+
+
 @pytest.mark.parametrize("filters", [1, 7, 31, 32, 33, 64, 65, 130])
 def test_channels_off_the_word(layers: HostLayers, filters: int) -> None:
     for channels in (1, 3, 31, 32, 33, 63, 64, 65, 96, 128, 130, 256):
@@ -63,7 +68,7 @@ def test_channels_off_the_word(layers: HostLayers, filters: int) -> None:
 
 def test_every_length_of_a_sum(layers: HostLayers) -> None:
     for channels in range(1, 131):
-        check(layers, *layer(channels, 33, size=(1, 1), kernel=(1, 1), rows=5))
+        check(layers, *layer(channels, 33, size=(1, 1), kernel=(1, 1), rows=5), tactics=two_of(channels))
 
 
 @pytest.mark.parametrize("taps", range(1, 12))
@@ -77,15 +82,17 @@ def test_windows_of_few_and_of_many_steps(layers: HostLayers, taps: int) -> None
 @pytest.mark.parametrize("low", [-1, 0])
 @pytest.mark.parametrize("pads", [(0, 0, 0, 0), (1, 1, 1, 1), (0, 2, 1, 0), (3, 3, 3, 3), (5, 0, 0, 7)])
 def test_borders_strides_and_dilations(layers: HostLayers, pads: tuple[int, ...], low: int, pad_value: int) -> None:
-    for strides, dilations in itertools.product(((1, 1), (2, 1), (3, 2)), ((1, 1), (2, 1), (1, 3))):
+    sides = itertools.product(((1, 1), (2, 1), (3, 2)), ((1, 1), (2, 1), (1, 3)))
+    for number, (strides, dilations) in enumerate(sides):
         keys = {"strides": strides, "dilations": dilations, "pads": pads, "pad_value": pad_value, "low": low}
-        check(layers, *layer(40, 24, size=(8, 7), kernel=(3, 2), **keys))
+        check(layers, *layer(40, 24, size=(8, 7), kernel=(3, 2), **keys), tactics=two_of(number))
 
 
 def test_the_widest_windows(layers: HostLayers) -> None:
     """112 rows of taps, and those that a stage has behind them, are what seven bits count."""
     check(layers, *layer(32, 8, size=(3, 7), kernel=(2, 112), rows=1, pads=(0, 60, 1, 70)))
     check(layers, *layer(32, 8, size=(7, 2), kernel=(112, 1), rows=1, pads=(60, 0, 70, 0), low=0))
+    check(layers, *layer(32, 8, size=(113, 2), kernel=(112, 1), rows=1))
 
 
 def test_numbers_near_their_limits(layers: HostLayers) -> None:
@@ -221,3 +228,33 @@ def test_more_images_than_a_grid_has_blocks(layers: HostLayers, monkeypatch: pyt
     own = PoolAttributes(kernel_shape=(2, 2))
     np.testing.assert_array_equal(layers.max_pool(bits, own), binary_max_pool(bits, own))
     assert bits.shape[-1] == words_of(40)
+
+
+def test_every_kernel_of_a_file_is_launched(build: HostBuild) -> None:
+    """By some shape: no tile and no width is left out here, nor is any compiled that nothing asks for."""
+    layers = HostLayers(build, 80)
+    for channels in (32, 64, 128):
+        check(layers, *layer(channels, 8, size=(3, 3), rows=1))
+    for datatype, places in itertools.product((np.float32, np.float16), (1, 2, 3, 4, 8)):
+        x = np.ones((1, 9, places), datatype)
+        assert not layers.pack(x, np.zeros(9, np.float32)).any()
+    for words in (1, 4):
+        assert not layers.max_pool(np.zeros((1, 2, 2, words), np.int32), PoolAttributes(kernel_shape=(2, 2))).any()
+    assert layers.launched == {entry for name in launches.POINTERS for entry in layers.kernels(name).entries()}
+
+
+def test_what_one_kernel_writes_another_reads(layers: HostLayers) -> None:
+    """A small network: packed, convolved to bits, pooled, convolved to halves."""
+    rng = np.random.default_rng(0)
+    x, limits = rng.standard_normal((2, 40, 9, 8)).astype(np.float32), rng.standard_normal(40).astype(np.float32)
+    first, _, weights, _, _ = layer(40, 70, pads=(1, 1, 1, 1))
+    second, _, last, *scales = layer(70, 10, kernel=(2, 2))
+    thresholds, flips = rng.integers(-20, 20, 70).astype(np.int32), random_bits(70)
+    pool = PoolAttributes(kernel_shape=(2, 2), strides=(2, 2))
+    pooled = binary_max_pool(binary_threshold2d(binary_pack(x, limits), weights, thresholds, flips, first), pool)
+    expected = finished(binary_dots(pooled, last, second), *scales, plain_activation()).astype(np.float16)
+    for tactic in TACTICS:
+        bits = layers.bits(tactic, layers.pack(x, limits), weights, thresholds, flips, first)
+        epilogue = *scales, plain_activation()
+        found = layers.floats(tactic, layers.max_pool(bits, pool), last, epilogue, second, "FP16")
+        np.testing.assert_array_equal(found, expected)

@@ -16,7 +16,7 @@ import pytest
 
 from engines.plugins.ops import PoolAttributes, pack_bits
 from engines.plugins.reference import binary_max_pool, binary_pack
-from tests.plugins.cuda.on_host import CUDA, HostBuild, HostFault
+from tests.plugins.cuda.on_host import CUDA, UNDEFINED, HostBuild, HostFault
 from tests.plugins.cuda.on_host_layers import TACTICS, HostLayers
 from tests.plugins.cuda.test_on_host import check
 from tests.plugins.test_kernels import layer
@@ -25,6 +25,7 @@ from tests.plugins.test_kernels import layer
 TILES = ("64x32", "16x128")
 RACE = "race at byte|in flight: no wait covers|shared memory: uninitialized"
 BEYOND, APART = "out of bounds", "diverges"
+TWICE, NEVER = "another thread wrote it", "no thread writes"
 DIFFERS = "Mismatched elements"
 
 
@@ -87,6 +88,7 @@ CONVOLUTIONS = [
     convolution("set bits are not counted", "if constexpr (ptx::is_and) ptx::mma", "if (false) ptx::mma", DIFFERS, 90),
     Mutation("a tap too many is inside", "tile.cuh", "(-first + dilation - 1)", "(-first)", f"{DIFFERS}|{BEYOND}"),
     Mutation("a tap too few at the other side", "tile.cuh", "(size - first + dilation - 1)", "(size - first)", DIFFERS),
+    Mutation("pixels behind the last have taps", "tile.cuh", "if (first_pixel + i < own.pixels) {", "{", BEYOND),
     Mutation("a pad that is forgotten", "tile.cuh", "own.stride_width - own.pad_left", "own.stride_width", DIFFERS),
     epilogue("nothing is taken back at a border", "if (own.has_zero_pads) take_back", "if (false) take_back", DIFFERS),
     epilogue("pads of one are taken back", "if (own.has_zero_pads) take_back", "take_back", DIFFERS),
@@ -108,6 +110,8 @@ CONVOLUTIONS = [
     epilogue("bits behind the last filter", "flips) & mask", "flips) & (mask | ~0u)", DIFFERS),
     epilogue("bits of half of the lanes", "found[i] |= ptx::shuffle_xor(found[i], 2);", "", DIFFERS),
     epilogue("a threshold that counts itself", "+ c] < threshold", "+ c] <= threshold", DIFFERS),
+    epilogue("bits that four lanes write", "if (lane_column == i % 4 * 2 && pixel", "if (pixel", TWICE),
+    epilogue("bits that no lane writes", "lane_column == i % 4 * 2", "lane_column == (i + 3) % 5 * 2", NEVER),
     epilogue("bits of pixels behind the last", "&& pixel < own.pixels && left > 0)", "&& left > 0)", BEYOND),
     epilogue("a slope at the wrong side", "v > shift ? above", "v < shift ? above", DIFFERS),
     epilogue("an offset that is forgotten", "slope), offset);", "slope), 0);", DIFFERS),
@@ -123,6 +127,7 @@ PACKS = [
              "if (!is_there) return;\n    const int word = ptx::block_y(), first", APART),
     Mutation("half of the channels", "pack.cu", "packed[k] |= ptx::shuffle_xor(packed[k], depth);", "", DIFFERS),
     Mutation("channels that are not there", "pack.cu", "|| channel >= own.channels) continue", ") continue", BEYOND),
+    Mutation("words that four lanes write", "pack.cu", " && k % QUARTERS == quarter)", ")", TWICE),
     Mutation("NaN is positive", "pack.cu", ": !(value >= threshold)", ": value < threshold", DIFFERS),
     Mutation("words behind the last", "pack.cu", " && first + lane < own.words)", ")", f"{BEYOND}|{DIFFERS}"),
 ]  # fmt: skip
@@ -191,8 +196,9 @@ def test_what_is_wrong_is_found(build: HostBuild, tmp_path: Path, run: Run, muta
         run(layers, mutation.tiles)
 
 
+@pytest.mark.parametrize("flags", [(), UNDEFINED], ids=["plain", "undefined"])
 @pytest.mark.parametrize("sm", [80, 90])
-def test_what_is_right_is_not(build: HostBuild, sm: int) -> None:
-    layers = HostLayers(build, sm)
+def test_what_is_right_is_not(build: HostBuild, sm: int, flags: tuple[str, ...]) -> None:
+    layers = HostLayers(build, sm, flags=flags)
     for run, _ in RUNS:
-        run(layers, TILES)
+        run(layers, (*TILES, "128x128"))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from tests.plugins.cuda.on_host import SHIM, HostBuild, HostFault, HostKernels
+from tests.plugins.cuda.on_host import SHIM, UNDEFINED, HostBuild, HostFault, HostKernels
 
 SEEDS = range(12)  # orders of warps and lanes
 
@@ -109,6 +109,8 @@ def test_what_is_right_passes_in_every_order(kernels: HostKernels, seed: int) ->
     np.testing.assert_array_equal(diverged, numbers ^ 1)
     wandered = kernels.run(Launch("wander", 32, count=64), [given[0]], out, seed=seed)
     np.testing.assert_array_equal(wandered, given[0])
+    shared = kernels.run(Launch("share", 64), [given], ((64,), np.uint16), seed=seed)
+    np.testing.assert_array_equal(shared, numbers)
     halves = kernels.run(Launch("uninitialized", 32, shared_bytes=512), [given], ((32,), np.uint32), seed=seed)
     np.testing.assert_array_equal(halves, np.repeat(np.arange(8), 4))
 
@@ -141,13 +143,20 @@ FAULTS = [
     ("diverge", 3, "1 warps of a block wait at a barrier, and 1 have left without it"),
     ("diverge", 4, "warp 1 diverges: thread 32 came to a barrier and thread 40 to a shuffle"),
     ("diverge", 5, "diverges: thread .* came to a shuffle and thread .* to a barrier"),
-    ("wander", 3, "global memory at byte .* of buffer 1, which has 256: out of bounds"),
-    ("wander", 4, "thread 7 touches global memory at byte 28 of buffer 0, .*: an input is written"),
+    ("wander", 1, "reads 4 bytes of global memory at byte .* of buffer 0, which has 256: out of bounds"),
+    ("wander", 2, "reads 4 bytes of global memory at byte -.* of buffer 0, which has 256: out of bounds"),
+    ("wander", 3, "writes 4 bytes of global memory at byte .* of buffer 1, which has 256: out of bounds"),
+    ("wander", 4, "thread 7 writes global memory at byte 28 of buffer 0, .*: an input"),
     ("wander", 5, "reads 16 bytes of global memory at byte 4 of buffer 0, .*: misaligned"),
     ("wander", 6, f"reads 16 bytes of {BEHIND.format(0)}"),
     ("wander", 7, f"writes 16 bytes of {BEHIND.format(1)}"),
     ("wander", 8, f"copies 4 bytes of {BEHIND.format(0)}"),
     ("wander", 9, "global memory at an address of no buffer: out of bounds"),
+    ("wander", 10, "reads 8 bytes of global memory at byte 4 of buffer 0, .*: misaligned"),
+    ("share", 1, "writes global memory at byte .* of buffer 1, .*: another thread wrote it"),
+    ("share", 2, "reads global memory at byte .* of buffer 1, .*: another thread wrote it"),
+    ("share", 3, "reads global memory at byte .* of buffer 1, .*: unwritten"),
+    ("share", 4, "no thread writes global memory at byte 100 of buffer 1, which has 128"),
 ]
 
 
@@ -159,33 +168,35 @@ def test_faults_are_found_in_every_order(kernels: HostKernels, entry: str, mode:
     count = 64 if entry == "wander" else 7
     launch = Launch(entry, 32 if entry in ("wander", "uninitialized") else 64, mode, count, shared_bytes=shared_bytes)
     with pytest.raises(HostFault, match=said):
-        kernels.run(launch, [given], ((64,), np.uint32), seed=seed)
+        kernels.run(launch, [given], ((64,), np.uint16 if entry == "share" else np.uint32), seed=seed)
 
 
-@pytest.mark.parametrize("mode", [1, 2])
-def test_plain_loads_at_both_sides_of_a_buffer(kernels: HostKernels, mode: int) -> None:
-    """One side of a buffer cannot be touched, another one by the next seed; at the other side lie bytes of 0xA5."""
-    found = []
-    for seed in range(2):
-        try:
-            kernels.run(Launch("wander", 32, mode, 64), [np.zeros(64, np.uint32)], ((64,), np.uint32), seed=seed)
-        except HostFault as fault:
-            found.append(str(fault))
-    assert len(found) == 1
-    assert "of buffer 0, which has 256: out of bounds" in found[0]
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        (1, "an index out of bounds"), (2, "a shift by too much"), (3, "a sum that overflows"),
+        (4, "a misaligned or null address"), (5, "a division by zero"),
+    ],
+)  # fmt: skip
+def test_what_is_undefined_is_found(build: HostBuild, mode: int, said: str) -> None:
+    kernels = build.kernels(SHIM / "kernels.cu", 80, flags=UNDEFINED)
+    given, out = [np.zeros(64, np.uint32)], ((32,), np.uint32)
+    with pytest.raises(HostFault, match=rf"thread .*: {said} at kernels.cu:\d+"):
+        kernels.run(Launch("undefined", 32, mode, 1), given, out)
+    assert (kernels.run(Launch("undefined", 32, 0, 1), given, out) == 1).all()
 
 
 def test_a_launch_goes_on_after_a_fault(kernels: HostKernels) -> None:
     """In many blocks and by several workers, also after signals."""
     given = np.arange(64, dtype=np.uint32)
     for mode in (9, 0, 4, 0):
-        launch = Launch("wander", 32, mode, 64, grid=(5, 4, 3))
+        launch, out = Launch("wander", 32, mode, 64, grid=(20, 1, 1)), ((20, 64), np.uint32)
         if mode:
-            with pytest.raises(HostFault, match=r"block \(., ., .\): thread"):
-                kernels.run(launch, [given], ((64,), np.uint32), workers=3)
+            with pytest.raises(HostFault, match=r"block \(.*, 0, 0\): thread"):
+                kernels.run(launch, [given], out, workers=3)
         else:
-            found = kernels.run(launch, [given], ((64,), np.uint32), workers=3)
-            np.testing.assert_array_equal(found, given)
+            found = kernels.run(launch, [given], out, workers=3)
+            np.testing.assert_array_equal(found, np.broadcast_to(given, (20, 64)))
 
 
 def test_a_block_is_of_whole_warps(kernels: HostKernels) -> None:

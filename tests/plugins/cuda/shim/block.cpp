@@ -72,8 +72,9 @@ void Block::start(int thread) {
         });
 }
 
-void Block::run(const int (&index)[3], std::uint64_t seed) {
+void Block::run(const int (&index)[3], int number, std::uint64_t seed) {
     std::copy(index, index + 3, index_);
+    first_number_ = 1 + static_cast<std::uint32_t>(number) * static_cast<std::uint32_t>(threads_.size());
     dice_ = Dice{seed};
     shared_.reset(128 * dice_.below(64), shared_bytes_, 0xDEAD0000u + dice_.below(1u << 16));
     for (std::size_t i = 0; i < threads_.size(); ++i) start(static_cast<int>(i));

@@ -65,8 +65,8 @@ struct Kernel {
 class Block {
   public:
     Block(const Kernel& kernel, const Stacks& stacks, int threads, std::uint32_t shared_bytes);
-    // To the end, or throws Fault. The same seed gives the same order.
-    void run(const int (&index)[3], std::uint64_t seed);
+    // To the end, or throws Fault. `number` is that of the block; the same seed gives the same order.
+    void run(const int (&index)[3], int number, std::uint64_t seed);
     // Lets go of fibres that have not come to their end. The one that `was_running` cannot be gone on with.
     void abandon(bool was_running);
 
@@ -74,6 +74,8 @@ class Block {
     void arrive(const Together& what, void* operands);
     int thread() const { return running_; }
     int index(int axis) const { return index_[axis]; }
+    // Of the thread among all of the launch, from 1.
+    std::uint32_t number() const { return first_number_ + static_cast<std::uint32_t>(running_); }
     Thread& own() { return threads_[static_cast<std::size_t>(running_)]; }
     Shared& shared() { return shared_; }
 
@@ -87,6 +89,7 @@ class Block {
     const Stacks& stacks_;
     std::uint32_t shared_bytes_;
     int index_[3] = {0, 0, 0}, running_ = 0;
+    std::uint32_t first_number_ = 1;
     Dice dice_{0};
     Shared shared_;
     std::vector<Thread> threads_;

@@ -112,25 +112,37 @@ extern "C" __global__ void __launch_bounds__(64) diverge(const Arguments argumen
     arguments.out[thread] = found;
 }
 
-// in, out: [64]. mode: 1 a plain load behind the input, 2 before it, 3 a plain store behind the output, 4 to the input,
+// in: [64] -> out: [blocks][64]. mode: 1 a plain load behind the input, 2 before it, 3 a plain store behind the output, 4 to the input,
 // 5 a wide load that is misaligned, 6 one over the end, 7 a wide store over the end, 8 a copy over the end, 9 a store far
-// away
+// away, 10 a plain load that is misaligned
 extern "C" __global__ void __launch_bounds__(32) wander(const Arguments arguments) {
     const int thread = ptx::thread(), mode = arguments.mode;
-    uint32_t* in = const_cast<uint32_t*>(arguments.in);
+    uint32_t *in = const_cast<uint32_t*>(arguments.in), *out = arguments.out + 64 * ptx::block_x();
     uint32_t found = in[thread];
     const int last = arguments.count;
     if (mode == 1) found += in[last + 4 + thread];
     if (mode == 2) found += in[-5 - thread];
-    if (mode == 3) arguments.out[last + thread] = 1;
+    if (mode == 3) out[last + thread] = 1;
     if (mode == 4 && thread == 7) in[thread] = 1;
     if (mode == 5) found += ptx::load_global4(in + 1).w[0];
     if (mode == 6) found += ptx::load_global4(in + last).w[0];
-    if (mode == 7) ptx::store_global4(arguments.out + last, ptx::Words{});
+    if (mode == 7) ptx::store_global4(out + last, ptx::Words{});
     if (mode == 8) ptx::copy_async<4>(ptx::shared_base() + 4 * thread, in + last, true);
-    if (mode == 9) arguments.out[(size_t)1 << 60] = 1;
-    arguments.out[thread] = found;
-    arguments.out[32 + thread] = in[32 + thread];
+    if (mode == 10) found += uint32_t(*(const volatile uint64_t*)(in + 1));
+    if (mode == 9) out[(size_t)1 << 60] = 1;
+    out[thread] = found;
+    out[32 + thread] = in[32 + thread];
+}
+
+// out: [64] of halves. mode: 1 two threads write one, 2 a thread reads what another wrote, 3 what nobody wrote yet, 4 one is
+// not written
+extern "C" __global__ void __launch_bounds__(64) share(const Arguments arguments) {
+    const int thread = ptx::thread(), mode = arguments.mode;
+    auto* out = (volatile uint16_t*)arguments.out;
+    if (mode == 3) out[thread] = out[thread] + 1;
+    if (mode != 4 || thread != 50) out[mode == 1 ? thread / 2 : thread] = uint16_t(thread);
+    ptx::barrier();
+    if (mode == 2) out[thread] = out[thread ^ 1];
 }
 
 // in: floats [count][2] -> out: [count][product, sum, difference, half of the first, float of that half]
@@ -142,4 +154,17 @@ extern "C" __global__ void __launch_bounds__(32) floats(const Arguments argument
         const uint16_t half = ptx::to_half(in[0]);
         ((uint32_t*)out)[3] = half, out[4] = ptx::from_half(half);
     }
+}
+
+// mode: what C++ leaves undefined; 0 nothing. count: 1
+extern "C" __global__ void __launch_bounds__(32) undefined(const Arguments arguments) {
+    const int mode = arguments.mode, one = arguments.count;
+    const int numbers[4] = {0, 1, 2, 3};
+    int found = one;
+    if (mode == 1) found = numbers[3 + one];
+    if (mode == 2) found = one << (31 + one);
+    if (mode == 3) found = 0x7fffffff + one;
+    if (mode == 4) found = int(*(const uint64_t*)(arguments.in + one));
+    if (mode == 5) found = one / (one - 1);
+    arguments.out[ptx::thread()] = uint32_t(found);
 }

@@ -9,10 +9,12 @@
 #include <mutex>
 #include <numeric>
 #include <thread>
+#include <utility>
 
 #include "block.hpp"
 #include "buffers.hpp"
 #include "fault.hpp"
+#include "undefined.hpp"
 
 namespace shim {
 namespace {
@@ -24,20 +26,20 @@ struct Launch {
     std::uint64_t seed;
 };
 
-// Where a worker goes on when its kernel touches memory that it must not.
+// Where a worker goes on when its kernel touches memory that it must not, or does what is undefined.
 thread_local sigjmp_buf landing;
 thread_local bool is_in_kernel = false;
 thread_local const void* touched = nullptr;
-thread_local int signal_seen = 0;
+thread_local std::string* undefined = nullptr;  // what was, or nothing where memory was touched
 
-struct sigaction before_segv, before_bus, before_ill;
+struct sigaction before_segv, before_bus;
 
 void on_signal(int number, siginfo_t* info, void*) {
     if (!is_in_kernel) {  // not ours: it happens again, and whoever was there before sees it
-        sigaction(number, number == SIGSEGV ? &before_segv : number == SIGBUS ? &before_bus : &before_ill, nullptr);
+        sigaction(number, number == SIGSEGV ? &before_segv : &before_bus, nullptr);
         return;
     }
-    touched = info->si_addr, signal_seen = number;
+    touched = info->si_addr;
     siglongjmp(landing, 1);
 }
 
@@ -50,12 +52,10 @@ class Signals {
         action.sa_flags = SA_SIGINFO | SA_ONSTACK;
         sigaction(SIGSEGV, &action, &before_segv);
         sigaction(SIGBUS, &action, &before_bus);
-        sigaction(SIGILL, &action, &before_ill);
     }
     ~Signals() {
         sigaction(SIGSEGV, &before_segv, nullptr);
         sigaction(SIGBUS, &before_bus, nullptr);
-        sigaction(SIGILL, &before_ill, nullptr);
     }
 };
 
@@ -74,11 +74,12 @@ class SignalStack {
     stack_t before_{};
 };
 
-std::string signal_message(int thread) {
-    const std::string who = "thread " + std::to_string(thread);
-    if (signal_seen == SIGILL) return who + " does what C++ leaves undefined";
-    const char* what = is_in_buffer(touched) ? ": an input is written" : ": out of bounds";
-    return who + " touches global memory at " + place_of(touched) + what;
+std::string message_of_landing(int thread) {
+    if (undefined != nullptr) {
+        const std::unique_ptr<std::string> message(std::exchange(undefined, nullptr));
+        return *message;
+    }
+    return "thread " + std::to_string(thread) + " touches global memory at " + place_of(touched) + ": out of bounds";
 }
 
 void run_block(Block& block, const Launch& launch, int number) {
@@ -87,11 +88,11 @@ void run_block(Block& block, const Launch& launch, int number) {
     if (sigsetjmp(landing, 1) != 0) {
         is_in_kernel = false;
         block.abandon(true);
-        throw Fault{signal_message(block.thread())};
+        throw Fault{message_of_landing(block.thread())};
     }
     is_in_kernel = true;
     try {
-        block.run(index, launch.seed * 1000003 + static_cast<std::uint64_t>(number));
+        block.run(index, number, launch.seed * 1000003 + static_cast<std::uint64_t>(number));
     } catch (...) {
         is_in_kernel = false;
         throw;
@@ -150,12 +151,18 @@ std::string run_grid(const Launch& launch, int workers) {
         others.emplace_back(run_worker, std::ref(work), std::cref(stacks_of(i, launch.threads)));
     run_worker(work, stacks_of(0, launch.threads));
     for (std::thread& other : others) other.join();
-    return work.fault.empty() ? damage_around_buffers() : work.fault;
+    return work.fault.empty() ? what_is_unwritten() : work.fault;
 }
 
 std::mutex one_launch;  // the handlers and the buffers are of the process
 
 }  // namespace
+
+void stop_block(const std::string& message) {
+    undefined = new std::string(message);
+    siglongjmp(landing, 1);
+}
+
 }  // namespace shim
 
 extern "C" {
@@ -177,8 +184,6 @@ int shim_run(
     return fault.empty() ? 0 : 1;
 }
 
-void* shim_allocate(std::size_t bytes, int at_end) { return shim::allocate_buffer(bytes, at_end != 0); }
-
-void shim_seal(void* start) { shim::seal_buffer(start); }
+void* shim_allocate(std::size_t bytes, int is_input) { return shim::allocate_buffer(bytes, is_input != 0); }
 void shim_free(void* start) { shim::free_buffer(start); }
 }

@@ -135,7 +135,7 @@ void store_shared(std::uint32_t address, const std::uint32_t* words, int count) 
 
 // Where it is not there, PTX reads nothing and writes zeros.
 void copy_async(std::uint32_t address, const void* from, int bytes, bool is_there) {
-    if (is_there) check_global("copies", from, static_cast<std::size_t>(bytes));
+    if (is_there) note_wide("copies", from, static_cast<std::size_t>(bytes), false);
     current().shared().begin_copy(thread(), address, bytes / 4);
     current().own().copies.push_back({address, from, bytes, is_there});
 }
