@@ -23,7 +23,7 @@ from tests.gpu.machines import Executor, Machine, NoMachine
 from tests.gpu.plugins import Plugins, run_network
 from tests.targets.gpu.on_host import Host
 
-__all__ = ["EngineExecutor", "Graph", "HostExecutor", "plugins_on", "ready"]
+__all__ = ["EngineExecutor", "Graph", "HostExecutor", "options_for", "plugins_on", "ready"]
 
 _RTX_SMS = (80, 86, 89)
 _TYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT8": np.int8, "INT32": np.int32}
@@ -34,6 +34,12 @@ class Graph(NamedTuple):
 
     model: onnx.ModelProto
     ranges: Mapping[str, ShapeRange] = MappingProxyType({})
+
+
+def options_for(graph: Graph, sm: int, *, has_plugins: bool) -> PlanOptions:
+    """How its plan is built."""
+    profiles = (dict(graph.ranges),) if graph.ranges else ()
+    return PlanOptions(profiles=profiles, sms=(sm,), has_plugins=has_plugins)
 
 
 class _Rtx:
@@ -92,12 +98,15 @@ class HostExecutor:
     is_capturable = False
 
     def __init__(self, model: onnx.ModelProto, example: Mapping[str, np.ndarray], plugins: Plugins | None) -> None:
-        self._model, self._plugins, self._given = model, plugins, dict(example)
+        self._model, self._plugins, self._most, self._given = model, plugins, example, dict(example)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._given = dict(inputs)
         values = run_network(self._model, self._plugins, inputs)
         return {value.name: values[value.name] for value in self._model.graph.output}
+
+    def resize(self, rows: int) -> None:
+        self._given = {name: array[:rows] for name, array in self._most.items()}
 
     def enqueue(self) -> None:
         self.run(self._given)
@@ -114,9 +123,7 @@ class EngineExecutor:
     def __init__(self, gpu: Gpu, graph: Graph, example: Mapping[str, np.ndarray], *, has_plugins: bool) -> None:
         self._gpu, self._held = gpu, contextlib.ExitStack()
         library = _of_gpu(gpu.driver.sm())
-        profiles = (dict(graph.ranges),) if graph.ranges else ()
-        options = PlanOptions(profiles=profiles, sms=(gpu.driver.sm(),), has_plugins=has_plugins)
-        data, _ = build_apart(library.name, graph.model, options)
+        data, _ = build_apart(library.name, graph.model, options_for(graph, gpu.driver.sm(), has_plugins=has_plugins))
         trt: Any = library_of(library.name).trt
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = runtime = trt.Runtime(self._logger)
@@ -124,8 +131,9 @@ class EngineExecutor:
         if engine is None:
             raise EngineError(f"{library.name} does not take a plan that was built for this GPU")
         self._context = context = engine.create_execution_context()
-        for name, array in example.items():
-            context.set_input_shape(name, array.shape)
+        self._shapes = {name: array.shape for name, array in example.items()}
+        for name, shape in self._shapes.items():
+            context.set_input_shape(name, shape)
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self._outputs = {
             name: np.empty(tuple(context.get_tensor_shape(name)), _TYPES[engine.get_tensor_dtype(name).name])
@@ -148,6 +156,10 @@ class EngineExecutor:
         self._put(inputs)
         self.enqueue()
         return self._taken()
+
+    def resize(self, rows: int) -> None:
+        for name, shape in self._shapes.items():
+            self._context.set_input_shape(name, (rows, *shape[1:]))
 
     def enqueue(self) -> None:
         if not self._context.execute_async_v3(self._gpu.stream):

@@ -29,6 +29,9 @@ class Executor(Protocol):
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name."""
 
+    def resize(self, rows: int) -> None:
+        """Of all inputs; up to those that lay there to begin with."""
+
     def enqueue(self) -> None:
         """Run once more on what lies in the inputs, into the machine's stream."""
 

@@ -16,10 +16,13 @@ from engines.passes.half import to_half
 from engines.plugins.bodies import with_bodies
 from engines.reference import Reference
 from engines.targets.tensorrt_binary import with_plugins
+from engines.targets.tensorrt_process import build_apart
 from tests.gpu import executors
 from tests.gpu.device import Gpu
-from tests.gpu.executors import Graph, plugins_on, ready
+from tests.gpu.executors import Graph, options_for, plugins_on, ready
+from tests.gpu.growth import grown, held
 from tests.gpu.machines import Machine, NoMachine
+from tests.gpu.test_leaks import CHANGES
 from tests.packaged import DatasetMissing
 from tests.support.servers import ROOT
 from tests.support.tensorrt_surface import LIBRARIES, surface_of
@@ -63,6 +66,39 @@ def test_it_decides_as_its_file_says(machine: Machine, precision: str) -> None:
         pytest.skip(str(none))
     assert plugins.refused == []
     assert machine.modules == []
+
+
+@pytest.mark.timeout(900)
+def test_rows_change_and_nothing_is_left_of_it(machine: Machine) -> None:
+    """By the engine, which sets the shapes of its plugins; on the host a few times, to run what a GPU would."""
+    is_gpu = isinstance(machine, Gpu)
+    most, changes = (ON_GPU, CHANGES) if is_gpu else (ON_HOST, 2)
+    example = {"image": np.zeros((most, 1, 28, 28), np.float32)}
+    try:
+        with (
+            plugins_on(machine) as plugins,
+            ready(machine, network("fp32"), example, plugins) as executor,
+        ):
+            before = None
+            for change in range(-most, changes):
+                if change == 0:
+                    before = held(machine)
+                executor.resize(1 + change % most)
+                executor.enqueue()
+            assert before is not None
+            assert grown(before, held(machine), CHANGES) == []
+    except NoMachine as none:
+        pytest.skip(str(none))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_engine_can_be_built(precision: str) -> None:
+    """By TensorRT-RTX, without a GPU."""
+    graph = network(precision)
+    _, plan = build_apart("tensorrt-rtx", graph.model, options_for(graph, 86, has_plugins=True))
+    floats = "BinaryConv2d FP16" if precision == "fp16" else "BinaryConv2d FP32"
+    assert (plan.network[floats], plan.network["BinaryThreshold2d INT32"]) == (1, 4)
+    assert plan.network["CONVOLUTION FP32"] == 1, "the stem, before the signs"
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -12,10 +12,10 @@ import pytest
 
 from benchmarks.report import write_result
 from engines.hardware import gpus
-from engines.targets.tensorrt_options import PlanOptions
 from engines.targets.tensorrt_process import build_apart
 from tests.gpu.conftest import XOR
 from tests.gpu.device import Gpu
+from tests.gpu.executors import Graph, options_for
 from tests.gpu.machines import NoMachine
 from tests.gpu.speed import BATCHES, SHAPES, Convolution, Turns, half_network, int8_network, measured, rows_of
 from tests.targets.gpu.on_host import Host
@@ -79,6 +79,7 @@ def test_engines_that_are_timed_can_be_built(
     network: Callable[[Convolution], onnx.ModelProto], layers: dict[str, int]
 ) -> None:
     """By TensorRT-RTX, without a GPU. INT8 is a convolution of what was quantized, for the builder to fuse."""
-    data, plan = build_apart("tensorrt-rtx", network(Convolution(14, 256, 8)), PlanOptions(profiles=(), sms=(86,)))
+    graph = Graph(network(Convolution(14, 256, 8)))
+    data, plan = build_apart("tensorrt-rtx", graph.model, options_for(graph, 86, has_plugins=False))
     assert data[:4] == b"vtrt"
     assert {key: count for key, count in plan.network.items() if not key.startswith("CONSTANT")} == layers
