@@ -10,14 +10,15 @@ serve: $(VENV)/.installed
 	$(BIN)/bitserve serve --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(or $(TESTS),tests --ignore tests/targets --ignore tests/gpu)
+	$(BIN)/python -m pytest $(or $(TESTS),tests $(addprefix --ignore tests/,targets gpu plugins/cuda))
 
 test-targets: $(VENV)/.installed-targets
 	$(BIN)/python -m pytest tests/targets
 
-# what needs a GPU with units for bits, on one; without, what of it the host can do in its place
+# what needs a GPU with units for bits, on one; without, what of it the host can do in its place: the kernels' sources
+# run there, in any order of warps
 gpu-test: $(VENV)/.installed-targets
-	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python -m pytest tests/gpu tests/plugins/cuda
 
 # kernels and operators under AddressSanitizer and UndefinedBehaviorSanitizer; what OpenVINO and Python leak is theirs.
 # A report ends the process and is written past Python, so only Python's own output is captured. TBB_ENABLE_SANITIZERS:
