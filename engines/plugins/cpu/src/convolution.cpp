@@ -125,8 +125,8 @@ int Geometry::group_words() const { return (channels / groups + 31) / 32; }
 int Geometry::row_words() const { return kernel_height * kernel_width * group_words(); }
 
 void Buffer::resize(std::size_t bytes) {
-    bytes_.resize(bytes + 64);
-    start_ = bytes_.data() + (64 - reinterpret_cast<std::uintptr_t>(bytes_.data()) % 64) % 64;
+    bytes_.reset(new std::uint8_t[bytes + 64]);
+    start_ = bytes_.get() + (64 - reinterpret_cast<std::uintptr_t>(bytes_.get()) % 64) % 64;
 }
 
 struct Convolution::Scratch {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "kernel.hpp"
@@ -25,14 +26,14 @@ struct Geometry {
     int row_words() const;    // of one output pixel and group
 };
 
-// Memory aligned to 64 bytes.
+// Memory aligned to 64 bytes, which is not cleared.
 class Buffer {
   public:
-    void resize(std::size_t bytes);
+    void resize(std::size_t bytes);  // what was in it is lost
     std::uint8_t* data() const { return start_; }
 
   private:
-    std::vector<std::uint8_t> bytes_;
+    std::unique_ptr<std::uint8_t[]> bytes_;
     std::uint8_t* start_ = nullptr;
 };
 

@@ -5,25 +5,41 @@
 
 #include "openvino_bits.hpp"
 #include "openvino_layers.hpp"
+#include "openvino_packing.hpp"
 
 namespace bnn {
 namespace {
 
+using Extensions = std::vector<ov::Extension::Ptr>;
+
 template <class Operator>
-std::shared_ptr<ov::Extension> in_onnx() {
+ov::Extension::Ptr in_onnx() {
     return std::make_shared<ov::frontend::onnx::OpExtension<Operator>>(
         Operator::get_type_info_static().name, "bnn", Operator::names());
 }
 
+// What graphs may have, and blobs.
 template <class... Operators>
-std::vector<ov::Extension::Ptr> all() {
+Extensions in_graphs() {
+    return {std::make_shared<ov::OpExtension<Operators>>()...};
+}
+
+// What files may have, too.
+template <class... Operators>
+Extensions in_files() {
     return {std::make_shared<ov::OpExtension<Operators>>()..., in_onnx<Operators>()...};
+}
+
+Extensions all() {
+    Extensions found =
+        in_files<BinaryPack, BinaryConv2d, BinaryThreshold2d, BinaryGemm, BinaryThreshold, BinaryMaxPool>();
+    const Extensions further =
+        in_graphs<Packing<BinaryConv2d>, Packing<BinaryThreshold2d>, Packing<BinaryGemm>, Packing<BinaryThreshold>>();
+    found.insert(found.end(), further.begin(), further.end());
+    return found;
 }
 
 }  // namespace
 }  // namespace bnn
 
-OPENVINO_CREATE_EXTENSIONS(
-    (bnn::all<
-        bnn::BinaryPack, bnn::BinaryConv2d, bnn::BinaryThreshold2d, bnn::BinaryGemm, bnn::BinaryThreshold,
-        bnn::BinaryMaxPool>()));
+OPENVINO_CREATE_EXTENSIONS(bnn::all());

@@ -82,7 +82,7 @@ void Convolving::copy_attributes(const Convolving& other) {
 }
 
 Convolving::Sizes Convolving::out_sizes() const {
-    const ov::PartialShape given = get_input_partial_shape(0), weights = get_input_partial_shape(1);
+    const ov::PartialShape given = bits_shape(), weights = weights_shape();
     OPENVINO_ASSERT(weights.is_static(), get_type_name(), " has stored weights");
     OPENVINO_ASSERT(
         channels_ > 0 && groups_ > 0 && channels_ % groups_ == 0, get_type_name(), " with groups that do not fit");
@@ -172,13 +172,13 @@ void Multiplying::copy_attributes(const Multiplying& other) {
 }
 
 std::size_t Multiplying::filters() const {
-    const ov::PartialShape weights = get_input_partial_shape(1);
+    const ov::PartialShape weights = weights_shape();
     OPENVINO_ASSERT(weights.is_static() && channels_ > 0, get_type_name(), " has stored weights, and channels");
     return weights.to_shape()[0];
 }
 
 ov::Dimension Multiplying::rows() const {
-    const ov::PartialShape given = get_input_partial_shape(0);
+    const ov::PartialShape given = bits_shape();
     return given.rank().is_static() ? given[0] : ov::Dimension();
 }
 
