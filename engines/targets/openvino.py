@@ -27,6 +27,7 @@ from engines.targets.openvino_half import keep_halves
 from engines.targets.openvino_inputs import with_all_inputs
 from engines.targets.openvino_packing import pack_in_layers
 from engines.targets.openvino_products import hold_inner_sizes
+from engines.targets.openvino_residuals import add_in_layers
 from engines.targets.openvino_sequences import keep_batch_order
 from engines.targets.openvino_sums import keep_sums_in_rows
 from engines.targets.openvino_topk import keep_order_of_equals
@@ -93,6 +94,7 @@ def read_model(model: onnx.ModelProto) -> ov.Model:
         keep_batch_order(graph)
         keep_order_of_equals(graph)
         hold_inner_sizes(graph)
+        add_in_layers(graph)
         keep_sums_in_rows(graph)
         pack_in_layers(graph)
         if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):

@@ -15,7 +15,7 @@ from engines.reference import Arrays
 from engines.report import Layer, Speed
 from engines.runtime.openvino import core, stream_config
 from engines.targets.openvino import filled_requests
-from engines.targets.openvino_packing import BINARY_LAYERS, PACKING
+from engines.targets.openvino_fused import BINARY_LAYERS, kind_of, weights_of
 
 __all__ = ["layers_of", "speeds_of", "timed_layers"]
 
@@ -53,31 +53,26 @@ def timed_layers(graph: ov.Model, batch: Arrays, threads: int) -> tuple[Layer, .
 
 def _as_binary(layers: tuple[Layer, ...], graph: ov.Model) -> tuple[Layer, ...]:
     """The runtime calls layers of an extension just that: what they are is in the graph, which kernels have run since
-    this process began in the counters of the extension itself. A layer that packs is called as one that does not.
+    this process began in the counters of the extension itself. A layer that does more is called as one that does not.
     """
-    ops = {op.get_friendly_name(): op for op in graph.get_ops() if _kind(op) in BINARY_LAYERS | _MOVE}
+    ops = {op.get_friendly_name(): op for op in graph.get_ops() if kind_of(op) in BINARY_LAYERS | _MOVE}
     if not ops:
         return layers
     ran = " and ".join(name for name, count in Native().runs().items() if count)
     return tuple(
         layer if (op := ops.get(layer.source or layer.name)) is None else msgspec.structs.replace(
-            layer, op_type=_kind(op), precision="binary", weight_bytes_saved=_bytes_saved(op),
-            kernel="bnn native" if _kind(op) in _MOVE else f"bnn {ran or 'not run'}",
+            layer, op_type=kind_of(op), precision="binary", weight_bytes_saved=_bytes_saved(op),
+            kernel="bnn native" if kind_of(op) in _MOVE else f"bnn {ran or 'not run'}",
         )
         for layer in layers
     )  # fmt: skip
 
 
-def _kind(op: ov.Node) -> str:
-    return str(op.get_type_name()).removeprefix(PACKING)
-
-
 def _bytes_saved(op: ov.Node) -> int:
     """Weights of 4 bytes each, less the words that hold them."""
-    kind, own = op.get_type_name(), op.get_attributes()
-    if kind in _MOVE:
+    if kind_of(op) in _MOVE:
         return 0
-    shape = list(op.input(1 if kind in BINARY_LAYERS else 2).get_shape())
+    shape, own = list(weights_of(op).get_shape()), op.get_attributes()
     filters = math.prod(shape[:-1])
     return int(4 * filters * (own["channels"] // own.get("group", 1) - shape[-1]))
 

@@ -47,13 +47,14 @@ struct Activation {
 };
 
 // out: [batch][filters][out height][out width] of v = dot * multiplier + bias, activated; with `channels_last`, [batch]
-// [out height][out width][filters]
+// [out height][out width][filters]; `added` lies as `out` does, and is added last
 struct Floats {
     const float* multiplier;
     const float* bias;
     Activation activation;
     float* out;
     bool channels_last;
+    const float* added = nullptr;
 };
 
 // out: [batch][out height][out width][words]; a bit is set where (dot < threshold) != flip. Filters are in one group, or

@@ -34,7 +34,9 @@ Extensions all() {
     Extensions found =
         in_files<BinaryPack, BinaryConv2d, BinaryThreshold2d, BinaryGemm, BinaryThreshold, BinaryMaxPool>();
     const Extensions further =
-        in_graphs<Packing<BinaryConv2d>, Packing<BinaryThreshold2d>, Packing<BinaryGemm>, Packing<BinaryThreshold>>();
+        in_graphs<
+            AddingConv2d, Packing<AddingConv2d>, Packing<BinaryConv2d>, Packing<BinaryThreshold2d>, Packing<BinaryGemm>,
+            Packing<BinaryThreshold>>();
     found.insert(found.end(), further.begin(), further.end());
     return found;
 }
