@@ -22,6 +22,7 @@ from engines.passes.pool_ends import with_pool_ends
 from engines.passes.sequence_lens import with_lengths_written_out
 from engines.reference import Arrays
 from engines.runtime.openvino import core, first_line, has_binary_operators, stream_config
+from engines.targets.openvino_bundles import bundle_stored
 from engines.targets.openvino_forms import refuse_wrong_forms
 from engines.targets.openvino_half import keep_halves
 from engines.targets.openvino_inputs import with_all_inputs
@@ -97,6 +98,7 @@ def read_model(model: onnx.ModelProto) -> ov.Model:
         add_in_layers(graph)
         keep_sums_in_rows(graph)
         pack_in_layers(graph)
+        bundle_stored(graph)
         if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
             keep_halves(graph)
         graph.set_rt_info("\n".join(said), _GUARDS)

@@ -15,7 +15,7 @@ from engines.reference import Arrays
 from engines.report import Layer, Speed
 from engines.runtime.openvino import core, stream_config
 from engines.targets.openvino import filled_requests
-from engines.targets.openvino_fused import BINARY_LAYERS, kind_of, weights_of
+from engines.targets.openvino_fused import BINARY_LAYERS, kind_of, weights_shape
 
 __all__ = ["layers_of", "speeds_of", "timed_layers"]
 
@@ -72,7 +72,7 @@ def _bytes_saved(op: ov.Node) -> int:
     """Weights of 4 bytes each, less the words that hold them."""
     if kind_of(op) in _MOVE:
         return 0
-    shape, own = list(weights_of(op).get_shape()), op.get_attributes()
+    shape, own = weights_shape(op), op.get_attributes()
     filters = math.prod(shape[:-1])
     return int(4 * filters * (own["channels"] // own.get("group", 1) - shape[-1]))
 

@@ -18,6 +18,7 @@ from engines.plugins.ops import DOMAIN, VERSION, ConvAttributes, GemmAttributes
 from engines.reference import Reference
 from engines.runtime.openvino import core
 from engines.targets import openvino as target
+from engines.targets.openvino_bundles import bundle_stored
 from engines.targets.openvino_packing import pack_in_layers
 from engines.targets.openvino_profile import timed_layers
 from tests.plugins.binary_networks import Network
@@ -26,6 +27,7 @@ from tests.plugins.test_operators import CONVOLUTIONS, epilogue, random_bits
 
 pytestmark = pytest.mark.skipif(extension_path() is None, reason="needs a C++ compiler when bitserve is installed")
 FILTERS = 64
+LAYERS = ("BinaryConv2d", "BinaryThreshold2d", "BinaryGemm", "BinaryThreshold")
 Arrays = dict[str, np.ndarray]
 
 
@@ -65,13 +67,15 @@ def kinds(graph: ov.Model) -> list[str]:
 
 
 def three_ways(model: onnx.ModelProto, x: np.ndarray) -> None:
-    """In one call, in two, and by the operators' functions in ONNX Runtime."""
-    apart, fused = opened(model), opened(model)
-    assert pack_in_layers(fused) == 1
+    """In one call, in two, both with what is stored in one, and by the operators' functions in ONNX Runtime."""
+    apart, packing, bundled, both = graphs = [opened(model) for _ in range(4)]
+    assert pack_in_layers(packing) == pack_in_layers(both) == 1
+    assert bundle_stored(bundled) == bundle_stored(both) == 1
     layer = kinds(apart)[1]
-    assert (kinds(apart), kinds(fused)) == (["BinaryPack", layer], [f"Packing{layer}"])
+    assert (kinds(apart), kinds(bundled)) == (["BinaryPack", layer], ["BinaryPack", f"Bundled{layer}"])
+    assert (kinds(packing), kinds(both)) == ([f"Packing{layer}"], [f"BundledPacking{layer}"])
     expected = Reference(with_bodies(model))({"x": x})["y"]
-    for graph in (apart, fused):
+    for graph in graphs:
         found = target.runner(target.compile_model(graph, 1, 2), ["y"])({"x": x})["y"]
         assert found.dtype == expected.dtype
         np.testing.assert_array_equal(found, expected)
@@ -121,13 +125,15 @@ def test_products(channels: int, filters: int, rows: int, low: int) -> None:
     three_ways(packed("BinaryThreshold", w | to_bits(filters, channels), 0, own, strict=1), x)
 
 
+@pytest.mark.parametrize("bundled", [0, 1])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_the_pinned_kernel_runs_a_layer_once_and_the_report_names_both(kernel: str) -> None:
+def test_the_pinned_kernel_runs_a_layer_once_and_the_report_names_both(kernel: str, bundled: int) -> None:
     native = Native()
     usable(native, kernel)
     own, x = ConvAttributes(channels=40), wholes(2, 40, 8, 7)
     graph = opened(packed("BinaryConv2d", {"w": weights(own), **epilogue(FILTERS, 1)}, 2, own))
     pack_in_layers(graph)
+    assert not bundled or bundle_stored(graph)
     run = target.runner(target.compile_model(graph, 1, 1), ["y"])
     native.pin(kernel)
     try:
@@ -170,12 +176,12 @@ def test_bits_that_others_read_too_are_packed_once_for_all(others: Any) -> None:
         np.testing.assert_array_equal(found[name], expected[name])
 
 
-@pytest.mark.parametrize("kind", ["BinaryConv2d", "BinaryThreshold2d", "BinaryGemm", "BinaryThreshold"])
+@pytest.mark.parametrize("kind", [f"Packing{layer}" for layer in LAYERS] + ["AddingBinaryConv2d", "BundledBinaryGemm"])
 def test_no_file_may_have_one(kind: str) -> None:
     """It would be taken for the operators that it stands for, and no other runtime knows it."""
     stored = {"limits": np.zeros(40, np.float32), "w": random_bits(8, 40), **epilogue(8, 1)}
-    node = helper.make_node(f"Packing{kind}", ["x", *stored], ["y"], name="it", domain=DOMAIN, channels=40)
-    with pytest.raises(ModelRefused, match=f"does not know these operators: bnn.Packing{kind} .*it"):
+    node = helper.make_node(kind, ["x", *stored], ["y"], name="it", domain=DOMAIN, channels=40)
+    with pytest.raises(ModelRefused, match=f"does not know these operators: bnn.{kind} .*it"):
         target.read_model(made([node], 40, stored, 0, {"y": kind}))
 
 
@@ -191,7 +197,7 @@ def test_a_build_packs_in_its_layers_and_an_imported_engine_still_does() -> None
     """Many requests at the same time, of other sizes each: bits of one are never those of another."""
     model = network()
     graph = target.read_model(model)
-    assert kinds(graph) == ["PackingBinaryThreshold2d", "BinaryConv2d"]
+    assert kinds(graph) == ["BundledPackingBinaryThreshold2d", "BundledBinaryConv2d"]
     inputs = [np.nan_to_num(wholes(1 + i % 3, 40, 5 + 2 * i, 5 + 2 * i, seed=i)) for i in range(8)]
     expected = [Reference(model)({"x": x})["y"] for x in inputs]
     blob = target.export(target.compile_model(graph, 1, 2))

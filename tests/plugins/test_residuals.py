@@ -18,7 +18,7 @@ from tests.support.onnx_models import FLOAT, build
 
 pytestmark = pytest.mark.skipif(extension_path() is None, reason="needs a C++ compiler when bitserve is installed")
 Arrays = dict[str, np.ndarray]
-ADDING = "PackingAddingBinaryConv2d"
+ADDING, ALONE = "BundledPackingAddingBinaryConv2d", "BundledPackingBinaryConv2d"
 
 
 def kinds(graph: ov.Model) -> list[str]:
@@ -62,7 +62,7 @@ def is_the_same_apart(model: onnx.ModelProto, inputs: Arrays, monkeypatch: pytes
     adding = target.read_model(model)
     monkeypatch.setattr(target, "add_in_layers", lambda graph: 0)
     apart = target.read_model(model)
-    assert (kinds(adding), kinds(apart)) == ([ADDING], [ADDING.replace("Adding", "")])
+    assert (kinds(adding), kinds(apart)) == ([ADDING], [ALONE])
     found = answer(adding, inputs)
     np.testing.assert_array_equal(found, answer(apart, inputs))
     np.testing.assert_allclose(found, Reference(model)(inputs)["y"], rtol=1e-5, atol=1e-3)
@@ -155,10 +155,7 @@ def read_twice() -> onnx.ModelProto:
 
 @pytest.mark.parametrize(
     ("model", "wanted"),
-    [
-        (two_planes(), ["PackingAddingBinaryConv2d", "PackingBinaryConv2d"]), (read_twice(), ["PackingBinaryConv2d"]),
-        (chain("size"), ["PackingBinaryConv2d"] * 3),
-    ],
+    [(two_planes(), [ADDING, ALONE]), (read_twice(), [ALONE]), (chain("size"), [ALONE] * 3)],
 )  # fmt: skip
 def test_what_is_added_where(model: onnx.ModelProto, wanted: list[str]) -> None:
     """Of two layers one adds the other; floats that others read, or of sizes that are not known, are added apart."""

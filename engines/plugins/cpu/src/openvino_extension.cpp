@@ -4,6 +4,7 @@
 #include <openvino/frontend/onnx/extension/op.hpp>
 
 #include "openvino_bits.hpp"
+#include "openvino_bundled.hpp"
 #include "openvino_layers.hpp"
 #include "openvino_packing.hpp"
 
@@ -30,14 +31,22 @@ Extensions in_files() {
     return {std::make_shared<ov::OpExtension<Operators>>()..., in_onnx<Operators>()...};
 }
 
+// What is made of a layer.
+template <class Layer>
+Extensions forms() {
+    return in_graphs<Packing<Layer>, Bundled<Layer>, Bundled<Packing<Layer>>>();
+}
+
 Extensions all() {
     Extensions found =
         in_files<BinaryPack, BinaryConv2d, BinaryThreshold2d, BinaryGemm, BinaryThreshold, BinaryMaxPool>();
-    const Extensions further =
-        in_graphs<
-            AddingConv2d, Packing<AddingConv2d>, Packing<BinaryConv2d>, Packing<BinaryThreshold2d>, Packing<BinaryGemm>,
-            Packing<BinaryThreshold>>();
-    found.insert(found.end(), further.begin(), further.end());
+    const auto add = [&](const Extensions& further) { found.insert(found.end(), further.begin(), further.end()); };
+    add(in_graphs<AddingConv2d>());
+    add(forms<BinaryConv2d>());
+    add(forms<AddingConv2d>());
+    add(forms<BinaryThreshold2d>());
+    add(forms<BinaryGemm>());
+    add(forms<BinaryThreshold>());
     return found;
 }
 

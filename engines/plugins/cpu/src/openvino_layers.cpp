@@ -160,8 +160,7 @@ void AddingConv2d::validate_and_infer_types() {
     BinaryConv2d::validate_and_infer_types();
     ov::PartialShape sums = get_output_partial_shape(0);
     OPENVINO_ASSERT(
-        ov::PartialShape::broadcast_merge_into(
-            sums, get_input_partial_shape(get_input_size() - 1), ov::op::AutoBroadcastType::NUMPY),
+        ov::PartialShape::broadcast_merge_into(sums, added_shape(), ov::op::AutoBroadcastType::NUMPY),
         get_type_name(), " adds another shape than it has");
     set_output_type(0, ov::element::f32, sums);
 }

@@ -16,9 +16,12 @@ class Layer : public ov::op::Op {
     bool has_evaluate() const override { return true; }
 
   protected:
-    // Of those inputs that need not be where a layer of bits has them.
-    virtual ov::PartialShape bits_shape() const { return get_input_partial_shape(0); }
-    virtual ov::PartialShape weights_shape() const { return get_input_partial_shape(1); }
+    // Of what is read, in the order of `evaluate`.
+    virtual ov::PartialShape read_shape(std::size_t number) const { return get_input_partial_shape(number); }
+    // Of what need not be where a layer of bits has it.
+    virtual ov::PartialShape bits_shape() const { return read_shape(0); }
+    virtual ov::PartialShape weights_shape() const { return read_shape(1); }
+    virtual ov::PartialShape added_shape() const { return read_shape(5); }
 
     // Prepared by the first run; again where another kernel was pinned.
     std::shared_ptr<const Convolution> layer_for(const Geometry& g, const ov::Tensor& weights) const;

@@ -25,7 +25,6 @@ class Packing : public Base {
     std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override {
         auto copy = std::make_shared<Packing>();
         copy->copy_attributes(*this);
-        copy->strict_ = strict_;
         copy->set_arguments(arguments);
         copy->constructor_validate_and_infer_types();
         return copy;
@@ -48,11 +47,16 @@ class Packing : public Base {
     }
 
   protected:
-    ov::PartialShape bits_shape() const override { return packed_shape(this->get_input_partial_shape(0)); }
-    ov::PartialShape weights_shape() const override { return this->get_input_partial_shape(kOwn); }
+    ov::PartialShape bits_shape() const override { return packed_shape(this->read_shape(0)); }
+    ov::PartialShape weights_shape() const override { return this->read_shape(kOwn); }
+    ov::PartialShape added_shape() const override { return this->read_shape(kOwn + 4); }
+    void copy_attributes(const Packing& other) {
+        Base::copy_attributes(other);
+        strict_ = other.strict_;
+    }
 
   private:
-    static constexpr std::size_t kOwn = 2;  // inputs that stand where `Base` has its bits
+    static constexpr std::size_t kOwn = 2;  // of what is read, that stand where `Base` has its bits
 
     std::int64_t strict_ = 0;
 };
