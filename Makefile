@@ -4,16 +4,20 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: serve test test-targets test-native lint bench bench-binary samples clean
+.PHONY: serve test test-targets test-native gpu-test lint bench bench-binary samples clean
 
 serve: $(VENV)/.installed
 	$(BIN)/bitserve serve --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(or $(TESTS),tests --ignore tests/targets)
+	$(BIN)/python -m pytest $(or $(TESTS),tests --ignore tests/targets --ignore tests/gpu)
 
 test-targets: $(VENV)/.installed-targets
 	$(BIN)/python -m pytest tests/targets
+
+# what needs a GPU with units for bits, on one; without, what of it the host can do in its place
+gpu-test: $(VENV)/.installed-targets
+	$(BIN)/python -m pytest tests/gpu
 
 # kernels and operators under AddressSanitizer and UndefinedBehaviorSanitizer; what OpenVINO and Python leak is theirs.
 # A report ends the process and is written past Python, so only Python's own output is captured. TBB_ENABLE_SANITIZERS:

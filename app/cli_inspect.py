@@ -63,11 +63,22 @@ def _show(manifest: dict[str, Any], report: dict[str, Any], max_batch_size: int)
             ("made of", f"{manifest['source']['file']}, {manifest['source']['size_bytes']:,} bytes"),
             ("batches", f"{rows}; {enough} are enough" if enough else rows),
             ("streams", f"{manifest['streams']} on {manifest['threads']} threads"),
+            *(("plan", _plan_words(target)) for target in report["targets"][1:]),
             *(("note", note) for note in manifest["notes"]),
         ],
     )
     headers = ("operator", "precision", "kernel", "layers", "bytes saved by weights of 1 bit")
     print_table(headers, _kernels(report["layers"]))
+
+
+def _plan_words(target: dict[str, Any]) -> str:
+    """What came of a target that is a GPU's, or of some of its GPUs."""
+    if not target["made"]:
+        return f"{target['target']}: not made: {target['reason']}"
+    said = f"{target['target']} for {', '.join(target['gpus'])}, {target['precision']}, {target['size_bytes']:,} bytes"
+    if not target["binary"]:
+        return said
+    return f"{said}; binary layers as {target['binary']}, {target['binary_weight_bytes']:,} bytes of weights"
 
 
 def _plan_of(settings: Settings, model: str, version: int | None) -> Path:

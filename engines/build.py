@@ -25,7 +25,7 @@ from engines.frontend import onnx as frontend
 from engines.frontend.ranges import fails_on_values, index_ranges
 from engines.gpu_plans import GpuPlan, GpuWork, make_gpu_plans
 from engines.guarded import is_integer
-from engines.handover import ENGINE_FILE, PLAN_FILES, Plan, write_plan
+from engines.handover import ENGINE_FILE, Plan, write_plan
 from engines.hardware import cpu_fingerprint
 from engines.inputs import as_model_inputs, declared_inputs
 from engines.legality import checked_form
@@ -97,7 +97,7 @@ def build(
         )
         found = Found(sent, changes, improved, [made.report for made in gpu_plans], digests)
         report = encode_report(report_of(found, manifest, spec, clock.stages_s))
-        return Plan(manifest, report, engine.blob, {PLAN_FILES[p.report.target]: p.data for p in gpu_plans if p.data})
+        return Plan(manifest, report, engine.blob, {made.report.file: made.data for made in gpu_plans if made.data})
 
     improved = improve(
         subject, base, samples, calibration, spec, threads, clock, lambda first: keep(plan_of(first, (), _UNFINISHED))
@@ -115,9 +115,10 @@ def build(
 def _plan_file(made: GpuPlan) -> PlanFile:
     report = made.report
     return PlanFile(
-        target=report.target, file=PLAN_FILES[report.target], sha256=hashlib.sha256(made.data).hexdigest(),
+        target=report.target, file=report.file, sha256=hashlib.sha256(made.data).hexdigest(),
         size_bytes=len(made.data), precision=report.precision, version=report.version, profiles=report.profiles,
         sms=tuple(int(name.removeprefix("SM")) for name in report.gpus), compatibility=report.compatibility,
+        plugins=tuple(report.plugins),
     )  # fmt: skip
 
 

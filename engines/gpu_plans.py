@@ -6,7 +6,6 @@ given, with a rounding behind everything that runs in half; its speed is not kno
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -18,30 +17,25 @@ from engines.choice import Choice, Subject
 from engines.clock import Clock
 from engines.errors import ModelRefused
 from engines.frontend.onnx import tensor_specs
-from engines.legality import checked_form
+from engines.gpu_forms import Form, forms
+from engines.handover import PLAN_FILES
 from engines.passes.dynamic_batch import with_batch_axes
-from engines.passes.emulated_half import count_infinities, emulate_half
-from engines.passes.half import to_half
-from engines.passes.residual import free_residuals
-from engines.passes.signed import sign_activations
 from engines.report import Candidate, TargetReport
 from engines.spec import Spec
+from engines.targets.tensorrt_binary import lowerings
 from engines.targets.tensorrt_options import BuiltPlan, PlanOptions
 from engines.targets.tensorrt_process import BuilderLate, build_apart
 from engines.targets.tensorrt_rules import graph_counts, refuse_for_tensorrt
-from engines.targets.tensorrt_seam import require_builder
+from engines.targets.tensorrt_seam import require_builder, sms_of
 from engines.tensor import DYNAMIC, ShapeRange
 from engines.tryouts import Tryouts, said
-from engines.variants import Emulated, Variant
+from engines.variants import Emulated
 
 __all__ = ["GpuPlan", "GpuWork", "make_gpu_plans", "profiles_of"]
 
-_SMS = {"tensorrt-rtx": (80, 86, 89, 120), "tensorrt": ()}
-"""TensorRT builds for the GPU that is here."""
-_ROWS_FOR_INFINITIES = 32
 _LONGEST = 4
 """Of the size that a variable dimension was proven with, how much larger it may be."""
-_PAIRS_ONLY = ("CONVOLUTION", "DECONVOLUTION", "QUANTIZE", "DEQUANTIZE")
+_PAIRS_ONLY = ("CONVOLUTION", "DECONVOLUTION", "QUANTIZE", "DEQUANTIZE", "Binary")
 
 
 class GpuPlan(NamedTuple):
@@ -51,21 +45,10 @@ class GpuPlan(NamedTuple):
     data: bytes = b""
 
 
-class _Form(NamedTuple):
-    """A graph for a GPU, and its meaning for ONNX Runtime. `is_sparse`: two of every four weights are 0."""
-
-    name: str
-    precision: str
-    graph: onnx.ModelProto
-    meaning: onnx.ModelProto
-    note: str
-    is_sparse: bool
-
-
 class _Judged(NamedTuple):
     """A form and what was thought of its answers; no form where it could not be made, and then why."""
 
-    form: _Form | None
+    form: Form | None
     candidate: Candidate | None
     reason: str
 
@@ -83,9 +66,10 @@ class GpuWork(NamedTuple):
 
 
 def make_gpu_plans(work: GpuWork, clock: Clock) -> tuple[GpuPlan, ...]:
-    """A plan for each target of the spec but the CPU, or why there is none."""
+    """Plans for each target of the spec but the CPU, or why there is none."""
     judged = _Judgements(work, clock)
-    return tuple(_made(work, target, judged, clock) for target in work.spec.targets if target != "openvino")
+    targets = [target for target in work.spec.targets if target != "openvino"]
+    return tuple(made for target in targets for made in _made(work, target, judged, clock))
 
 
 class _Judgements:
@@ -93,7 +77,7 @@ class _Judgements:
 
     def __init__(self, work: GpuWork, clock: Clock) -> None:
         self._tryouts, self._clock = work.tryouts, clock
-        self._makers = _forms(work.tryouts, work.subject, work.spec)
+        self._makers = forms(work.tryouts, work.subject, work.spec)
         self._done: list[_Judged] = []
 
     def of(self, target: str) -> Iterator[_Judged]:
@@ -109,7 +93,7 @@ class _Judgements:
                 self._tryouts.note_elsewhere(judged.candidate, target)
             yield judged
 
-    def _judged(self, make: Callable[[], _Form]) -> _Judged:
+    def _judged(self, make: Callable[[], Form]) -> _Judged:
         try:
             form = make()
             refuse_for_tensorrt(form.graph)
@@ -121,8 +105,8 @@ class _Judgements:
         return _Judged(form, candidate, "" if candidate.passed else f"{form.name}: {candidate.reason}")
 
 
-def _made(work: GpuWork, target: str, judgements: _Judgements, clock: Clock) -> GpuPlan:
-    """The plan of the first form that holds the budget and that the target's builder takes."""
+def _made(work: GpuWork, target: str, judgements: _Judgements, clock: Clock) -> list[GpuPlan]:
+    """The plans of the first form that holds the budget and that the target's builder takes."""
     reasons: list[str] = []
     try:
         require_builder(target)
@@ -139,71 +123,36 @@ def _made(work: GpuWork, target: str, judgements: _Judgements, clock: Clock) -> 
     except Exception as error:
         reasons.append(said(error))
     reason = "; ".join(dict.fromkeys(reasons)) or f"no {work.spec.precision} graph of it was made"
-    return GpuPlan(TargetReport(target=target, made=False, reason=reason))
+    return [GpuPlan(TargetReport(target=target, made=False, reason=reason))]
 
 
-def _forms(tryouts: Tryouts, subject: Subject, spec: Spec) -> Iterator[Callable[[], _Form]]:
-    """How each is made, the fewest bits first, as far as the spec wants them."""
-    rows = [sample.inputs for sample in itertools.islice(tryouts.judges, _ROWS_FOR_INFINITIES)]
-
-    def halved(name: str, precision: str, variant: Variant) -> _Form:
-        infinite = count_infinities(variant.model, rows)
-        graph, note = to_half(variant.model, infinite)
-        checked_form("half", variant.model, graph)
-        return _Form(name, precision, graph, emulate_half(variant.model, infinite), note, is_sparse(variant))
-
-    def whole(name: str, variant: Variant) -> _Form:
-        return _Form(name, variant.precision, variant.model, variant.model, "", is_sparse(variant))
-
-    def is_sparse(variant: Variant) -> bool:
-        return variant.pruned and spec.sparsity == "2:4"
-
-    if spec.precision in ("auto", "int8"):
-        for variant in _signed(tryouts):
-            yield functools.partial(halved, f"{variant.name}, else fp16", variant.precision, variant)
-            yield functools.partial(whole, f"{variant.name}, else fp32", variant)
-    pruned = (one.variant for one in tryouts.tried if one.passed and one.variant.pruned)
-    source = next((one for one in pruned if one.precision == "fp32"), Variant("fp32", "fp32", subject.model))
-    if spec.precision in ("auto", "fp16"):
-        yield functools.partial(halved, source.name.replace("fp32", "fp16", 1), "fp16", source)
-    if spec.precision in ("auto", "fp32"):
-        yield functools.partial(whole, source.name, source)
-
-
-def _signed(tryouts: Tryouts) -> list[Variant]:
-    """INT8 graphs as a GPU takes them, which has no sums of 16 bits to overflow: weights of 8 bits before those of 7,
-    and those before mixtures. What the CPU made of them does not count.
-    """
-    found: dict[bytes, Variant] = {}
-    for variant in tryouts.variants:
-        if variant.precision in ("int8", "mixed"):
-            model = checked_form("sign", variant.model, free_residuals(sign_activations(variant.model)[0])[0])
-            found.setdefault(model.SerializeToString(deterministic=True), variant._replace(model=model))
-    return sorted(found.values(), key=lambda one: (one.precision != "int8", "8-bit" not in one.name))
-
-
-def _built(work: GpuWork, target: str, form: _Form, clock: Clock) -> GpuPlan:
+def _built(work: GpuWork, target: str, form: Form, clock: Clock) -> list[GpuPlan]:
     """Raises ModelRefused where the builder does not take it."""
     clock.begin(f"build {target}")
     choice = work.choice
     graph = with_batch_axes(form.graph, choice.axes) if choice.axes else form.graph
+    asked = tuple(int(gpu.removeprefix("sm")) for gpu in work.spec.gpus)
     options = _options(target, work, form, profiles_of(graph, choice, work.max_batch, work.spec.buckets))
-    data, built = build_apart(target, graph, options, clock.advance)
-    _require_same_network(graph, built)
-    report = TargetReport(
-        target=target, made=True, chosen=form.name, precision=form.precision, size_bytes=built.size_bytes,
-        seconds=built.seconds, version=built.version, gpus=tuple(f"SM{sm}" for sm in built.sms),
-        profiles=options.profiles, network=built.network, warnings=built.warnings,
-        compatibility=options.compatibility,
-    )  # fmt: skip
-    return GpuPlan(report, data)
+    made = []
+    for lowering, file in zip(lowerings(graph, sms_of(target, asked)), PLAN_FILES[target], strict=False):
+        own = msgspec.structs.replace(options, sms=lowering.sms, has_plugins=lowering.has_plugins)
+        data, built = build_apart(target, lowering.graph, own, clock.advance)
+        _require_same_network(lowering.graph, built)
+        report = TargetReport(
+            target=target, made=True, chosen=form.name, precision=form.precision, size_bytes=built.size_bytes,
+            seconds=built.seconds, version=built.version, gpus=tuple(f"SM{sm}" for sm in built.sms),
+            profiles=options.profiles, network=built.network, warnings=built.warnings,
+            compatibility=options.compatibility, file=file, binary=lowering.said, plugins=dict(lowering.plugins),
+            binary_weight_bytes=lowering.weight_bytes,
+        )  # fmt: skip
+        made.append(GpuPlan(report, data))
+    return made
 
 
-def _options(target: str, work: GpuWork, form: _Form, profiles: tuple[dict[str, ShapeRange], ...]) -> PlanOptions:
+def _options(target: str, work: GpuWork, form: Form, profiles: tuple[dict[str, ShapeRange], ...]) -> PlanOptions:
     spec = work.spec
     asked = PlanOptions(
-        profiles=profiles, sms=tuple(int(gpu.removeprefix("sm")) for gpu in spec.gpus) or _SMS[target],
-        is_sparse=form.is_sparse, timing_cache=work.timing_cache,
+        profiles=profiles, is_sparse=form.is_sparse, timing_cache=work.timing_cache,
         # TensorRT-RTX has no levels, and names its GPUs instead
         compatibility=spec.hardware_compatibility if target == "tensorrt" else "none",
     )  # fmt: skip

@@ -23,13 +23,13 @@ ENGINE_FILE = "engine.blob"
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.json"
 REPORT_PAGE = "report.html"
-PLAN_FILES = {"tensorrt-rtx": "tensorrt-rtx.plan", "tensorrt": "tensorrt.plan"}
-"""By target."""
+PLAN_FILES = {"tensorrt-rtx": ("tensorrt-rtx.plan", "tensorrt-rtx.lowered.plan"), "tensorrt": ("tensorrt.plan",)}
+"""By target: the second is for GPUs without units for bits, where others run binary layers as plugins."""
 _MOST_BYTES = {ENGINE_FILE: 2**34, MANIFEST_FILE: 2**24, REPORT_FILE: 2**25, REPORT_PAGE: 2**26}
 """All that may be there, and how large each may be."""
 _NEEDED = (ENGINE_FILE, MANIFEST_FILE)
-_MOST_BYTES |= dict.fromkeys(PLAN_FILES.values(), 2**34)
-_ENGINES = frozenset({ENGINE_FILE, *PLAN_FILES.values()})
+_MOST_BYTES |= {file: 2**34 for files in PLAN_FILES.values() for file in files}
+_ENGINES = frozenset({ENGINE_FILE, *(file for files in PLAN_FILES.values() for file in files)})
 
 
 class Plan(NamedTuple):
@@ -71,7 +71,7 @@ def check_handover(folder: Path, key: str, most_threads: int) -> Manifest:
     seen = {name: (found[name].st_size, _sha256(folder / name)) for name in found if name in _ENGINES}
     if said != seen or manifest.engine.file != ENGINE_FILE:
         raise PlanInvalid("the compile left an engine or a plan that is not the one in its manifest")
-    if any(PLAN_FILES.get(plan.target) != plan.file for plan in manifest.plans):
+    if any(plan.file not in PLAN_FILES.get(plan.target, ()) for plan in manifest.plans):
         raise PlanInvalid("the compile left a plan under the name of another target")
     check_manifest(manifest, most_threads)
     return manifest

@@ -57,8 +57,8 @@ def _wrong(manifest: Manifest, most_threads: int) -> Iterator[str]:
 
 def _wrong_plans(manifest: Manifest) -> Iterator[str]:
     plans = manifest.plans
-    if len({plan.target for plan in plans}) < len(plans):
-        yield "two plans of one target"
+    if len({plan.file for plan in plans}) < len(plans):
+        yield "two plans in one file"
     for plan in plans:
         if plan.size_bytes < 0 or len(plan.sms) > _MOST_GPUS or not all(0 < sm < _MOST_SM for sm in plan.sms):
             yield f"a plan of {plan.size_bytes} bytes for GPUs {list(plan.sms)[:32]}"

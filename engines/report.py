@@ -134,7 +134,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TargetReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one target that was asked for. `chosen` is the name of the candidate that it runs.
+    """What came of one target that was asked for, or of some of its GPUs. `chosen` is the candidate that it runs.
 
     `network` counts layers of a TensorRT network by type and datatype, as it was parsed; `profiles` are the smallest,
     best and largest shapes of its inputs, `gpus` what its plan was built for. Nothing of it has run here.
@@ -154,6 +154,12 @@ class TargetReport(msgspec.Struct, frozen=True, kw_only=True):
     profiles: tuple[dict[str, ShapeRange], ...] = ()
     network: dict[str, int] = {}
     warnings: tuple[str, ...] = ()
+    file: str = ""
+    binary: str = ""
+    """How binary layers run, if there are any; `plugins` counts them by operator where they are plugins."""
+    plugins: dict[str, int] = {}
+    binary_weight_bytes: int = 0
+    """What the weights of binary layers take: one bit each, or one byte."""
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -6,6 +6,8 @@
    scale half cannot hold.
 2. Of the rest, layers with weights run in half, and so does what reads from them, or leads to such a node, through
    others of the rest: between two that stay in FP32 a detour through half would only cost conversions and digits.
+   Binary layers make FP32 of whole numbers; as plugins they round it to half at no cost, so what reads from them does
+   run in half.
 
 What dequantizes, and what casts whole numbers to FP32, makes either type: it follows each of its readers.
 """
@@ -22,6 +24,7 @@ from engines.graphs import opset_of, reads_of
 from engines.passes import half_rules as rules
 from engines.passes.half_slots import Slots, Types, attribute_of, slot_inputs, slots_of, value_types
 from engines.passes.sequence_lens import has_lengths
+from engines.plugins.ops import DOMAIN
 
 __all__ = ["LENGTHS_REASON", "HalfChoice", "choose_halves"]
 
@@ -32,6 +35,7 @@ _ASKED = "it is to stay in FP32"
 _SIZES = "it computes with sizes: from 2048 on half leaves numbers out"
 _SCALED = frozenset({"DequantizeLinear", "QuantizeLinear"})
 _SCALE = 1
+_BINARY = frozenset({"BinaryConv2d", "BinaryGemm"})
 _NUMBERS = frozenset(
     {
         TensorProto.BOOL, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT8,
@@ -70,7 +74,7 @@ def choose_halves(model: ModelProto, keep: Collection[str] = frozenset()) -> Hal
             either.add(i)
         blocks.pass_on(node, slots[i], is_blocked=bool(reason))
     free = [i for i in range(len(nodes)) if slots[i].inputs and i not in blocked and i not in either]
-    half = _connected(model, free, slots)
+    half = _connected(model, free, slots) & set(free)
     alone = {i: _ALONE for i in free if i not in half and slots[i].outputs}
     return HalfChoice(frozenset(half), frozenset(either), dict(sorted({**blocked, **alone}.items())), slots, types)
 
@@ -169,7 +173,10 @@ def _makes_either(node: NodeProto, types: Types) -> bool:
 def _connected(model: ModelProto, free: Sequence[int], slots: Sequence[Slots]) -> set[int]:
     """Of the free nodes, those with weights, those that read what comes from one, and those that lead to these."""
     nodes = model.graph.node
+    layers = [i for i, node in enumerate(nodes) if node.domain == DOMAIN and node.op_type in _BINARY]
+    free = sorted([*free, *layers])
     maker = {nodes[i].output[position]: i for i in free for position in slots[i].outputs}
+    maker |= {nodes[i].output[0]: i for i in layers}
     makers: dict[int, set[int]] = {
         i: {maker[name] for name in slot_inputs(nodes[i], slots[i]) if name in maker} for i in free
     }
@@ -178,7 +185,7 @@ def _connected(model: ModelProto, free: Sequence[int], slots: Sequence[Slots]) -
         for one in found:
             readers[one].add(i)
     tables = _embeddings(model)
-    seeds = {i for i in free if nodes[i].op_type in rules.WEIGHTED or i in tables}
+    seeds = {i for i in free if nodes[i].op_type in rules.WEIGHTED or i in tables} | set(layers)
     return _spread(_spread(seeds, free, makers), free[::-1], readers)
 
 

@@ -8,6 +8,7 @@ from onnx import ModelProto, NodeProto, TensorProto, defs, helper
 
 from engines.graphs import inferred_types, opset_of
 from engines.passes.half_rules import FLOAT_INPUTS
+from engines.plugins.ops import DOMAIN
 
 __all__ = ["Slots", "Types", "attribute_of", "slot_inputs", "slots_of", "value_types"]
 
@@ -36,6 +37,8 @@ def slots_of(node: NodeProto, types: Types, opset: int) -> Slots:
     """
     if not _is_float(node, types):
         return Slots()
+    if node.domain == DOMAIN:
+        return Slots(refusal="it works on bits, and its floats are FP32")
     if node.domain not in ("", "ai.onnx"):
         return Slots(refusal="it is no operator of ONNX")
     if any(a.HasField("g") or a.graphs for a in node.attribute):

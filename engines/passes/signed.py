@@ -17,6 +17,7 @@ from engines.graphs import copy_of
 __all__ = ["sign_activations", "unsigned_pairs"]
 
 _STRETCH = np.float32(255 / 127)
+_SIGNED = (TensorProto.INT8, TensorProto.FLOAT8E4M3FN)
 
 
 def unsigned_pairs(model: onnx.ModelProto) -> list[str]:
@@ -62,4 +63,4 @@ def _is_pair(node: onnx.NodeProto) -> bool:
 
 def _is_signed_zero(node: onnx.NodeProto, stored: dict[str, TensorProto]) -> bool:
     zero = stored.get(node.input[2]) if len(node.input) > 2 else None
-    return zero is not None and zero.data_type == TensorProto.INT8 and not np.any(numpy_helper.to_array(zero))
+    return zero is not None and zero.data_type in _SIGNED and not np.any(numpy_helper.to_array(zero))

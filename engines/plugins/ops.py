@@ -27,14 +27,15 @@ With `low` = 0, a set bit of an input is 0 and not -1: activations in {0, 1}. We
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 __all__ = [
-    "DOMAIN", "VERSION", "ConvAttributes", "GemmAttributes", "PoolAttributes", "pack_bits", "plain_activation",
-    "unpack_bits", "words_of",
+    "DOMAIN", "VERSION", "ConvAttributes", "GemmAttributes", "PoolAttributes", "pack_bits", "places_after",
+    "plain_activation", "unpack_bits", "words_of",
 ]  # fmt: skip
 
 DOMAIN, VERSION = "bnn", 1
@@ -131,6 +132,16 @@ class PoolAttributes:
 def plain_activation() -> np.ndarray:
     """That which changes nothing: FP32 [3, 1]."""
     return np.array([[0], [1], [0]], np.float32)
+
+
+def places_after(sizes: Sequence[Any], kernel: Sequence[int], own: ConvAttributes | PoolAttributes) -> list[Any]:
+    """Height and width of what a window of `kernel` makes of `sizes`, which may be anything that adds and divides."""
+    return [
+        (size + before + after - ((span - 1) * dilation + 1)) // stride + 1
+        for size, before, after, span, dilation, stride in zip(
+            sizes, own.pads[:2], own.pads[2:], kernel, own.dilations, own.strides, strict=True
+        )
+    ]
 
 
 def _check_window(strides: tuple[int, ...], dilations: tuple[int, ...], pads: tuple[int, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -53,14 +53,26 @@ def _version(names: tuple[str, ...]) -> str | None:
 
 
 def unfit_plans(folder: Path, manifest: Manifest, key: bytes | None, here: Here) -> list[Unfit]:
-    """Of the plans in a plan's folder, those that must not be deserialized here."""
+    """Targets with plans in a plan's folder that must not be deserialized here, or with none for a GPU that is here."""
     found = []
-    for plan in manifest.plans:
-        try:
-            read_plan(folder, plan, key, here)
-        except PlanInvalid as error:
-            found.append(Unfit(plan.target, str(error), plan.target in here.versions))
+    for target in dict.fromkeys(plan.target for plan in manifest.plans):
+        plans = [plan for plan in manifest.plans if plan.target == target]
+        reason = next(filter(None, (_problem(folder, plan, key, here) for plan in plans)), "")
+        strange = [sm for sm in here.sms if not any(_fits(plan, sm) for plan in plans)]
+        if strange and not reason:
+            reason = _strange([sm for plan in plans for sm in plan.sms], strange)
+        if reason:
+            found.append(Unfit(target, reason, target in here.versions))
     return found
+
+
+def _problem(folder: Path, plan: PlanFile, key: bytes | None, here: Here) -> str:
+    """Why one of a target's plans cannot be read, for GPUs that it fits: others may have a plan of their own."""
+    try:
+        read_plan(folder, plan, key, here._replace(sms=tuple(sm for sm in here.sms if _fits(plan, sm))))
+    except PlanInvalid as error:
+        return str(error)
+    return ""
 
 
 def read_plan(folder: Path, plan: PlanFile, key: bytes | None, here: Here) -> bytes:
@@ -84,7 +96,7 @@ def read_plan(folder: Path, plan: PlanFile, key: bytes | None, here: Here) -> by
         raise PlanInvalid(f"it was built by {plan.target} {plan.version}, and {installed} is installed")
     strange = [sm for sm in here.sms if not _fits(plan, sm)]
     if strange:
-        raise PlanInvalid(f"it was built for {_named(plan.sms)}, and here is {_named(strange)}")
+        raise PlanInvalid(_strange(plan.sms, strange))
     return data
 
 
@@ -93,5 +105,9 @@ def _fits(plan: PlanFile, sm: int) -> bool:
     return sm in plan.sms or (plan.compatibility == "ampere_plus" and sm >= _AMPERE)
 
 
-def _named(sms: tuple[int, ...] | list[int]) -> str:
+def _strange(built_for: Sequence[int], here: Sequence[int]) -> str:
+    return f"it was built for {_named(built_for)}, and here is {_named(here)}"
+
+
+def _named(sms: Sequence[int]) -> str:
     return ", ".join(f"SM{sm}" for sm in sms) or "no GPU"

@@ -26,11 +26,14 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
     is_sparse: bool = False
     compatibility: Compatibility = "none"
     timing_cache: str | None = None
+    has_plugins: bool = False
+    """Of `engines.plugins.gpu`: the graph asks for them."""
 
 
 class BuiltPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a builder said of the plan that it left. `network` counts (operator, datatype of its first output) of the
-    network as it was parsed, in the words "Conv FP16": strong typing makes them final.
+    network as it was parsed, in the words "CONVOLUTION FP16" (plugins by their own names): strong typing makes them
+    final.
     """
 
     library: str

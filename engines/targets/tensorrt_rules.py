@@ -13,6 +13,8 @@ from engines.errors import ModelRefused
 from engines.passes.half_rules import RECURRENT
 from engines.passes.half_slots import attribute_of, value_types
 from engines.passes.signed import unsigned_pairs
+from engines.plugins.gpu.operators import OPERATORS
+from engines.plugins.ops import DOMAIN
 
 __all__ = ["graph_counts", "refuse_for_tensorrt"]
 
@@ -24,8 +26,10 @@ _LAYERS = {
     "DequantizeLinear": "DEQUANTIZE",
 }  # fmt: skip
 """Operators that the parser turns into one layer each, and the layer's type."""
+_PLUGINS = frozenset(operator.name for operator in OPERATORS)
 _DATATYPES: dict[int, str] = {
     TensorProto.FLOAT: "FP32", TensorProto.FLOAT16: "FP16", TensorProto.INT8: "INT8", TensorProto.UINT8: "UINT8",
+    TensorProto.FLOAT8E4M3FN: "FP8",
 }  # fmt: skip
 
 
@@ -53,7 +57,13 @@ def graph_counts(model: onnx.ModelProto) -> dict[str, int]:
         for node in model.graph.node
         if node.op_type in _LAYERS
     )
+    counts.update(f"{node.op_type} {_plugin_datatype(node)}" for node in model.graph.node if _is_plugin(node))
     return dict(sorted(counts.items()))
+
+
+def _plugin_datatype(node: onnx.NodeProto) -> str:
+    half = attribute_of(node, "half")
+    return "INT32" if half is None else ("FP32", "FP16")[half]
 
 
 def _per_axis_activations(model: onnx.ModelProto, _: dict[str, int]) -> list[str]:
@@ -64,8 +74,12 @@ def _per_axis_activations(model: onnx.ModelProto, _: dict[str, int]) -> list[str
 
 
 def _foreign(model: onnx.ModelProto, _: dict[str, int]) -> list[str]:
-    nodes = [node for node in model.graph.node if node.domain not in ("", "ai.onnx")]
+    nodes = [node for node in model.graph.node if node.domain not in ("", "ai.onnx") and not _is_plugin(node)]
     return [f"{node.name or node.output[0]} ({node.domain}.{node.op_type})" for node in nodes]
+
+
+def _is_plugin(node: onnx.NodeProto) -> bool:
+    return node.domain == DOMAIN and node.op_type in _PLUGINS
 
 
 def _recurrent(model: onnx.ModelProto, attribute: str) -> list[str]:

@@ -18,7 +18,9 @@ from engines.errors import ModelRefused
 from engines.hardware import Gpu, gpus
 from engines.targets.tensorrt_options import PlanOptions
 
-__all__ = ["Library", "Rtx", "TensorRT", "library_of", "linked_environment", "require_builder"]
+__all__ = ["Library", "Rtx", "TensorRT", "library_of", "linked_environment", "require_builder", "sms_of"]
+
+_USUAL_SMS = (80, 86, 89, 120)
 
 
 class Library(Protocol):
@@ -128,6 +130,13 @@ def require_builder(name: str) -> None:
         )
     if library is TensorRT:
         _first_gpu(name)
+
+
+def sms_of(name: str, asked: tuple[int, ...]) -> tuple[int, ...]:
+    """The GPUs that a target builds for: those asked for, else its usual ones, or the one that is here."""
+    if asked or name == Rtx.name:
+        return asked or _USUAL_SMS
+    return (_first_gpu(name).sm,)
 
 
 def linked_environment(folder: Path) -> dict[str, str]:

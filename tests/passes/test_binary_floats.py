@@ -6,61 +6,20 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper
 
 from engines.errors import ModelRefused
 from engines.passes.binary_floats import binary_floats
 from engines.passes.binary_layers import with_binary_layers
 from engines.plugins.bodies import with_bodies
-from engines.plugins.ops import DOMAIN, VERSION, ConvAttributes, GemmAttributes, PoolAttributes, pack_bits
+from engines.plugins.ops import DOMAIN, ConvAttributes, GemmAttributes, PoolAttributes
 from engines.reference import Reference
+from tests.passes.binary_files import File
 from tests.plugins.binary_networks import FORMS, one_layer
 from tests.plugins.test_binary_layers import wholes
 
 CHANNELS, FILTERS = 40, 33
-
-
-class File:
-    """A model in bits: x FLOAT [rows, 40, height, width] -> y."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.stored: dict[str, np.ndarray] = {}
-        self.rng = np.random.default_rng(0)
-
-    def add(self, kind: str, given: str, stored: dict[str, np.ndarray], **attributes: Any) -> str:
-        name = f"n{len(self.nodes)}"
-        self.stored.update({f"{name}.{key}": array for key, array in stored.items()})
-        inputs = [given, *(f"{name}.{key}" for key in stored)]
-        self.nodes.append(helper.make_node(kind, inputs, [f"{name}.out"], name=name, domain=DOMAIN, **attributes))
-        return f"{name}.out"
-
-    def pack(self, given: str, channels: int = CHANNELS, strict: int = 0) -> str:
-        return self.add(
-            "BinaryPack", given, {"t": self.rng.integers(-2, 3, channels).astype(np.float32)}, strict=strict
-        )
-
-    def weights(self, *shape: int) -> dict[str, np.ndarray]:
-        return {"w": pack_bits(self.rng.random(shape) < 0.5)}
-
-    def floats(self, filters: int, activation: np.ndarray) -> dict[str, np.ndarray]:
-        multiplier, bias = self.rng.integers(-3, 4, (2, filters)).astype(np.float32) / 4
-        return {"m": multiplier, "b": bias, "a": activation.astype(np.float32)}
-
-    def limits(self, filters: int) -> dict[str, np.ndarray]:
-        flips = self.rng.random(filters) < 0.5
-        return {"t": self.rng.integers(-20, 21, filters).astype(np.int32), "f": pack_bits(flips)}
-
-    def model(self, output: str) -> ModelProto:
-        graph = helper.make_graph(
-            self.nodes, "bits", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", CHANNELS, "h", "w"])],
-            [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
-            [numpy_helper.from_array(array, name) for name, array in self.stored.items()],
-        )  # fmt: skip
-        imports = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, VERSION)]
-        return with_bodies(helper.make_model(graph, opset_imports=imports, ir_version=10))
 
 
 def means_the_same(model: ModelProto) -> ModelProto:

@@ -73,7 +73,8 @@ def hostile(report: Report) -> Report:
         batched=False, chosen=EVIL, created=EVIL, targets=(
             TargetReport(
                 target=EVIL, made=True, chosen=EVIL, precision=EVIL, version=EVIL, gpus=(EVIL,), compatibility=EVIL,
-                profiles=({EVIL: ((1,), (8,), (32,))},), network={EVIL: 2}, warnings=(EVIL,),
+                profiles=({EVIL: ((1,), (8,), (32,))},), network={EVIL: 2}, warnings=(EVIL,), binary=EVIL,
+                plugins={EVIL: 1},
             ),
             TargetReport(target=EVIL, made=False, reason=EVIL),
         ),
@@ -213,7 +214,8 @@ def test_every_target_is_shown_with_what_came_of_it(report: Report) -> None:
     plan = TargetReport(
         target="tensorrt-rtx", made=True, chosen="int8, else fp16", precision="int8", size_bytes=1_258_291, seconds=0.2,
         version="1.7.1.116", gpus=("SM80", "SM86"), profiles=({"image": ((1, 3), (8, 3), (32, 3))},),
-        network={"CONVOLUTION FP16": 6, "QUANTIZE INT8": 7},
+        network={"CONVOLUTION FP16": 6, "QUANTIZE INT8": 7}, binary="bits, by plugins",
+        plugins={"BinaryConv2d": 1, "BinaryPack": 2}, binary_weight_bytes=44_200,
     )  # fmt: skip
     missing = TargetReport(target="tensorrt", made=False, reason="it needs a library that is not installed")
     text = Parsed(page(msgspec.structs.replace(report, targets=(*report.targets, plan, missing)))).text
@@ -224,3 +226,5 @@ def test_every_target_is_shown_with_what_came_of_it(report: Report) -> None:
     assert "tensorrt not made : it needs a library that is not installed" in words
     assert "CONVOLUTION FP16 \u00d7 6, QUANTIZE INT8 \u00d7 7" in words
     assert "image from [1, 3] to [32, 3] , fastest at [8, 3]" in words
+    assert "The network of tensorrt-rtx for SM80, SM86, as it was parsed" in words
+    assert "bits, by plugins: BinaryConv2d, BinaryPack \u00d7 2; 43.2 KiB of weights" in words

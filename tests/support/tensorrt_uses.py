@@ -17,9 +17,10 @@ __all__ = ["NAMES", "compare"]
 
 NAMES = {
     "builder": "Builder", "cache": "ITimingCache", "config": "IBuilderConfig", "context": "IExecutionContext",
-    "engine": "ICudaEngine", "error": "ParserError", "layer": "ILayer", "logger": "ILogger",
-    "monitor": "IProgressMonitor", "network": "INetworkDefinition", "parser": "OnnxParser",
-    "profile": "IOptimizationProfile", "runtime": "Runtime", "tensor": "ITensor",
+    "core": "IPluginV3OneCore", "described": "DynamicPluginTensorDesc", "description": "PluginTensorDesc",
+    "engine": "ICudaEngine", "error": "ParserError", "expressions": "IExprBuilder", "field": "PluginField",
+    "layer": "ILayer", "logger": "ILogger", "monitor": "IProgressMonitor", "network": "INetworkDefinition",
+    "parser": "OnnxParser", "profile": "IOptimizationProfile", "runtime": "Runtime", "tensor": "ITensor",
 }  # fmt: skip
 """What variables of these names hold, with or without an underscore before them, unless they visibly hold another."""
 _LITERALS = (
@@ -147,7 +148,9 @@ class _Reader(ast.NodeVisitor):
             self._bind_own(target, value, seen)
         elif isinstance(target, ast.Attribute):
             owner = self.visit(target.value)
-            if owner and owner.kind == "object":
+            if target.attr == "__class__" and isinstance(target.value, ast.Name) and seen and seen.kind == "class":
+                self._scopes[-1][target.value.id] = Seen("object", seen.name)  # TensorRT's cast to what a layer is
+            elif owner and owner.kind == "object":
                 self._library.set_to(target, (owner.name,))
         elif isinstance(target, ast.Subscript | ast.Starred):
             self.visit(target.value)

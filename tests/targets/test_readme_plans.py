@@ -1,4 +1,4 @@
-"""README's plan for GPUs is made as it shows."""
+"""README's plans for GPUs are made as it shows."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def test_a_plan_is_made_as_readme_shows(tmp_path: Path) -> None:
             assert run_example("everywhere", started) == example("everywhere")[3]
     finally:
         made.unlink(missing_ok=True)
+
+
+def test_plans_with_binary_layers_are_made_as_readme_shows(tmp_path: Path) -> None:
+    with running(tmp_path) as started:
+        assert run_example("bits", started) == example("bits")[3]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from engines.plugins.gpu.tensorrt import _NAMES, _WORDS
 from engines.targets.tensorrt import _DATATYPES
 from engines.targets.tensorrt_options import Compatibility
 from engines.targets.tensorrt_rules import _LAYERS
@@ -81,9 +82,9 @@ class _Misspelt(ast.NodeTransformer):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("file", ["tensorrt.py", "tensorrt_seam.py"])
+@pytest.mark.parametrize("file", ["targets/tensorrt.py", "targets/tensorrt_seam.py", "plugins/gpu/tensorrt.py"])
 def test_each_name_that_the_code_uses_would_be_missed(surfaces: dict[str, Surface], library: str, file: str) -> None:
-    source = (ENGINES / "targets" / file).read_text("utf-8")
+    source = (ENGINES / file).read_text("utf-8")
     uses = compare(source, file, surfaces[library]).uses
     passed = set()
     for name in {use.rpartition(".")[2] for use in uses}:
@@ -98,7 +99,9 @@ def test_each_name_that_the_code_uses_would_be_missed(surfaces: dict[str, Surfac
 def test_members_that_the_code_names_in_tables(surfaces: dict[str, Surface], library: str) -> None:
     classes = surfaces[library].classes
     levels = {word.upper() for word in typing.get_args(Compatibility)}
-    assert set(_DATATYPES) <= classes["DataType"].keys()
+    assert set(_DATATYPES) | set(_NAMES) <= classes["DataType"].keys()
+    assert {name: word for word, name in _NAMES.items()} == _WORDS
+    assert {"SUM", "SUB", "FLOOR_DIV"} <= classes["DimensionOperation"].keys()
     assert set(_LAYERS.values()) <= classes["LayerType"].keys()
     assert levels <= classes["HardwareCompatibilityLevel"].keys()
     assert set(NAMES.values()) <= classes.keys()
