@@ -23,7 +23,7 @@ gpu-test: $(VENV)/.installed-targets
 # kernels and operators under AddressSanitizer and UndefinedBehaviorSanitizer; what OpenVINO and Python leak is theirs.
 # A report ends the process and is written past Python, so only Python's own output is captured. TBB_ENABLE_SANITIZERS:
 # else TBB loads a library in a way that AddressSanitizer refuses
-NATIVE_TESTS := $(addprefix tests/plugins/test_,kernels.py operators.py thresholds.py binary_layers.py sessions.py)
+NATIVE_TESTS := $(addprefix tests/plugins/test_,kernels.py operators.py packing.py residuals.py bundles.py thresholds.py binary_layers.py sessions.py)
 test-native: $(VENV)/.installed-test
 	cmake -S engines/plugins/cpu -B $(VENV)/native -DSANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
 	cmake --build $(VENV)/native -j2 >/dev/null

@@ -13,7 +13,7 @@ from engines.errors import EngineError
 from engines.plugins.extension import extension_path
 from engines.plugins.ops import ConvAttributes, GemmAttributes, words_of
 
-__all__ = ["Native"]
+__all__ = ["Native", "geometry"]
 
 
 class Native:
@@ -83,7 +83,7 @@ class Native:
         activation: np.ndarray, attributes: ConvAttributes,
     ) -> np.ndarray:  # fmt: skip
         """As `reference.binary_conv2d`, by this kernel, on one thread."""
-        shape, sizes = _geometry(bits, weights, attributes)
+        shape, sizes = geometry(bits, weights, attributes)
         out = np.empty((len(bits), len(weights), *sizes), np.float32)
         further = *_epilogue(multiplier, bias, activation), 0, _address(out)
         self._call(self._library.bnn_convolve, kernel, shape, bits, weights, further)
@@ -95,7 +95,7 @@ class Native:
     ) -> np.ndarray:  # fmt: skip
         """As `reference.binary_gemm`, in the same way."""
         pixels, filters = bits[None, None], weights[:, None, None]
-        shape, _ = _geometry(pixels, filters, attributes.as_convolution())
+        shape, _ = geometry(pixels, filters, attributes.as_convolution())
         out = np.empty((len(bits), len(weights)), np.float32)
         further = *_epilogue(multiplier, bias, activation), 1, _address(out)
         self._call(self._library.bnn_convolve, kernel, shape, pixels, filters, further)
@@ -106,7 +106,7 @@ class Native:
         attributes: ConvAttributes,
     ) -> np.ndarray:  # fmt: skip
         """As `reference.binary_threshold2d`, in the same way."""
-        shape, sizes = _geometry(bits, weights, attributes)
+        shape, sizes = geometry(bits, weights, attributes)
         out = np.empty((len(bits), *sizes, words_of(len(weights))), np.int32)
         further = _whole(thresholds), _whole(flips), _address(out)
         self._call(self._library.bnn_threshold, kernel, shape, bits, weights, further)
@@ -129,8 +129,8 @@ class Native:
             raise EngineError(f"kernel {kernel!r} does not run on this processor")
 
 
-def _geometry(bits: np.ndarray, weights: np.ndarray, own: ConvAttributes) -> tuple[list[int], list[int]]:
-    """The numbers that the library wants, and the height and width of what comes out."""
+def geometry(bits: np.ndarray, weights: np.ndarray, own: ConvAttributes) -> tuple[list[int], list[int]]:
+    """The fields of the kernels' Geometry in their order, and the height and width of what comes out."""
     _, height, width, _ = bits.shape
     filters, high, wide, _ = weights.shape
     (a, b), (c, d), (top, left, bottom, right) = own.strides, own.dilations, own.pads

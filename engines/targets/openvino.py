@@ -22,10 +22,13 @@ from engines.passes.pool_ends import with_pool_ends
 from engines.passes.sequence_lens import with_lengths_written_out
 from engines.reference import Arrays
 from engines.runtime.openvino import core, first_line, has_binary_operators, stream_config
+from engines.targets.openvino_bundles import bundle_stored
 from engines.targets.openvino_forms import refuse_wrong_forms
 from engines.targets.openvino_half import keep_halves
 from engines.targets.openvino_inputs import with_all_inputs
+from engines.targets.openvino_packing import pack_in_layers
 from engines.targets.openvino_products import hold_inner_sizes
+from engines.targets.openvino_residuals import add_in_layers
 from engines.targets.openvino_sequences import keep_batch_order
 from engines.targets.openvino_sums import keep_sums_in_rows
 from engines.targets.openvino_topk import keep_order_of_equals
@@ -92,7 +95,10 @@ def read_model(model: onnx.ModelProto) -> ov.Model:
         keep_batch_order(graph)
         keep_order_of_equals(graph)
         hold_inner_sizes(graph)
+        add_in_layers(graph)
         keep_sums_in_rows(graph)
+        pack_in_layers(graph)
+        bundle_stored(graph)
         if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
             keep_halves(graph)
         graph.set_rt_info("\n".join(said), _GUARDS)

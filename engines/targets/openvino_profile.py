@@ -15,6 +15,7 @@ from engines.reference import Arrays
 from engines.report import Layer, Speed
 from engines.runtime.openvino import core, stream_config
 from engines.targets.openvino import filled_requests
+from engines.targets.openvino_fused import BINARY_LAYERS, kind_of, weights_shape
 
 __all__ = ["layers_of", "speeds_of", "timed_layers"]
 
@@ -25,7 +26,6 @@ _PROFILED_RUNS = 5
 _NO_LAYER = frozenset({"Const", "Input", "Output", "Parameter", "Result"})
 _PRECISIONS = {"f64": "fp64", "f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "uint8"}
 _NOT_RUN = "not_executed"
-_MULTIPLY = frozenset({"BinaryConv2d", "BinaryThreshold2d", "BinaryGemm", "BinaryThreshold"})
 _MOVE = frozenset({"BinaryPack", "BinaryMaxPool"})
 
 
@@ -53,16 +53,16 @@ def timed_layers(graph: ov.Model, batch: Arrays, threads: int) -> tuple[Layer, .
 
 def _as_binary(layers: tuple[Layer, ...], graph: ov.Model) -> tuple[Layer, ...]:
     """The runtime calls layers of an extension just that: what they are is in the graph, which kernels have run since
-    this process began in the counters of the extension itself.
+    this process began in the counters of the extension itself. A layer that does more is called as one that does not.
     """
-    ops = {op.get_friendly_name(): op for op in graph.get_ops() if op.get_type_name() in _MULTIPLY | _MOVE}
+    ops = {op.get_friendly_name(): op for op in graph.get_ops() if kind_of(op) in BINARY_LAYERS | _MOVE}
     if not ops:
         return layers
     ran = " and ".join(name for name, count in Native().runs().items() if count)
     return tuple(
         layer if (op := ops.get(layer.source or layer.name)) is None else msgspec.structs.replace(
-            layer, op_type=op.get_type_name(), precision="binary", weight_bytes_saved=_bytes_saved(op),
-            kernel="bnn native" if op.get_type_name() in _MOVE else f"bnn {ran or 'not run'}",
+            layer, op_type=kind_of(op), precision="binary", weight_bytes_saved=_bytes_saved(op),
+            kernel="bnn native" if kind_of(op) in _MOVE else f"bnn {ran or 'not run'}",
         )
         for layer in layers
     )  # fmt: skip
@@ -70,9 +70,9 @@ def _as_binary(layers: tuple[Layer, ...], graph: ov.Model) -> tuple[Layer, ...]:
 
 def _bytes_saved(op: ov.Node) -> int:
     """Weights of 4 bytes each, less the words that hold them."""
-    if op.get_type_name() in _MOVE:
+    if kind_of(op) in _MOVE:
         return 0
-    shape, own = list(op.input(1).get_shape()), op.get_attributes()
+    shape, own = weights_shape(op), op.get_attributes()
     filters = math.prod(shape[:-1])
     return int(4 * filters * (own["channels"] // own.get("group", 1) - shape[-1]))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engines.plugins.native import geometry
 from engines.plugins.ops import ConvAttributes, GemmAttributes, words_of
 
 __all__ = ["COMPILER", "EMULATOR", "Emulated", "build_driver", "missing"]
@@ -74,7 +75,7 @@ class Emulated:
         self, kernel: str, bits: np.ndarray, weights: np.ndarray, multiplier: np.ndarray, bias: np.ndarray,
         activation: np.ndarray, attributes: ConvAttributes,
     ) -> np.ndarray:  # fmt: skip
-        shape, sizes = _geometry(bits, weights, attributes)
+        shape, sizes = geometry(bits, weights, attributes)
         out = np.empty((len(bits), len(weights), *sizes), np.float32)
         given = bits, weights, multiplier, bias, activation
         return self._call(_CONVOLVE, self.kernels().index(kernel), shape, len(bits), given, out)
@@ -84,7 +85,7 @@ class Emulated:
         activation: np.ndarray, attributes: GemmAttributes,
     ) -> np.ndarray:  # fmt: skip
         pixels, filters = bits[None, None], weights[:, None, None]
-        shape, _ = _geometry(pixels, filters, attributes.as_convolution())
+        shape, _ = geometry(pixels, filters, attributes.as_convolution())
         out = np.empty((len(bits), len(weights)), np.float32)
         given = pixels, filters, multiplier, bias, activation
         return self._call(_PRODUCT, self.kernels().index(kernel), shape, 1, given, out)
@@ -93,7 +94,7 @@ class Emulated:
         self, kernel: str, bits: np.ndarray, weights: np.ndarray, thresholds: np.ndarray, flips: np.ndarray,
         attributes: ConvAttributes,
     ) -> np.ndarray:  # fmt: skip
-        shape, sizes = _geometry(bits, weights, attributes)
+        shape, sizes = geometry(bits, weights, attributes)
         out = np.empty((len(bits), *sizes, words_of(len(weights))), np.int32)
         given = bits, weights, thresholds, flips
         return self._call(_THRESHOLD, self.kernels().index(kernel), shape, len(bits), given, out)
@@ -118,12 +119,3 @@ class Emulated:
         (count,) = struct.unpack("<q", head)
         assert count >= 0, "this kernel is not usable"
         return self._process.stdout.read(count)
-
-
-def _geometry(bits: np.ndarray, weights: np.ndarray, own: ConvAttributes) -> tuple[list[int], list[int]]:
-    """The fields of the kernels' Geometry in their order, and the height and width of what comes out."""
-    size, kernel = bits.shape[1:3], weights.shape[1:3]
-    sums = own.pads[0] + own.pads[2], own.pads[1] + own.pads[3]
-    out = [(size[i] + sums[i] - (kernel[i] - 1) * own.dilations[i] - 1) // own.strides[i] + 1 for i in (0, 1)]
-    shape = [own.channels, *size, len(weights), own.group, *kernel, *own.strides, *own.dilations, *own.pads]
-    return [*shape, own.pad_value, int(own.low == 0)], out

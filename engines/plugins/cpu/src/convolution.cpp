@@ -125,8 +125,8 @@ int Geometry::group_words() const { return (channels / groups + 31) / 32; }
 int Geometry::row_words() const { return kernel_height * kernel_width * group_words(); }
 
 void Buffer::resize(std::size_t bytes) {
-    bytes_.resize(bytes + 64);
-    start_ = bytes_.data() + (64 - reinterpret_cast<std::uintptr_t>(bytes_.data()) % 64) % 64;
+    bytes_.reset(new std::uint8_t[bytes + 64]);
+    start_ = bytes_.get() + (64 - reinterpret_cast<std::uintptr_t>(bytes_.get()) % 64) % 64;
 }
 
 struct Convolution::Scratch {
@@ -191,11 +191,16 @@ void Convolution::run(
             float* out = floats.out + (image * places + begin) * g.filters + channel;
             finish_rows(dots, count, stride_, filters_, multiplier, bias, out, g.filters);
             if (!plain) activate_rows(floats.activation, channel, count, filters_, out, g.filters);
+            if (floats.added != nullptr) add(floats.added + (out - floats.out), count, filters_, out, g.filters);
             return;
         }
-        float* out = floats.out + (image * g.filters + channel) * places + begin;
-        kernel_.finish(dots, static_cast<int>(count), stride_, filters_, multiplier, bias, out, places);
-        if (!plain) activate(floats.activation, channel, count, filters_, out, places);
+        const std::size_t first = (image * g.filters + channel) * places + begin;
+        const float* added = floats.added != nullptr ? floats.added + first : nullptr;
+        float* out = floats.out + first;
+        kernel_.finish(dots, static_cast<int>(count), stride_, filters_, multiplier, bias, plain ? added : nullptr, out, places);
+        if (plain) return;
+        activate(floats.activation, channel, count, filters_, out, places);
+        if (added != nullptr) add(added, filters_, count, out, places);
     };
     dots(g, bits, batch, finish, parallel);
 }

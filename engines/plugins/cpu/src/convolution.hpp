@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "kernel.hpp"
@@ -25,14 +26,14 @@ struct Geometry {
     int row_words() const;    // of one output pixel and group
 };
 
-// Memory aligned to 64 bytes.
+// Memory aligned to 64 bytes, which is not cleared.
 class Buffer {
   public:
-    void resize(std::size_t bytes);
+    void resize(std::size_t bytes);  // what was in it is lost
     std::uint8_t* data() const { return start_; }
 
   private:
-    std::vector<std::uint8_t> bytes_;
+    std::unique_ptr<std::uint8_t[]> bytes_;
     std::uint8_t* start_ = nullptr;
 };
 
@@ -46,13 +47,14 @@ struct Activation {
 };
 
 // out: [batch][filters][out height][out width] of v = dot * multiplier + bias, activated; with `channels_last`, [batch]
-// [out height][out width][filters]
+// [out height][out width][filters]; `added` lies as `out` does, and is added last
 struct Floats {
     const float* multiplier;
     const float* bias;
     Activation activation;
     float* out;
     bool channels_last;
+    const float* added = nullptr;
 };
 
 // out: [batch][out height][out width][words]; a bit is set where (dot < threshold) != flip. Filters are in one group, or

@@ -45,6 +45,11 @@ void activate_rows(
     }
 }
 
+void add(const float* values, std::size_t rows, std::size_t columns, float* out, std::size_t step) {
+    for (std::size_t row = 0; row < rows; ++row, values += step, out += step)
+        for (std::size_t column = 0; column < columns; ++column) out[column] += values[column];
+}
+
 void finish_rows(
     const std::int32_t* dots, std::size_t pixels, int stride, int channels, const float* multiplier, const float* bias,
     float* out, std::size_t step) {

@@ -19,6 +19,9 @@ void activate(
 void activate_rows(
     const Activation& activation, std::size_t first, std::size_t pixels, int channels, float* values, std::size_t step);
 
+// out[row * step + column] += values[row * step + column]
+void add(const float* values, std::size_t rows, std::size_t columns, float* out, std::size_t step);
+
 // out[pixel * step + channel] = dots[pixel * stride + channel] * multiplier[channel] + bias[channel], each rounded
 void finish_rows(
     const std::int32_t* dots, std::size_t pixels, int stride, int channels, const float* multiplier, const float* bias,

@@ -10,6 +10,12 @@ namespace bnn {
 
 constexpr int kMostPixels = 32;  // of one product: their counts stay in the nearest cache
 
+// out[channel * places + pixel] = dots[pixel * stride + channel] * multiplier[channel] + bias[channel], and the same place
+// of `added` where it is not null; each operation rounds.
+using ToFloats = void(
+    const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias,
+    const float* added, float* out, std::size_t places);
+
 // Rows and weights are words of 32 bits; a set bit is -1, bits beyond the true channels are 0 in both.
 struct Kernel {
     const char* name;
@@ -27,10 +33,7 @@ struct Kernel {
     void (*multiply)(
         const void* rows, int pixels, int words, const void* weights, int channels, std::int32_t total, std::int32_t* dots,
         int stride);
-    // out[channel * places + pixel] = dots[pixel * stride + channel] * multiplier[channel] + bias[channel], each rounded
-    void (*finish)(
-        const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias,
-        float* out, std::size_t places);
+    ToFloats* finish;
     // Bit `channel` of words[pixel * step + channel / 32]: (dots[pixel * stride + channel] < thresholds[channel]) != flips.
     // Thresholds have `stride` entries, flips are words of bits; bits beyond the channels come out 0.
     void (*threshold)(
@@ -43,18 +46,14 @@ void threshold_plainly(
     const std::int32_t* dots, int pixels, int stride, int channels, const std::int32_t* thresholds,
     const std::uint32_t* flips, std::uint32_t* words, std::size_t step);
 
-void finish_plainly(
-    const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias, float* out,
-    std::size_t places);
+ToFloats finish_plainly;
 
 extern const Kernel portable_kernel;
 #if defined(__x86_64__)
 extern const Kernel avx2_kernel;
 extern const Kernel avx512_kernel;
 Pack pack_by_avx2;
-void finish_by_avx2(
-    const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias, float* out,
-    std::size_t places);
+ToFloats finish_by_avx2;
 void threshold_by_avx2(
     const std::int32_t* dots, int pixels, int stride, int channels, const std::int32_t* thresholds,
     const std::uint32_t* flips, std::uint32_t* words, std::size_t step);

@@ -219,8 +219,10 @@ void multiply(
 }
 
 // Eight pixels of eight channels, turned.
+template <bool Adds>
 void turn(
-    const std::int32_t* dots, int stride, const float* multiplier, const float* bias, float* out, std::size_t places) {
+    const std::int32_t* dots, int stride, const float* multiplier, const float* bias, const float* added, float* out,
+    std::size_t places) {
     const __m256 scale = _mm256_loadu_ps(multiplier), add = _mm256_loadu_ps(bias);
     __m256 row[8], pair[8], quad[8];
     for (int i = 0; i < 8; ++i) {
@@ -237,9 +239,17 @@ void turn(
         quad[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
         quad[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xee);
     }
+    const auto store = [&](std::size_t place, __m256 values) {
+        if constexpr (Adds) {
+            // as in packing: the next pixels of each channel are fetched by no processor on its own
+            _mm_prefetch(reinterpret_cast<const char*>(added + place + kMostPixels), _MM_HINT_T0);
+            values = _mm256_add_ps(values, _mm256_loadu_ps(added + place));
+        }
+        _mm256_storeu_ps(out + place, values);
+    };
     for (int i = 0; i < 4; ++i) {
-        _mm256_storeu_ps(out + i * places, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x20));
-        _mm256_storeu_ps(out + (i + 4) * places, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31));
+        store(i * places, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x20));
+        store((i + 4) * places, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31));
     }
 }
 
@@ -311,20 +321,25 @@ void pack_by_avx2(
 }
 
 void finish_by_avx2(
-    const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias, float* out,
-    std::size_t places) {
+    const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias,
+    const float* added, float* out, std::size_t places) {
     const int whole_pixels = pixels / 8 * 8, whole_channels = channels / 8 * 8;
+    const auto from = [&](std::size_t place) { return added != nullptr ? added + place : nullptr; };
+    const auto turn_one = added != nullptr ? turn<true> : turn<false>;
     for (int channel = 0; channel < whole_channels; channel += 8)
-        for (int pixel = 0; pixel < whole_pixels; pixel += 8)
-            turn(
+        for (int pixel = 0; pixel < whole_pixels; pixel += 8) {
+            const std::size_t place = channel * places + pixel;
+            turn_one(
                 dots + static_cast<std::size_t>(pixel) * stride + channel, stride, multiplier + channel, bias + channel,
-                out + channel * places + pixel, places);
+                from(place), out + place, places);
+        }
     finish_plainly(
         dots + static_cast<std::size_t>(whole_pixels) * stride, pixels - whole_pixels, stride, whole_channels, multiplier, bias,
-        out + whole_pixels, places);
+        from(whole_pixels), out + whole_pixels, places);
+    const std::size_t rest = whole_channels * places;
     finish_plainly(
         dots + whole_channels, pixels, stride, channels - whole_channels, multiplier + whole_channels, bias + whole_channels,
-        out + whole_channels * places, places);
+        from(rest), out + rest, places);
 }
 
 void threshold_by_avx2(

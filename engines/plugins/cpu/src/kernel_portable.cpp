@@ -40,12 +40,15 @@ void multiply(
 }  // namespace
 
 void finish_plainly(
-    const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias, float* out,
-    std::size_t places) {
+    const std::int32_t* dots, int pixels, int stride, int channels, const float* multiplier, const float* bias,
+    const float* added, float* out, std::size_t places) {
     for (int channel = 0; channel < channels; ++channel)
-        for (int pixel = 0; pixel < pixels; ++pixel)
-            out[channel * places + pixel] =
+        for (int pixel = 0; pixel < pixels; ++pixel) {
+            const std::size_t place = channel * places + pixel;
+            const float found =
                 static_cast<float>(dots[static_cast<std::size_t>(pixel) * stride + channel]) * multiplier[channel] + bias[channel];
+            out[place] = added != nullptr ? found + added[place] : found;
+        }
 }
 
 void threshold_plainly(

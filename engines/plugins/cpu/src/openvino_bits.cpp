@@ -6,45 +6,50 @@
 
 namespace bnn {
 
-void BinaryPack::validate_and_infer_types() {
-    const ov::PartialShape given = get_input_partial_shape(0);
-    ov::PartialShape packed = ov::PartialShape::dynamic();
-    if (given.rank().is_static()) {
-        OPENVINO_ASSERT(given.rank().get_length() >= 2, "BinaryPack needs rows and channels");
-        std::vector<ov::Dimension> sizes{given[0]};
-        sizes.insert(sizes.end(), given.begin() + 2, given.end());
-        sizes.push_back(given[1].is_static() ? ov::Dimension(words_of(number(given[1].get_length()))) : ov::Dimension());
-        packed = ov::PartialShape(sizes);
-    }
-    set_output_type(0, ov::element::i32, packed);
+ov::PartialShape packed_shape(const ov::PartialShape& given) {
+    if (given.rank().is_dynamic()) return ov::PartialShape::dynamic();
+    OPENVINO_ASSERT(given.rank().get_length() >= 2, "packing needs rows and channels");
+    std::vector<ov::Dimension> sizes{given[0]};
+    sizes.insert(sizes.end(), given.begin() + 2, given.end());
+    sizes.push_back(given[1].is_static() ? ov::Dimension(words_of(number(given[1].get_length()))) : ov::Dimension());
+    return sizes;
 }
 
-bool BinaryPack::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-    const ov::Shape shape = inputs[0].get_shape();
+ov::Shape packed_shape(const ov::Shape& given) {
+    ov::Shape sizes{given[0]};
+    sizes.insert(sizes.end(), given.begin() + 2, given.end());
+    sizes.push_back(words_of(static_cast<int>(given[1])));
+    return sizes;
+}
+
+void pack(const ov::Tensor& floats, const ov::Tensor& limits, bool strict, std::uint32_t* bits) {
+    const ov::Shape shape = floats.get_shape();
+    OPENVINO_ASSERT(limits.get_size() == shape[1], "packing with another threshold count than channels");
     const int channels = static_cast<int>(shape[1]), words = words_of(channels);
-    OPENVINO_ASSERT(inputs[1].get_size() == shape[1], "BinaryPack has another threshold count than channels");
-    ov::Shape packed{shape[0]};
     std::size_t places = 1;
-    for (std::size_t i = 2; i < shape.size(); ++i) {
-        packed.push_back(shape[i]);
-        places *= shape[i];
-    }
-    packed.push_back(words);
-    outputs[0].set_shape(packed);
-    const float* values = inputs[0].data<float>();
-    const Stored<float> thresholds(inputs[1]);
-    std::uint32_t* bits = words_in(outputs[0]);
+    for (std::size_t i = 2; i < shape.size(); ++i) places *= shape[i];
+    const float* values = floats.data<float>();
+    const Stored<float> thresholds(limits);
     constexpr std::size_t kPart = 256;  // places that a thread takes at a time
     const std::size_t parts = (places + kPart - 1) / kPart;
-    Pack* const pack = chosen().pack;
+    Pack* const pack_part = chosen().pack;
     side_by_side(shape[0] * parts, [&](std::size_t begin, std::size_t end) {
         for (std::size_t part = begin; part < end; ++part) {
             const std::size_t row = part / parts, first = part % parts * kPart, last = std::min(places, first + kPart);
-            pack(
-                values + row * channels * places, thresholds.get(), strict_ != 0, channels, places, first, last,
+            pack_part(
+                values + row * channels * places, thresholds.get(), strict, channels, places, first, last,
                 bits + row * places * words);
         }
     });
+}
+
+void BinaryPack::validate_and_infer_types() {
+    set_output_type(0, ov::element::i32, packed_shape(get_input_partial_shape(0)));
+}
+
+bool BinaryPack::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+    outputs[0].set_shape(packed_shape(inputs[0].get_shape()));
+    pack(inputs[0], inputs[1], strict_ != 0, words_in(outputs[0]));
     return true;
 }
 

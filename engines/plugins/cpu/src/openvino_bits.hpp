@@ -10,6 +10,13 @@
 
 namespace bnn {
 
+// Of [rows, channels, places...]: [rows, places..., words].
+ov::PartialShape packed_shape(const ov::PartialShape& given);
+ov::Shape packed_shape(const ov::Shape& given);
+
+// All rows side by side, by the kernel that is chosen; `bits` has `packed_shape`. limits: one a channel
+void pack(const ov::Tensor& floats, const ov::Tensor& limits, bool strict, std::uint32_t* bits);
+
 // x f32 [rows, channels, places...], thresholds f32 [channels] -> i32 [rows, places..., words]
 class BinaryPack : public ov::op::Op {
   public:

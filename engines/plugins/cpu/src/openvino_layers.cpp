@@ -13,6 +13,23 @@ std::shared_ptr<ov::Node> bound(std::shared_ptr<Operator> copy, const ov::Output
     return copy;
 }
 
+// Where either has one row.
+void add_rows(const ov::Tensor& one, const ov::Tensor& other, ov::Tensor& out) {
+    ov::Shape shape = one.get_shape(), others = other.get_shape();
+    const std::size_t rows = shape[0], other_rows = others[0];
+    others[0] = rows;
+    OPENVINO_ASSERT(shape == others && (rows == 1 || other_rows == 1), "a layer was given another shape to add than it has");
+    shape[0] = 1;
+    const std::size_t size = ov::shape_size(shape);
+    shape[0] = rows == 1 ? other_rows : rows;
+    out.set_shape(shape);
+    const float *first = one.data<float>(), *second = other.data<float>();
+    float* to = out.data<float>();
+    for (std::size_t row = 0; row < shape[0]; ++row, to += size)
+        for (std::size_t i = 0; i < size; ++i)
+            to[i] = first[(rows == 1 ? 0 : row) * size + i] + second[(other_rows == 1 ? 0 : row) * size + i];
+}
+
 }  // namespace
 
 std::shared_ptr<const Convolution> Layer::layer_for(const Geometry& g, const ov::Tensor& weights) const {
@@ -24,7 +41,8 @@ std::shared_ptr<const Convolution> Layer::layer_for(const Geometry& g, const ov:
 }
 
 void Layer::run_to_floats(
-    const Geometry& g, std::size_t batch, const ov::TensorVector& inputs, ov::Tensor& out, bool channels_last) const {
+    const Geometry& g, std::size_t batch, const ov::TensorVector& inputs, ov::Tensor& out, bool channels_last,
+    const float* added) const {
     const std::size_t filters = g.filters;
     const ov::Shape bends = inputs[4].get_shape();
     OPENVINO_ASSERT(
@@ -38,7 +56,7 @@ void Layer::run_to_floats(
     const auto layer = layer_for(g, inputs[1]);
     layer->run(
         g, words_in(inputs[0]), batch,
-        Floats{multiplier.get(), bias.get(), activation, out.data<float>(), channels_last}, side_by_side);
+        Floats{multiplier.get(), bias.get(), activation, out.data<float>(), channels_last, added}, side_by_side);
     note_run(layer->kernel());
 }
 
@@ -82,7 +100,7 @@ void Convolving::copy_attributes(const Convolving& other) {
 }
 
 Convolving::Sizes Convolving::out_sizes() const {
-    const ov::PartialShape given = get_input_partial_shape(0), weights = get_input_partial_shape(1);
+    const ov::PartialShape given = bits_shape(), weights = weights_shape();
     OPENVINO_ASSERT(weights.is_static(), get_type_name(), " has stored weights");
     OPENVINO_ASSERT(
         channels_ > 0 && groups_ > 0 && channels_ % groups_ == 0, get_type_name(), " with groups that do not fit");
@@ -138,6 +156,39 @@ bool BinaryConv2d::evaluate(ov::TensorVector& outputs, const ov::TensorVector& i
     return true;
 }
 
+void AddingConv2d::validate_and_infer_types() {
+    BinaryConv2d::validate_and_infer_types();
+    ov::PartialShape sums = get_output_partial_shape(0);
+    OPENVINO_ASSERT(
+        ov::PartialShape::broadcast_merge_into(sums, added_shape(), ov::op::AutoBroadcastType::NUMPY),
+        get_type_name(), " adds another shape than it has");
+    set_output_type(0, ov::element::f32, sums);
+}
+
+std::shared_ptr<ov::Node> AddingConv2d::clone_with_new_inputs(const ov::OutputVector& arguments) const {
+    auto copy = std::make_shared<AddingConv2d>();
+    copy->copy_attributes(*this);
+    return bound(copy, arguments);
+}
+
+bool AddingConv2d::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+    const Geometry g = geometry_of(inputs);
+    const std::size_t rows = inputs[0].get_shape()[0];
+    const ov::Shape own{
+        rows, static_cast<std::size_t>(g.filters), static_cast<std::size_t>(g.out_height()),
+        static_cast<std::size_t>(g.out_width())};
+    const ov::Tensor& added = inputs[5];
+    if (added.get_shape() == own) {
+        outputs[0].set_shape(own);
+        run_to_floats(g, rows, inputs, outputs[0], false, added.data<float>());
+        return true;
+    }
+    ov::Tensor sums(ov::element::f32, own);
+    run_to_floats(g, rows, inputs, sums, false);
+    add_rows(sums, added, outputs[0]);
+    return true;
+}
+
 void BinaryThreshold2d::validate_and_infer_types() {
     const Sizes sizes = out_sizes();
     const ov::Dimension words(words_of(static_cast<int>(sizes.filters)));
@@ -172,13 +223,13 @@ void Multiplying::copy_attributes(const Multiplying& other) {
 }
 
 std::size_t Multiplying::filters() const {
-    const ov::PartialShape weights = get_input_partial_shape(1);
+    const ov::PartialShape weights = weights_shape();
     OPENVINO_ASSERT(weights.is_static() && channels_ > 0, get_type_name(), " has stored weights, and channels");
     return weights.to_shape()[0];
 }
 
 ov::Dimension Multiplying::rows() const {
-    const ov::PartialShape given = get_input_partial_shape(0);
+    const ov::PartialShape given = bits_shape();
     return given.rank().is_static() ? given[0] : ov::Dimension();
 }
 

@@ -16,11 +16,19 @@ class Layer : public ov::op::Op {
     bool has_evaluate() const override { return true; }
 
   protected:
+    // Of what is read, in the order of `evaluate`.
+    virtual ov::PartialShape read_shape(std::size_t number) const { return get_input_partial_shape(number); }
+    // Of what need not be where a layer of bits has it.
+    virtual ov::PartialShape bits_shape() const { return read_shape(0); }
+    virtual ov::PartialShape weights_shape() const { return read_shape(1); }
+    virtual ov::PartialShape added_shape() const { return read_shape(5); }
+
     // Prepared by the first run; again where another kernel was pinned.
     std::shared_ptr<const Convolution> layer_for(const Geometry& g, const ov::Tensor& weights) const;
-    // Inputs: bits, weights, multiplier, bias, activation
+    // Inputs: bits, weights, multiplier, bias, activation. added: as `out`, or none
     void run_to_floats(
-        const Geometry& g, std::size_t batch, const ov::TensorVector& inputs, ov::Tensor& out, bool channels_last) const;
+        const Geometry& g, std::size_t batch, const ov::TensorVector& inputs, ov::Tensor& out, bool channels_last,
+        const float* added = nullptr) const;
     // Inputs: bits, weights, thresholds, flips
     void run_to_bits(const Geometry& g, std::size_t batch, const ov::TensorVector& inputs, ov::Tensor& out) const;
 
@@ -56,6 +64,16 @@ class Convolving : public Layer {
 class BinaryConv2d : public Convolving {
   public:
     OPENVINO_OP("BinaryConv2d", "bnn");
+    void validate_and_infer_types() override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+};
+
+// And f32 [rows, filters, out height, out width], which is added: one of them may have one row, and is added to all.
+// No file has them, as those that pack.
+class AddingConv2d : public BinaryConv2d {
+  public:
+    OPENVINO_OP("AddingBinaryConv2d", "bnn");
     void validate_and_infer_types() override;
     std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
     bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
