@@ -31,8 +31,8 @@ FAULTS = {
         "out of bounds",
     ),
     "racecheck": Mutation(
-        "no barrier behind the table of windows", "convolve.cu", "table, rectangles);\n    ptx::barrier();",
-        "table, rectangles);", "race at byte|shared memory: uninitialized",
+        "no barrier behind the table of windows", "convolve.cu", "block.rectangles);\n    ptx::barrier();",
+        "block.rectangles);", "race at byte|shared memory: uninitialized",
     ),
     "initcheck": Mutation(
         "stages that are not loaded", "convolve.cu", "if (number < count) load(number, number);", "",

@@ -68,7 +68,7 @@ class _Launches:
         assert out is not None, "the output lies nowhere"
         numbers = ctypes.string_at(argument + 8 * count, _ARGUMENT_BYTES[source] - 8 * count)
         launch = Launch(source, entry, grid, block, shared_bytes, numbers)  # type: ignore[arg-type]
-        out[...] = kernels.run(launch, given, (out.shape, np.uint8))
+        out[...] = kernels.run(launch, given, (out.shape, np.uint8), is_whole=False)
 
     def _memory(self, pointer: int) -> np.ndarray | None:
         if not pointer:

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.report import write_result
 from engines.hardware import gpus
+from engines.plugins.cuda.launches import TACTICS
 from engines.targets.tensorrt_process import build_apart
 from tests.gpu.conftest import XOR
 from tests.gpu.device import Gpu
@@ -20,8 +21,8 @@ from tests.gpu.machines import NoMachine
 from tests.gpu.speed import BATCHES, SHAPES, Convolution, Turns, half_network, int8_network, measured, rows_of
 from tests.targets.gpu.on_host import Host
 
-KINDS = 12
-"""Five tactics of each output, and two engines."""
+KINDS = 2 * len(TACTICS) + 2
+"""Every tactic of each output, and two engines."""
 SMALLER = 8
 """Times, on the host."""
 

@@ -40,6 +40,8 @@ _FLAGS = (
     "-ffp-contract=off", "-fno-gnu-unique", "-fno-strict-aliasing", *_POPCOUNT,
 )  # fmt: skip
 _MESSAGE_BYTES = 1000
+_OUTPUT, _INPUT, _PARTLY_WRITTEN = range(3)
+"""As shim/buffers.hpp numbers uses of memory."""
 
 
 class HostFault(Exception):
@@ -129,23 +131,24 @@ class HostKernels:
 
     def run(
         self, launch: Launch, given: Sequence[np.ndarray | None], out: tuple[tuple[int, ...], type], *, seed: int = 0,
-        workers: int = 2,
+        workers: int = 2, is_whole: bool = True,
     ) -> np.ndarray:  # fmt: skip
         """The output, of this shape and type, which is the last pointer; those of `given` come before, None for 0.
 
-        The seed decides the order of blocks, warps and lanes, and where shared memory starts.
+        The seed decides the order of blocks, warps and lanes, and where shared memory starts. Where the output
+        `is_whole`, every byte of it has to be written; else it is memory that may be larger than what a kernel makes.
         """
         shape, datatype = out
-        with self._buffers([*given, np.empty(shape, datatype)]) as pointers:
+        with self._buffers([*given, np.empty(shape, datatype)], _OUTPUT if is_whole else _PARTLY_WRITTEN) as pointers:
             self._launch(launch, pointers, seed, workers)
             size = int(np.prod(shape)) * np.dtype(datatype).itemsize
             return np.frombuffer(ctypes.string_at(pointers[-1], size), datatype).reshape(shape)
 
     @contextmanager
-    def _buffers(self, arrays: Sequence[np.ndarray | None]) -> Iterator[list[int]]:
-        """Addresses of copies, the last one an output."""
+    def _buffers(self, arrays: Sequence[np.ndarray | None], last: int) -> Iterator[list[int]]:
+        """Addresses of copies, the last one an output of this use."""
         pointers = [
-            0 if array is None else self._library.shim_allocate(array.nbytes, array is not arrays[-1])
+            0 if array is None else self._library.shim_allocate(array.nbytes, last if array is arrays[-1] else _INPUT)
             for array in arrays
         ]
         try:

@@ -84,7 +84,7 @@ class HostDriver:
         assert out is not None, "the output lies nowhere"
         launch = Launch(source, entry, grid, block, shared_bytes, argument[8 * count :])
         kernels = self._build.kernels(self._sources / f"{source}.cu", self._sm)
-        out[...] = kernels.run(launch, given, (out.shape, out.dtype.type), seed=self.seed)
+        out[...] = kernels.run(launch, given, (out.shape, out.dtype.type), seed=self.seed, is_whole=False)
         self.launched.append(entry)
 
     def _require_no_capture(self, what: str) -> None:

@@ -23,7 +23,7 @@ constexpr std::size_t kUnit = 2;  // bytes, the least that a kernel writes
 struct Buffer {
     unsigned char *mapping, *start;
     std::size_t bytes, inner_bytes;  // of the pages that can be touched
-    bool is_input;
+    Use use;
     std::unique_ptr<std::atomic<std::uint32_t>[]> owners;  // of each unit: the thread that wrote it, or 0
 
     unsigned char* inner() const { return mapping + kGuard; }
@@ -58,18 +58,18 @@ void note(const char* what, Buffer& buffer, const void* at, std::size_t bytes, b
         fail("thread %d %s %zu bytes of global memory at %s: misaligned", thread(), what, bytes, place_of(at).c_str());
     if (!buffer.has_within(static_cast<const unsigned char*>(at), bytes))
         fail("thread %d %s %zu bytes of global memory at %s: out of bounds", thread(), what, bytes, place_of(at).c_str());
-    if (buffer.is_input && is_write)
+    if (buffer.use == Use::kInput && is_write)
         fail("thread %d writes global memory at %s: an input", thread(), place_of(at).c_str());
-    if (!buffer.is_input) own(buffer, at, bytes, is_write);
+    if (buffer.use != Use::kInput) own(buffer, at, bytes, is_write);
 }
 
 }  // namespace
 
-void* allocate_buffer(std::size_t bytes, bool is_input) {
+void* allocate_buffer(std::size_t bytes, Use use) {
     const std::size_t inner = std::max(kPage, (bytes + kPage - 1) / kPage * kPage);
     void* mapping = mmap(nullptr, inner + 2 * kGuard, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapping == MAP_FAILED) return nullptr;
-    Buffer buffer{static_cast<unsigned char*>(mapping), nullptr, bytes, inner, is_input, nullptr};
+    Buffer buffer{static_cast<unsigned char*>(mapping), nullptr, bytes, inner, use, nullptr};
     mprotect(buffer.inner(), inner, PROT_READ | PROT_WRITE);
     buffer.start = buffer.inner() + (inner - bytes) / 16 * 16;  // as the least that kernels may count on
     std::memset(buffer.start, 0xCD, bytes);
@@ -99,7 +99,7 @@ void note_wide(const char* what, const void* at, std::size_t bytes, bool is_writ
 
 std::string what_is_unwritten() {
     for (const Buffer& buffer : buffers)
-        for (std::size_t i = 0; !buffer.is_input && i < (buffer.bytes + kUnit - 1) / kUnit; ++i)
+        for (std::size_t i = 0; buffer.use == Use::kOutput && i < (buffer.bytes + kUnit - 1) / kUnit; ++i)
             if (buffer.owners[i] == 0) return "no thread writes global memory at " + place_of(buffer.start + i * kUnit);
     return "";
 }

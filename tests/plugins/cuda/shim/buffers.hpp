@@ -7,7 +7,8 @@
 namespace shim {
 
 // Pages beside it cannot be touched, so that no access that goes astray meets another buffer. Kernels cannot write inputs.
-void* allocate_buffer(std::size_t bytes, bool is_input);
+enum class Use { kOutput, kInput, kPartlyWritten };  // an output is written to its last byte
+void* allocate_buffer(std::size_t bytes, Use use);
 void free_buffer(void* start);
 
 // Every load and store of a kernel: the compiler reports plain ones (traced.cpp), operations report theirs. They throw

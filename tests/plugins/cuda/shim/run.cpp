@@ -184,6 +184,6 @@ int shim_run(
     return fault.empty() ? 0 : 1;
 }
 
-void* shim_allocate(std::size_t bytes, int is_input) { return shim::allocate_buffer(bytes, is_input != 0); }
+void* shim_allocate(std::size_t bytes, int use) { return shim::allocate_buffer(bytes, static_cast<shim::Use>(use)); }
 void shim_free(void* start) { shim::free_buffer(start); }
 }
