@@ -76,32 +76,18 @@ def test_floats_that_others_read_stay(reader: str) -> None:
     assert of(made, "Cast").output == ["half"]
 
 
-def test_halves_are_packed_as_they_are() -> None:
+@pytest.mark.parametrize(
+    ("kind", "left"), [(TensorProto.FLOAT16, ["BinaryPack"]), (TensorProto.INT32, ["Cast", "BinaryPack"])]
+)
+def test_halves_alone_are_packed_as_they_are(kind: int, left: list[str]) -> None:
     file = File(64)
     packed = file.pack("x")
+    file.nodes.insert(0, helper.make_node("Cast", ["given"], ["x"], name="x", to=TensorProto.FLOAT))
     model = file.model(packed)
-    model.graph.input[0].name = "given"
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
-    nodes = list(model.graph.node)
-    del model.graph.node[:]
-    cast(model, "given", "x", TensorProto.FLOAT)
-    model.graph.node.extend(nodes)
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("given", kind, ["n", 64, "h", "w"]))
     made = with_plugins(model)
-    assert [node.op_type for node in made.graph.node] == ["BinaryPack"]
+    assert [node.op_type for node in made.graph.node] == left
     assert made.graph.node[0].input[0] == "given"
-
-
-def test_whole_numbers_are_not_packed_as_halves() -> None:
-    file = File(64)
-    packed = file.pack("x")
-    model = file.model(packed)
-    model.graph.input[0].name = "given"
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
-    nodes = list(model.graph.node)
-    del model.graph.node[:]
-    cast(model, "given", "x", TensorProto.FLOAT)
-    model.graph.node.extend(nodes)
-    assert [node.op_type for node in with_plugins(model).graph.node] == ["Cast", "BinaryPack"]
 
 
 def test_bits_that_groups_share_a_word_of_are_packed_of_floats() -> None:
