@@ -48,10 +48,28 @@ def inspect_version(
     if as_json:
         print(json.dumps({"manifest": json.loads(manifest_bytes), "report": json.loads(report_bytes)}))
         return
-    _show(json.loads(manifest_bytes), json.loads(report_bytes), settings.max_batch_size)
+    _show(json.loads(manifest_bytes), json.loads(report_bytes), settings.max_batch_size, _inline_words(plan, settings))
 
 
-def _show(manifest: dict[str, Any], report: dict[str, Any], max_batch_size: int) -> None:
+def _inline_words(plan: Path, settings: Settings) -> str:
+    """Measured now, as a server does when it loads the plan."""
+    from app.inline import INLINE_US, inline_rows
+    from engines.runtime.openvino import load_session
+
+    manifest = repository.decode((plan / repository.MANIFEST_FILE).read_bytes())
+    session = load_session(plan, manifest)
+    try:
+        rows = inline_rows(session, manifest, manifest.max_batch or settings.max_batch_size)
+    finally:
+        session.close()
+    if not rows:
+        return f"in threads: one row takes {INLINE_US:g} us or more, or may"
+    return (
+        f"on the server's loop up to {rows} rows, in less than {INLINE_US:g} us, while nothing waits; else in threads"
+    )
+
+
+def _show(manifest: dict[str, Any], report: dict[str, Any], max_batch_size: int, inline: str) -> None:
     batched, enough = manifest["proof"]["batchable"], manifest["enough_rows"]
     rows = (
         f"up to {manifest['max_batch'] or max_batch_size} rows" if batched else f"none: {manifest['proof']['reason']}"
@@ -63,6 +81,7 @@ def _show(manifest: dict[str, Any], report: dict[str, Any], max_batch_size: int)
             ("made of", f"{manifest['source']['file']}, {manifest['source']['size_bytes']:,} bytes"),
             ("batches", f"{rows}; {enough} are enough" if enough else rows),
             ("streams", f"{manifest['streams']} on {manifest['threads']} threads"),
+            ("runs", inline),
             *(("plan", _plan_words(target)) for target in report["targets"][1:]),
             *(("note", note) for note in manifest["notes"]),
         ],

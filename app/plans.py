@@ -14,6 +14,7 @@ from pathlib import Path
 from app.builds.executor import BuildLimits, GpuBuild, render_report, run_build
 from app.builds.state import Advance, served_instead
 from app.disk import naming_full_disk
+from app.inline import inline_rows
 from app.serving.limits import ModelOptions
 from app.settings import Settings
 from app.temporary import sweep_folders
@@ -197,6 +198,7 @@ class Plans:
         session = load_session(folder, manifest, streams=options.streams, instances=options.instances)
         try:
             warm_up(session, manifest)
+            session.inline_rows = inline_rows(session, manifest, options.limits.max_batch_rows or 1)
         except EngineError:  # in a thread of its own: a launch that hangs would keep close waiting
             threading.Thread(target=session.close, name="close-session", daemon=True).start()
             raise

@@ -40,8 +40,8 @@ from engines.steps import CANONICAL_PASSES
 
 __all__ = [
     "CALIBRATION_FILE", "CONFIG_FILE", "MANIFEST_FILE", "MODEL_FILE", "REPORT_FILE", "REPORT_PAGE", "SPEC_FILE",
-    "VALIDATION_FILE", "Manifest", "PlanCache", "VersionFiles", "check_model_folder", "check_model_name", "encode",
-    "file_sha256", "is_model_name", "keep_page", "next_version", "plan_key", "publish_version", "scan",
+    "VALIDATION_FILE", "Manifest", "PlanCache", "VersionFiles", "check_model_folder", "check_model_name", "decode",
+    "encode", "file_sha256", "is_model_name", "keep_page", "next_version", "plan_key", "publish_version", "scan",
     "staged_folder", "stamp_of", "sweep_versions", "tool_versions", "withdraw_version",
 ]  # fmt: skip
 

@@ -141,8 +141,9 @@ class Device:
         estimate_ns = self._estimate_ns.get(endpoint, _QUANTUM_NS)
         self._share.charge(endpoint, estimate_ns)
         self._charged_ns.setdefault(endpoint, []).append(estimate_ns)
+        alone = not self.threads_used and len(self._waiting) == 1
         self.threads_used += endpoint.threads_per_batch
-        endpoint.launch(offer)
+        endpoint.launch(offer, alone=alone)
 
     def _sleep_until(self, until_ns: int | None, now_ns: int) -> None:
         if until_ns == self._timer_ns and self._timer is not None:

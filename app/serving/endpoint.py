@@ -78,7 +78,7 @@ class Endpoint:
         self.options, self.stats, self.queue = options, stats or Stats(), Queue(options.queue)
         self.threads_per_batch = session.threads_per_batch
         self.memory_bytes = session.memory_bytes
-        self.instances = len(session.slots)
+        self.instances, self.inline_rows = len(session.slots), session.inline_rows
         self.fails_on_values = False
         """Values of the inputs can make a run fail (see the manifest): then every ticket of the batch runs anew, alone,
         and only those fail that fail alone."""
@@ -163,8 +163,12 @@ class Endpoint:
                 until_ns = min((t for t in (until_ns, verdict.until_ns) if t is not None), default=None)
         return Wait(until_ns)
 
-    def launch(self, offer: Offer) -> None:
-        """Take the offered tickets out of the queue and start them on a free slot."""
+    def launch(self, offer: Offer, *, alone: bool = False) -> None:
+        """Take the offered tickets out of the queue and start them on a free slot.
+
+        Where nothing else runs or waits (`alone`, and no ticket is left here), a batch that takes less than a hand-over
+        to another thread runs here and now, and is answered before this returns.
+        """
         now_ns = self._host.now_ns()
         if offer.group is None:
             batch = self._retries.popleft()
@@ -181,9 +185,12 @@ class Endpoint:
         try:
             batcher.gather(batch.slot, batch.tickets, self.inputs)
             batch.gathered_ns = self._host.now_ns()
-            batch.slot.launch(done)
+            if alone and batch.rows <= self.inline_rows and not self.waiting:
+                self._completed(batch, batch.slot.run())
+            else:
+                batch.slot.launch(done)
         except Exception as error:  # nothing was launched: this batch alone is lost
-            done(error)  # later, as always: a sink that runs now could change what the device has just decided
+            done(error)  # later: a sink that runs now could change what the device has just decided
 
     def _completed(self, batch: _Batch, error: BaseException | None) -> None:
         if batch.finished_ns:

@@ -79,6 +79,7 @@ class OpenVinoSlot:
         self._request: ov.InferRequest | None = compiled.create_infer_request()
         self._filled = [self._request.get_input_tensor(index) for _, index in self._inputs]
         self._answers: list[ov.Tensor] = []
+        self._is_inline = False
         engine.on_renewal(self._forget)
         self._work: queue.SimpleQueue[Done | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="openvino-slot", daemon=True)
@@ -96,14 +97,23 @@ class OpenVinoSlot:
     def launch(self, done: Done) -> None:
         self._work.put(done)
 
+    def run(self) -> BaseException | None:
+        """Without a hand-over inside OpenVINO, either: to wake its threads takes as long as a small model runs."""
+        self._is_inline = True
+        try:
+            return self._answered()
+        finally:
+            self._is_inline = False
+
     def _serve(self) -> None:
         while (done := self._work.get()) is not None:
-            error: BaseException | None = None
-            try:
-                error = self._answer()
-            except Exception as raised:
-                error = raised if isinstance(raised, EngineFailed) else EngineFailed(first_line(raised))
-            done(error)
+            done(self._answered())
+
+    def _answered(self) -> BaseException | None:
+        try:
+            return self._answer()
+        except Exception as raised:
+            return raised if isinstance(raised, EngineFailed) else EngineFailed(first_line(raised))
 
     def _answer(self) -> BaseException | None:
         """Run the batch; once more, alone, where a run beside it has spoilt the engine. Afterwards that is whole."""
@@ -123,8 +133,11 @@ class OpenVinoSlot:
 
     def _run(self, request: ov.InferRequest) -> EngineFailed | ValuesRefused | None:
         try:
-            request.start_async()
-            request.wait()
+            if self._is_inline:
+                request.infer()
+            else:
+                request.start_async()
+                request.wait()
             self._answers = [request.get_output_tensor(index) for _, index in self._outputs]
             return self._refusal(request)
         except Exception as raised:
@@ -181,6 +194,7 @@ class OpenVinoSession:
         memory_bytes: int = 0,
         guards: Sequence[str] = (),
     ) -> None:
+        self.inline_rows = 0
         self._engine: Engine | None = engine
         self._threads_per_batch = threads_per_batch
         self._memory_bytes = memory_bytes

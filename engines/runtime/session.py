@@ -24,8 +24,12 @@ class Slot(Protocol):
         """Start the batch and return at once. `done` is called exactly once, from any thread."""
         ...
 
+    def run(self) -> BaseException | None:
+        """Run the batch on the calling thread; None, or what the engine raised."""
+        ...
+
     def outputs(self) -> dict[str, np.ndarray]:
-        """Views of the results; valid from `done(None)` until the next `bind`."""
+        """Views of the results; valid from `done(None)`, or a run without error, until the next `bind`."""
         ...
 
 
@@ -44,6 +48,9 @@ class Session(Protocol):
     def memory_bytes(self) -> int:
         """Bytes of weights that the engine holds, as far as known."""
         ...
+
+    inline_rows: int
+    """Batches up to so many rows were measured to run faster than they are handed to another thread; 0 = none."""
 
     def close(self) -> None:
         """Free the engine. No launch may be in flight."""

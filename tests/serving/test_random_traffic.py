@@ -63,10 +63,11 @@ class Model:
 
 
 class Traffic:
-    def __init__(self, options: tuple[ModelOptions, ...]) -> None:
+    def __init__(self, options: tuple[ModelOptions, ...], inline_rows: int) -> None:
         shapes = [{"slots": 3}, {"slots": 1, "threads_per_batch": 2}, {"slots": 2, "threads_per_batch": 5}]
-        first = Bench(options[0], threads=THREADS, name="0", function=doubled, **shapes[0])
-        rest = [Bench(options[i], beside=first, name=str(i), function=doubled, **shapes[i]) for i in (1, 2)]
+        of = {"function": doubled, "inline_rows": inline_rows}
+        first = Bench(options[0], threads=THREADS, name="0", **of, **shapes[0])
+        rest = [Bench(options[i], beside=first, name=str(i), **of, **shapes[i]) for i in (1, 2)]
         self.models = [Model(bench) for bench in (first, *rest)]
         self.models[2].bench.endpoint.fails_on_values = True
         self.loop, self.device, self.number, self.held = first.loop, first.device, 0, False
@@ -74,6 +75,7 @@ class Traffic:
         for model in self.models:
             for slot in model.bench.session.slots:
                 slot.on_launch = partial(self._launched, model)
+                slot.fails = partial(self._inline_failure, slot)
 
     def _launched(self, model: Model, batch: dict[str, np.ndarray]) -> None:
         """Keeps what it finds: the endpoint takes whatever is raised here for a broken engine."""
@@ -127,6 +129,13 @@ class Traffic:
         picky = slot in self.models[2].bench.session.slots
         broken = poisoned if picky else how == "broken"
         slot.finish(RuntimeError("broken") if broken else None, times=2 if how == "twice" else 1)
+
+    def _inline_failure(self, slot: HeldSlot, batch: dict[str, np.ndarray]) -> RuntimeError | None:
+        """As a batch ends that a test does not end itself; of the others, each eleventh fails."""
+        numbers = batch["x"][:, 0]
+        picky = slot in self.models[2].bench.session.slots
+        broken = (numbers % POISON == 0).any() if picky else numbers.sum() % 11 == 0
+        return RuntimeError("broken") if broken else None
 
     def _refuse(self, index: int) -> None:
         for slot in self.models[index % 2].bench.session.slots:
@@ -208,14 +217,21 @@ class Traffic:
         assert len(endpoint._free) == endpoint.instances
 
 
+@pytest.mark.parametrize("inline_rows", [0, 3])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
-def test_every_request_is_answered_once_and_with_its_own_rows(options: tuple[ModelOptions, ...]) -> None:
+def test_every_request_is_answered_once_and_with_its_own_rows(
+    options: tuple[ModelOptions, ...], inline_rows: int
+) -> None:
     @settings(max_examples=200, derandomize=True, deadline=None, database=None)
     @given(st.lists(STEPS, min_size=10, max_size=80))
     def run(steps: list[tuple]) -> None:
-        traffic = Traffic(options)
+        nonlocal ran_inline
+        traffic = Traffic(options, inline_rows)
         for step in steps:
             traffic.step(*step)
         traffic.end()
+        ran_inline += sum(slot.ran_inline for model in traffic.models for slot in model.bench.session.slots)
 
+    ran_inline = 0
     run()
+    assert bool(ran_inline) == bool(inline_rows)

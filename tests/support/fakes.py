@@ -91,6 +91,8 @@ class HeldSlot:
         self.batches: list[dict[str, np.ndarray]] = []
         self.refuses: Exception | None = None
         """Raised by the next `bind`."""
+        self.fails: Callable[[dict[str, np.ndarray]], BaseException | None] = lambda batch: None
+        self.ran_inline = 0
 
     def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         assert self.done is None, "bound while a batch runs"
@@ -105,6 +107,13 @@ class HeldSlot:
         self.batches.append({name: array.copy() for name, array in self.inputs.items()})
         self._launched.append(self.batches[-1])
         self.on_launch(self.batches[-1])
+
+    def run(self) -> BaseException | None:
+        """At once; `fails` says what becomes of it."""
+        self.launch(lambda error: None)
+        self.done = None
+        self.ran_inline += 1
+        return self.fails(self.batches[-1])
 
     def outputs(self) -> dict[str, np.ndarray]:
         return self.function(self.inputs)
@@ -121,11 +130,13 @@ class HeldSession:
     """A session of held slots. `launched` holds the inputs of every batch, in the order of their launches."""
 
     def __init__(
-        self, slots: int = 1, threads_per_batch: int = 1, function: Function = lambda inputs: {"y": inputs["x"]}
-    ) -> None:
+        self, slots: int = 1, threads_per_batch: int = 1, function: Function = lambda inputs: {"y": inputs["x"]},
+        inline_rows: int = 0,
+    ) -> None:  # fmt: skip
         self.launched: list[dict[str, np.ndarray]] = []
         self._slots = [HeldSlot(function, self.launched) for _ in range(slots)]
         self.threads_per_batch, self.memory_bytes, self.closed = threads_per_batch, 0, False
+        self.inline_rows = inline_rows
 
     @property
     def slots(self) -> Sequence[HeldSlot]:
@@ -237,10 +248,11 @@ class Bench:
         width: int = -1,
         function: Function = lambda inputs: {"y": inputs["x"]},
         outputs: Sequence[str] = ("y",),
+        inline_rows: int = 0,
     ) -> None:
         self.loop = beside.loop if beside else HeldLoop()
         self.device = beside.device if beside else Device(self.loop, threads, clock=lambda: self.loop.now_ns)
-        self.session = HeldSession(slots, threads_per_batch, function)
+        self.session = HeldSession(slots, threads_per_batch, function, inline_rows)
         self.endpoint = endpoint_on(self.device, self.session, options, name, width, outputs)
         registry = Registry()
         registry.set(Version(name, 1, ModelState.READY, endpoint=self.endpoint))
