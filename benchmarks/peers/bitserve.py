@@ -1,0 +1,32 @@
+"""This project's server, as anybody starts it: no configuration."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.peers.models import MAX_BATCH, Served
+from benchmarks.peers.peer import Peer
+from benchmarks.peers.processes import Tree
+from benchmarks.peers.wording import BINARY, JSON, Binary, Json
+from tests.support.onnx_models import place
+from tests.support.servers import running
+
+__all__ = ["NAME", "up"]
+
+NAME = "bitserve"
+
+
+@contextlib.contextmanager
+def up(models: Sequence[Served], folder: Path) -> Iterator[Peer]:
+    """Compiled first; the measured server starts from the cache."""
+    repository = folder / "repository"
+    for served in models:
+        place(repository, served.name, served.model)
+    flags = ("--max-batch-size", str(MAX_BATCH))
+    for measured in (False, True):
+        with running(repository, *flags) as server:
+            server.wait_ready(*(served.name for served in models))
+            if measured:
+                yield Peer(NAME, server.url, Tree(server.process.pid), {BINARY: Binary(), JSON: Json()})
