@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -11,9 +12,10 @@ from benchmarks.load import binary_request, json_request
 from benchmarks.peers.models import Served
 from benchmarks.wrk import Sent
 
-__all__ = ["BINARY", "JSON", "Binary", "Json", "Wording"]
+__all__ = ["BINARY", "JSON", "Bare", "Binary", "Json", "Plain", "Wording"]
 
 BINARY, JSON = "binary", "JSON"
+_JSON_BODY = {"Content-Type": "application/json"}
 
 
 class Wording(Protocol):
@@ -57,6 +59,37 @@ class Json:
         said = json.loads(body)
         tensor = said["outputs"][0]
         return int(said["id"]), np.array(tensor["data"], np.float32).reshape(tensor["shape"])
+
+
+@dataclass(frozen=True)
+class Plain:
+    """{"id", "x"} is answered {"id", "y"}, at a path for one model."""
+
+    path: str
+
+    def put(self, served: Served, number: int, array: np.ndarray) -> Sent:
+        """Rows nested, as a handler takes them."""
+        return Sent(self.path, json.dumps({"id": str(number), "x": array.tolist()}).encode(), _JSON_BODY)
+
+    def read(self, served: Served, rows: int, body: bytes) -> tuple[int, np.ndarray]:
+        """Nested again."""
+        said = json.loads(body)
+        return int(said["id"]), np.array(said["y"], np.float32)
+
+
+@dataclass(frozen=True)
+class Bare:
+    """{"x"} is answered with the rows: nothing says to whom they belong, so they are held against all answers."""
+
+    path: str
+
+    def put(self, served: Served, number: int, array: np.ndarray) -> Sent:
+        """Rows nested."""
+        return Sent(self.path, json.dumps({"x": array.tolist()}).encode(), _JSON_BODY)
+
+    def read(self, served: Served, rows: int, body: bytes) -> tuple[None, np.ndarray]:
+        """Nested again."""
+        return None, np.array(json.loads(body), np.float32)
 
 
 def _path(served: Served) -> str:
