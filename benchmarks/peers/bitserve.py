@@ -11,11 +11,12 @@ from benchmarks.peers.peer import Peer
 from benchmarks.peers.processes import Tree
 from benchmarks.peers.wording import BINARY, JSON, Binary, Json
 from tests.support.onnx_models import place
-from tests.support.servers import running
+from tests.support.servers import Server, running, until
 
 __all__ = ["NAME", "up"]
 
 NAME = "bitserve"
+_BUILT_S = 1800.0
 
 
 @contextlib.contextmanager
@@ -27,6 +28,20 @@ def up(models: Sequence[Served], folder: Path) -> Iterator[Peer]:
     flags = ("--max-batch-size", str(MAX_BATCH))
     for measured in (False, True):
         with running(repository, *flags) as server:
-            server.wait_ready(*(served.name for served in models))
+            _wait_built(server, len(models))
             if measured:
                 yield Peer(NAME, server.url, Tree(server.process.pid), {BINARY: Binary(), JSON: Json()})
+
+
+def _wait_built(server: Server, count: int) -> None:
+    """Until so many models are ready: a hundred builds, one after the other, take minutes."""
+
+    def states() -> list[str]:
+        return [entry["state"] for entry in server.index().values()]
+
+    def settled() -> bool:
+        found = states()
+        return len(found) == count and "LOADING" not in found
+
+    until(settled, "models past loading", _BUILT_S, every_s=0.25)
+    assert set(states()) == {"READY"}, server.index()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Rounds", "Runner", "Void", "interleaved", "turn"]
+__all__ = ["Measured", "Rounds", "Runner", "Void", "interleaved", "turn"]
 
 Measured = Mapping[str, float]
 Runner = Callable[[], Measured]
@@ -60,9 +60,12 @@ def turn(names: Sequence[str], number: int) -> list[str]:
     return list(names) if number % 2 == 0 else list(reversed(names))
 
 
-def interleaved(runners: Mapping[str, Runner], rounds: int) -> Rounds:
-    """So many rounds of all. A runner whose run is void is not run again, and the others go on."""
-    found = Rounds()
+def interleaved(runners: Mapping[str, Runner], rounds: int, absent: Mapping[str, str] | None = None) -> Rounds:
+    """So many rounds of all. A runner whose run is void is not run again, and the others go on.
+
+    `absent`: why others are not there at all.
+    """
+    found = Rounds(void=dict(absent or {}))
     for number in range(rounds):
         measured: dict[str, Measured] = {}
         for name in turn(list(runners), number):

@@ -35,7 +35,8 @@ class Peer:
     def sent(self, kind: str, questions: Questions) -> list[Sent]:
         """The requests, in the order of their numbers."""
         put = self.wordings[kind].put
-        return [put(questions.served, number, array) for number, array in enumerate(questions.inputs)]
+        pairs = zip(questions.served, questions.inputs, strict=True)
+        return [put(served, number, array) for number, (served, array) in enumerate(pairs)]
 
     def ask_all(self, kind: str, questions: Questions) -> list[bytes]:
         """Put each question once, check each answer, and give the bodies. WrongAnswer, with what is wrong."""
@@ -68,7 +69,7 @@ class Peer:
 
     def _read(self, kind: str, questions: Questions, body: bytes) -> tuple[int | None, np.ndarray]:
         try:
-            return self.wordings[kind].read(questions.served, len(questions.inputs[0]), body)
+            return self.wordings[kind].read(questions.served[0], questions.rows, body)
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise WrongAnswer(f"{self.name} answers {body[:80]!r}: {error!r}") from error
 

@@ -1,4 +1,4 @@
-"""Sixteen different inputs, what the reference answers to them, and whether an answer is one of those."""
+"""Different inputs, what the reference answers to them, and whether an answer is one of those."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import onnxruntime as ort
 
 from benchmarks.peers.models import Served
 
-__all__ = ["COUNT", "Questions", "WrongAnswer", "questions_for"]
+__all__ = ["COUNT", "Questions", "WrongAnswer", "questions_for", "questions_over"]
 
 COUNT = 16
+"""At least."""
 
 
 class WrongAnswer(Exception):
@@ -21,37 +22,52 @@ class WrongAnswer(Exception):
 
 @dataclass(frozen=True)
 class Questions:
-    """`inputs`: [rows, ...] each; `answers`: [rows, classes] each, by ONNX Runtime. A number is an index of both."""
+    """By number: the model that is asked, its input [rows, ...], and the answer [rows, classes] by ONNX Runtime."""
 
-    served: Served
+    served: tuple[Served, ...]
     inputs: tuple[np.ndarray, ...]
     answers: tuple[np.ndarray, ...]
 
     def __post_init__(self) -> None:
-        for number, one in enumerate(self.answers):
-            for other in self.answers[:number]:
-                if self._near(one, other, 4):
-                    raise ValueError("two of the answers are alike: a mix-up of them would not be seen")
+        for number in range(len(self.answers)):
+            if any(self._near(self.answers[number], other, 4) for other in range(number)):
+                raise ValueError("two of the answers are alike: a mix-up of them would not be seen")
+
+    @property
+    def rows(self) -> int:
+        """Of each."""
+        return len(self.inputs[0])
 
     def check(self, number: int | None, answer: np.ndarray) -> None:
         """Raise WrongAnswer unless it is the answer to that question, or to any where the server tells no number."""
         numbers: Sequence[int] = range(len(self.answers)) if number is None else (number,)
-        if any(0 <= at < len(self.answers) and self._near(answer, self.answers[at]) for at in numbers):
+        if any(0 <= at < len(self.answers) and self._near(answer, at) for at in numbers):
             return
         shown = np.array2string(answer.ravel()[:4])
-        raise WrongAnswer(f"{self.served.name} answers {shown}... to question {'any' if number is None else number}")
+        raise WrongAnswer(f"{shown}... answers question {'any' if number is None else number}")
 
-    def _near(self, a: np.ndarray, b: np.ndarray, times: float = 1) -> bool:
-        bound = times * self.served.tolerance * float(np.abs(b).max())
-        return a.shape == b.shape and bool(np.all(np.abs(a - b) <= bound))
+    def _near(self, answer: np.ndarray, number: int, times: float = 1) -> bool:
+        right = self.answers[number]
+        bound = times * self.served[number].tolerance * float(np.abs(right).max())
+        return answer.shape == right.shape and bool(np.all(np.abs(answer - right) <= bound))
 
 
 def questions_for(served: Served, rows: int = 1, count: int = COUNT) -> Questions:
     """Seeded normal numbers."""
+    return questions_over([served], rows, count)
+
+
+def questions_over(models: Sequence[Served], rows: int = 1, count: int = COUNT) -> Questions:
+    """The same to each model in turn, all at least once."""
     rng = np.random.default_rng(rows)
-    inputs = tuple(rng.standard_normal((rows, *served.row), dtype=np.float32) for _ in range(count))
+    served = tuple(models[number % len(models)] for number in range(max(count, len(models))))
+    inputs = tuple(rng.standard_normal((rows, *one.row), dtype=np.float32) for one in served)
+    sessions = {one.name: _session(one) for one in models}
+    answers = (sessions[one.name].run([one.output], {one.input: x})[0] for one, x in zip(served, inputs, strict=True))
+    return Questions(served, inputs, tuple(answers))
+
+
+def _session(served: Served) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(served.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    answers = tuple(session.run([served.output], {served.input: one})[0] for one in inputs)
-    return Questions(served, inputs, answers)
+    return ort.InferenceSession(served.model.SerializeToString(), options, providers=["CPUExecutionProvider"])

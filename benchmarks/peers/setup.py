@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from benchmarks.child import Child
 from benchmarks.peers.models import MAX_BATCH, Served
-from benchmarks.peers.pairing import Measured, Runner, Void
+from benchmarks.peers.pairing import Measured, Runner, Void, interleaved
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.questions import Questions, WrongAnswer
 from engines.hardware import usable_threads
 
-__all__ = ["IN_PROCESS", "Effort", "in_process", "loaded", "runners", "up"]
+__all__ = ["IN_PROCESS", "Effort", "Standing", "case", "loaded", "runners", "up"]
 
 IN_PROCESS = "in-process"
 
@@ -30,16 +33,28 @@ class Effort:
     requests: int = 1_000_000
 
 
+@dataclass
+class Standing:
+    """Who is up, by name, and why others are not."""
+
+    peers: dict[str, Peer] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+
 @contextlib.contextmanager
-def up(modules: Sequence[ModuleType], models: Sequence[Served], folder: Path) -> Iterator[dict[str, Peer]]:
-    """These peers at once, each with these models, by name; `folder` takes their files."""
+def up(modules: Sequence[ModuleType], models: Sequence[Served], folder: Path) -> Iterator[Standing]:
+    """These peers at once, each with these models; `folder` takes their files. One that does not start is absent."""
     with contextlib.ExitStack() as stack:
-        found: dict[str, Peer] = {}
+        standing = Standing()
         for module in modules:
             own = folder / module.__name__.rsplit(".", 1)[-1]
             own.mkdir()
-            found[module.NAME] = stack.enter_context(module.up(models, own))
-        yield found
+            try:
+                standing.peers[module.NAME] = stack.enter_context(module.up(models, own))
+            except (RuntimeError, AssertionError, OSError, subprocess.CalledProcessError) as error:
+                print(f"{module.NAME} did not start: {error}", file=sys.stderr)
+                standing.absent[module.NAME] = "did not start"
+        yield standing
 
 
 def loaded(
@@ -58,23 +73,33 @@ def loaded(
     return figures
 
 
-def in_process(child: Child, batch: int, seconds: int) -> Measured:
+def _in_process(child: Child, batch: int, seconds: int) -> Measured:
     """One caller that waits for batches of so many rows, with the threads that every peer's engine has."""
     found = child.alone(usable_threads(), batch, seconds)
     return {**found, "requests_per_s": found["rows_per_s"], "cpu_s_per_request": found["cpu_s_per_row"]}
 
 
 def runners(
-    peers: Mapping[str, Peer], kind: str, questions: Questions, folder: Path, connections: int, effort: Effort,
+    standing: Standing, kind: str, questions: Questions, folder: Path, connections: int, effort: Effort,
     child: Child | None = None,
 ) -> dict[str, Runner]:  # fmt: skip
     """Those that speak this kind, warm, and the engine alone: batches of as many rows as there are connections."""
     found: dict[str, Runner] = {}
-    for name, peer in peers.items():
+    for name, peer in standing.peers.items():
         if kind in peer.wordings:
             with contextlib.suppress(Void):  # it will be void again, and be named then
                 loaded(peer, kind, questions, folder, connections, 1)
             found[name] = functools.partial(loaded, peer, kind, questions, folder, connections, effort.seconds)
     if child is not None:
-        found[IN_PROCESS] = functools.partial(in_process, child, min(connections, MAX_BATCH), effort.seconds)
+        found[IN_PROCESS] = functools.partial(_in_process, child, min(connections, MAX_BATCH), effort.seconds)
     return found
+
+
+def case(
+    standing: Standing, kind: str, questions: Questions, folder: Path, connections: int, effort: Effort,
+    child: Child | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """All rounds of all of them, for JSON."""
+    turns = runners(standing, kind, questions, folder, connections, effort, child)
+    found = interleaved(turns, effort.rounds, standing.absent)
+    return {"kind": kind, "connections": connections, **found.as_dict()}

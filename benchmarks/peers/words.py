@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.peers.pairing import Rounds
 
-__all__ = ["COMMAND", "against", "row", "why_void"]
+__all__ = ["COMMAND", "against", "row", "share", "why_void"]
 
 COMMAND = "make bench-peers"
 _LONGEST = 240
@@ -28,3 +28,11 @@ def why_void(found: Rounds, *names: str) -> str:
     """Which run was void, and why."""
     reasons = [f"void: {name}, {found.void[name]}" for name in names if name in found.void]
     return "; ".join(reasons) or "not measured"
+
+
+def share(found: Rounds, key: str, name: str, other: str, unit: str) -> str:
+    """The ratio as a percentage."""
+    ratio, mine, theirs = found.ratio(key, name, other), found.median(name, key), found.median(other, key)
+    if ratio is None or mine is None or theirs is None:
+        return why_void(found, name, other)
+    return f"{ratio:.1%} ({mine:.1f} against {theirs:.1f} {unit})"

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks.peers.models import largest, tiny
-from benchmarks.peers.questions import Questions, WrongAnswer, questions_for
+from benchmarks.peers.questions import Questions, WrongAnswer, questions_for, questions_over
 from benchmarks.peers.wording import Binary, Json
 
-QUESTIONS = questions_for(tiny())
+MODEL = tiny()
+QUESTIONS = questions_for(MODEL)
 
 
 def test_inputs_differ_and_their_own_answers_are_right() -> None:
@@ -51,7 +52,19 @@ def test_a_number_that_nobody_asked_is_wrong() -> None:
 
 def test_answers_that_are_alike_make_no_questions() -> None:
     with pytest.raises(ValueError, match="alike"):
-        dataclasses.replace(QUESTIONS, answers=(QUESTIONS.answers[0],) * 2)
+        dataclasses.replace(QUESTIONS, answers=(QUESTIONS.answers[0],) * 16)
+
+
+def test_questions_over_models_are_each_for_its_own() -> None:
+    models = [tiny(f"tiny_{seed}", seed) for seed in range(20)]
+    questions = questions_over(models)
+    assert [one.name for one in questions.served] == [one.name for one in models]
+    assert len(questions_over(models[:3]).inputs) == 16
+    alone = questions_for(models[7], count=20)
+    assert np.array_equal(questions.inputs[7], alone.inputs[7])
+    questions.check(7, alone.answers[7])
+    with pytest.raises(WrongAnswer):
+        questions.check(7, questions_for(models[8], count=20).answers[7])
 
 
 def test_the_largest_number_is_exact() -> None:
@@ -74,14 +87,14 @@ def answered(questions: Questions, number: int) -> tuple[bytes, bytes]:
 
 def test_both_wordings_read_what_a_server_says() -> None:
     for wording, body in zip((Binary(), Json()), answered(QUESTIONS, 7), strict=True):
-        number, values = wording.read(QUESTIONS.served, 1, body)
+        number, values = wording.read(MODEL, 1, body)
         assert number == 7
         QUESTIONS.check(number, values)
 
 
 def test_both_wordings_ask_with_the_number_and_the_very_values() -> None:
     x = QUESTIONS.inputs[7]
-    binary, as_json = (wording.put(QUESTIONS.served, 7, x) for wording in (Binary(), Json()))
+    binary, as_json = (wording.put(MODEL, 7, x) for wording in (Binary(), Json()))
     assert binary.path == as_json.path == "/v2/models/tiny/infer"
     head = json.loads(binary.body[: int(binary.headers["Inference-Header-Content-Length"])])
     assert head["id"] == json.loads(as_json.body)["id"] == "7"

@@ -14,25 +14,27 @@ from benchmarks.peers.models import tiny
 from benchmarks.peers.pairing import Void, interleaved
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.questions import Questions, WrongAnswer, questions_for
-from benchmarks.peers.setup import IN_PROCESS, Effort, loaded, runners, up
+from benchmarks.peers.setup import IN_PROCESS, Effort, Standing, loaded, runners, up
 from benchmarks.peers.wording import BINARY, JSON
 
-QUESTIONS = questions_for(tiny())
+MODEL = tiny()
+QUESTIONS = questions_for(MODEL)
 
 
 @pytest.fixture(scope="module")
 def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Peer]]:
-    with up((bitserve, bare_uvicorn), [QUESTIONS.served], tmp_path_factory.mktemp("peers")) as found:
-        yield found
+    with up((bitserve, bare_uvicorn), [MODEL], tmp_path_factory.mktemp("peers")) as standing:
+        assert not standing.absent
+        yield standing.peers
 
 
 @pytest.mark.usefixtures("wrk")
 @pytest.mark.parametrize("kind", [BINARY, JSON])
 def test_a_short_run_is_sound(peers: dict[str, Peer], tmp_path: Path, kind: str) -> None:
     model = tmp_path / "tiny.onnx"
-    model.write_bytes(QUESTIONS.served.model.SerializeToString())
+    model.write_bytes(MODEL.model.SerializeToString())
     with child_of(model) as child:
-        turns = runners(peers, kind, QUESTIONS, tmp_path, 4, Effort(rounds=1, seconds=1), child)
+        turns = runners(Standing(peers), kind, QUESTIONS, tmp_path, 4, Effort(rounds=1, seconds=1), child)
         found = interleaved(turns, 1)
     assert found.void == {}
     assert list(found.rounds[0]) == [bitserve.NAME, bare_uvicorn.NAME, IN_PROCESS]
@@ -46,9 +48,9 @@ def test_a_short_run_is_sound(peers: dict[str, Peer], tmp_path: Path, kind: str)
 def test_a_server_that_answers_wrong_is_void(peers: dict[str, Peer], tmp_path: Path) -> None:
     doubled = tuple(2 * answer for answer in QUESTIONS.answers)
     lies = Questions(QUESTIONS.served, QUESTIONS.inputs, doubled)
-    turns = runners(peers, BINARY, lies, tmp_path, 4, Effort(rounds=1, seconds=1))
+    turns = runners(Standing(peers), BINARY, lies, tmp_path, 4, Effort(rounds=1, seconds=1))
     found = interleaved(turns, 1)
-    assert "to question 0" in found.void[bitserve.NAME]
+    assert "answers question 0" in found.void[bitserve.NAME]
     assert bare_uvicorn.NAME not in found.void, "it is asked for its constant and nothing else"
 
 
@@ -69,8 +71,8 @@ def test_the_constants_are_as_long_as_the_answers(peers: dict[str, Peer]) -> Non
 
 @pytest.mark.usefixtures("wrk")
 def test_a_server_that_is_gone_is_void_and_leaves_no_process(tmp_path: Path) -> None:
-    with up((bare_uvicorn,), [QUESTIONS.served], tmp_path) as found:
-        peer = found[bare_uvicorn.NAME]
+    with up((bare_uvicorn,), [MODEL], tmp_path) as standing:
+        peer = standing.peers[bare_uvicorn.NAME]
         members = peer.tree.members()
     assert not any(psutil.pid_exists(one.pid) for one in members)
     with pytest.raises(Void, match="refused"):

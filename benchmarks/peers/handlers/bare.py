@@ -37,7 +37,7 @@ def main(port: int, folder: Path) -> None:
         ANSWERS[f"/{path.name}"] = body, headers
     uvicorn.run(
         app, host="127.0.0.1", port=port, loop="uvloop", http="httptools", lifespan="off", access_log=False,
-        log_level="warning",
+        timeout_keep_alive=75, log_level="warning",
     )  # fmt: skip
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from benchmarks.child import child_of
 from benchmarks.peers import bare_uvicorn, bitserve, triton
 from benchmarks.peers.models import tiny
-from benchmarks.peers.pairing import Rounds, interleaved
+from benchmarks.peers.pairing import Rounds
 from benchmarks.peers.questions import questions_for
-from benchmarks.peers.setup import IN_PROCESS, Effort, runners, up
+from benchmarks.peers.setup import IN_PROCESS, Effort, case, up
 from benchmarks.peers.wording import BINARY, JSON
 from benchmarks.peers.words import against, row, why_void
 
@@ -26,25 +26,24 @@ def measure(effort: Effort, connections: tuple[int, ...] = CONNECTIONS) -> dict[
     """Every kind of body at every number of connections."""
     served = tiny()
     questions = questions_for(served)
-    cases = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = folder / "tiny.onnx"
         model.write_bytes(served.model.SerializeToString())
-        with up((bitserve, triton, bare_uvicorn), [served], folder) as peers, child_of(model) as child:
-            for kind in (BINARY, JSON):
-                for count in connections:
-                    turns = runners(peers, kind, questions, folder, count, effort, child)
-                    found = interleaved(turns, effort.rounds)
-                    cases.append({"kind": kind, "connections": count, **found.as_dict()})
+        with up((bitserve, triton, bare_uvicorn), [served], folder) as standing, child_of(model) as child:
+            cases = [
+                case(standing, kind, questions, folder, count, effort, child)
+                for kind in (BINARY, JSON)
+                for count in connections
+            ]
     return {"cases": cases}
 
 
 def rows(found: dict[str, Any]) -> list[dict[str, str]]:
     """Against Triton: rate and p99. Against the bare uvicorn: rate. Against the engine alone: p50 of one caller."""
     table = []
-    for case in found["cases"]:
-        table += _rows_of(Rounds.from_dict(case), case["kind"], case["connections"])
+    for one in found["cases"]:
+        table += _rows_of(Rounds.from_dict(one), one["kind"], one["connections"])
     return table
 
 
