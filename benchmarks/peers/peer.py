@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import http.client
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 
+from benchmarks.peers.arrivals import Arrived, arrivals
 from benchmarks.peers.processes import Tree
 from benchmarks.peers.questions import Questions, WrongAnswer
-from benchmarks.peers.wording import Wording
+from benchmarks.peers.wording import JSON, Wording
 from benchmarks.wrk import Expected, Run, Sent, run_wrk
 
 __all__ = ["Peer"]
-
-_EVERY_AT_LEAST = 101
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,25 @@ class Peer:
 
     def load(self, kind: str, questions: Questions, folder: Path, connections: int, seconds: int) -> Run:
         """Wrk with these questions in rotation: answers checked before, after, and some of those between."""
+        expected = self._expected(kind, questions)
+        run = run_wrk(self.base, self.sent(kind, questions), folder, self.tree.cpu_s, connections, seconds, expected)
+        self._check_after(kind, questions, run.kept)
+        return replace(run, kept=())
+
+    def arrive(self, kind: str, questions: Questions, folder: Path, connections: int, due_s: np.ndarray) -> Arrived:
+        """The same with requests at these instants."""
+        expected = self._expected(kind, questions)
+        run = arrivals(self.base, self.sent(kind, questions), due_s, folder, connections, expected)
+        self._check_after(kind, questions, run.kept)
+        return replace(run, kept=())
+
+    def _expected(self, kind: str, questions: Questions) -> Expected:
         lengths = [len(body) for body in self.ask_all(kind, questions)]
         # digits of floats differ from one answer to the next, by where in a batch it was computed
-        slack = 0 if kind != "JSON" or self.constants else 2 * questions.answers[0].size + 8
-        expected = Expected(min(lengths) - slack, max(lengths) + slack)
-        run = run_wrk(self.base, self.sent(kind, questions), folder, self.tree.cpu_s, connections, seconds, expected)
-        for body in run.kept:
+        slack = 0 if kind != JSON or self.constants else 2 * questions.answers[0].size + 8
+        return Expected(min(lengths) - slack, max(lengths) + slack)
+
+    def _check_after(self, kind: str, questions: Questions, kept: Sequence[bytes]) -> None:
+        for body in kept:
             self.check(kind, questions, body)
         self.ask_all(kind, questions)
-        return replace(run, kept=())

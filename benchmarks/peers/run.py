@@ -14,7 +14,7 @@ from benchmarks.peers.setup import Effort
 
 __all__ = ["PARTS", "measured", "result_of"]
 
-PARTS = ("tiny", "others", "resnet", "sizes", "models", "connections", "batches", "memory")
+PARTS = ("tiny", "others", "resnet", "sizes", "models", "connections", "batches", "open_loop", "memory")
 
 
 def measured(parts: Sequence[str], effort: Effort, before: dict[str, Any], keep: Path | None = None) -> dict[str, Any]:
