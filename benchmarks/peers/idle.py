@@ -24,14 +24,17 @@ def idle_connections(base: str, count: int, sent: Sent) -> Iterator[None]:
     place = urlsplit(base)
     with contextlib.ExitStack() as stack:
         opened = []
-        for _ in range(count):
+        for number in range(1, count + 1):
             connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
             stack.callback(connection.close)
             connection.request("POST", sent.path, sent.body, sent.headers)
-            answer = connection.getresponse()
-            answer.read()
+            try:
+                answer = connection.getresponse()
+                answer.read()
+            except http.client.HTTPException as error:
+                raise Closed(f"connection {number} of {count} is not answered: {error!r}") from error
             if answer.status != http.client.OK or connection.sock is None:
-                raise Closed(f"connection {len(opened) + 1} of {count} is answered {answer.status} and not kept")
+                raise Closed(f"connection {number} of {count} is answered {answer.status} or not kept")
             opened.append(connection)
         yield
         # a socket that can be read has an end, or words that nobody asked for

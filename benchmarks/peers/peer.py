@@ -44,9 +44,12 @@ class Peer:
         bodies = []
         try:
             for number, one in enumerate(self.sent(kind, questions)):
-                connection.request("POST", one.path, one.body, one.headers)
-                answer = connection.getresponse()
-                body = answer.read()
+                try:
+                    connection.request("POST", one.path, one.body, one.headers)
+                    answer = connection.getresponse()
+                    body = answer.read()
+                except http.client.HTTPException as error:
+                    raise WrongAnswer(f"{self.name} breaks off: {error!r}") from error
                 if answer.status != http.client.OK:
                     raise WrongAnswer(f"{self.name} answers {answer.status}: {body[:200]!r}")
                 self.check(kind, questions, body, number)
