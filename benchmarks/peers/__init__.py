@@ -8,7 +8,7 @@ __all__ = ["run"]
 
 
 def run() -> dict[str, Any]:
-    """All parts in full, and the plot: hours on two cores that nothing else uses.
+    """All parts in full, and the plot: an hour and a half, on two cores that nothing else uses.
 
     What has been measured is kept beside the peers' environments too, part by part, should a later part fail.
     """

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import fingerprint
+from benchmarks.peers import bentoml, litserve, mlserver, triton
 from benchmarks.peers.setup import Effort
 
 __all__ = ["PARTS", "measured", "result_of"]
@@ -37,4 +38,5 @@ def result_of(found: dict[str, Any]) -> dict[str, Any]:
     for part in PARTS:
         if part in found:
             rows += importlib.import_module(f"benchmarks.peers.parts.{part}").rows(found[part])
-    return {"rows": rows, "parts": found}
+    installed = {module.NAME: module.REQUIREMENTS for module in (triton, mlserver, litserve, bentoml)}
+    return {"rows": rows, "peers": installed, "parts": found}

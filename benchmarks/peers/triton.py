@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -77,8 +78,8 @@ def _backends(server: Path, folder: Path) -> Path:
     backend.mkdir(parents=True)
     for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
         (backend / name).symlink_to(server / "backends" / "python" / name)
-    stubs = server / "python_backend_stubs"
     stub = backend / "triton_python_backend_stub"
-    shutil.copy(stubs / "3.11" / stub.name, stub)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"  # its environment is made by this Python
+    shutil.copy(server / "python_backend_stubs" / version / stub.name, stub)
     stub.chmod(0o755)
     return backend.parent
