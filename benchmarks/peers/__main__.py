@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.__main__ import ASKED_FOR, NAMES
-from benchmarks.peers.measuring import PARTS, measured, result_of
+from benchmarks.peers.measuring import PARTS, measured, result_of, too_short
 from benchmarks.peers.plot import write_plot
 from benchmarks.peers.setup import Effort
 from benchmarks.report import RESULTS, write_readme, write_result
@@ -37,6 +37,8 @@ def main() -> None:
     parts = given.parts or (() if given.publish else PARTS)
     found = measured(parts, effort, before, given.out)
     if given.publish:
+        if short := too_short(found):
+            parser.error(f"measured for less than README's figures are: {', '.join(short)}")
         publish(found)
     for row in result_of(found)["rows"]:
         print(f"{row['what']} | {row['measured']} | {row['goal']}")

@@ -6,6 +6,7 @@ import importlib
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from benchmarks.machine import fingerprint
 from benchmarks.peers import bentoml, litserve, mlserver, triton
 from benchmarks.peers.setup import Effort
 
-__all__ = ["PARTS", "measured", "result_of"]
+__all__ = ["PARTS", "measured", "result_of", "too_short"]
 
 PARTS = ("tiny", "others", "resnet", "sizes", "models", "connections", "batches", "open_loop", "memory")
 
@@ -25,11 +26,17 @@ def measured(parts: Sequence[str], effort: Effort, before: dict[str, Any], keep:
         began_s = time.monotonic()
         figures = importlib.import_module(f"benchmarks.peers.parts.{part}").measure(effort)
         spent_s = round(time.monotonic() - began_s)
-        found[part] = {"machine": fingerprint(), "rounds": effort.rounds, "seconds": effort.seconds, **figures}
+        found[part] = {"machine": fingerprint(), "effort": asdict(effort), **figures}
         print(f"{part}: measured in {spent_s} s", flush=True)
         if keep is not None:
             keep.write_text(json.dumps(result_of(found), indent=1) + "\n")
     return found
+
+
+def too_short(found: dict[str, Any]) -> list[str]:
+    """Parts that were measured for less than what README's figures are of."""
+    usual = asdict(Effort())
+    return [part for part, figures in found.items() if any(figures["effort"][key] < usual[key] for key in usual)]
 
 
 def result_of(found: dict[str, Any]) -> dict[str, Any]:

@@ -163,6 +163,9 @@ def test_a_part_replaces_what_it_was_and_others_stay(tmp_path: Path) -> None:
     measured = measuring.measured(["fake"], Effort(rounds=4), before, keep)
     assert measured["fake"]["twice"] == 8
     assert measured["fake"]["machine"]["threads"] >= 1
+    assert measuring.too_short({"fake": measured["fake"]}) == ["fake"], "four rounds are not seven"
+    assert measuring.too_short(measuring.measured(["fake"], Effort(rounds=9), {})) == []
+    assert measuring.too_short(measuring.measured(["fake"], Effort(seconds=1), {})) == ["fake"]
     stored = json.loads(keep.read_text())
     assert stored["parts"]["tiny"] == parts()["tiny"]
     assert stored["rows"][0]["measured"] == "8"
