@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: serve test test-targets test-native gpu-test lint bench bench-binary samples clean
+.PHONY: serve test test-targets test-native gpu-test lint bench bench-binary bench-peers samples clean
 
 serve: $(VENV)/.installed
 	$(BIN)/bitserve serve --host $(HOST) --port $(PORT)
@@ -43,6 +43,10 @@ bench: $(VENV)/.installed-test
 
 bench-binary: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks binary binary_resnet18
+
+# other servers beside this one; each is installed into a venv of its own, in the folder that BITSERVE_PEERS_CACHE names
+bench-peers: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks peers
 
 samples: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet --editable '.[samples]'

@@ -1,6 +1,7 @@
 """The limit: the same OpenVINO model called in a process of its own, inputs bound once, nothing but inference.
 
 Run as a child: one JSON line `{"streams", "threads", "batch", "seconds"}` a round on stdin, one answer on stdout.
+Without "streams" it is one stream that is waited for, run by run: the latency that nothing in front of it can go below.
 """
 
 from __future__ import annotations
@@ -42,6 +43,20 @@ class Limit:
         cpu_s = after.user + after.system - before.user - before.system
         return {"rows_per_s": runs * batch / spent_s, "cpu_s_per_row": cpu_s / (runs * batch)}
 
+    def alone(self, threads: int, batch: int, seconds: float) -> dict[str, float]:
+        """The same of a caller that waits, and p50 and p99 of a run in ms."""
+        self._prepare(1, threads, batch)
+        request, times_s = self._requests[0], []
+        started_s, before = time.perf_counter(), os.times()
+        while (began_s := time.perf_counter()) - started_s < seconds:
+            request.infer(share_outputs=True)
+            times_s.append(time.perf_counter() - began_s)
+        spent_s, after = time.perf_counter() - started_s, os.times()
+        rows = len(times_s) * batch
+        p50, p99 = 1000 * np.percentile(times_s, [50, 99])
+        cpu_s = after.user + after.system - before.user - before.system
+        return {"rows_per_s": rows / spent_s, "cpu_s_per_row": cpu_s / rows, "p50_ms": float(p50), "p99_ms": float(p99)}
+
     def _prepare(self, streams: int, threads: int, batch: int) -> None:
         if self._at == (streams, threads, batch):
             return
@@ -73,4 +88,5 @@ def rounds() -> Iterator[dict[str, float]]:
 if __name__ == "__main__":
     limit = Limit(sys.argv[1])
     for order in rounds():
-        print(json.dumps(limit.measure(**order)), flush=True)  # type: ignore[arg-type]
+        measured = limit.measure if "streams" in order else limit.alone
+        print(json.dumps(measured(**order)), flush=True)  # type: ignore[operator]

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,9 +11,9 @@ from typing import Any
 import numpy as np
 import psutil
 
+from benchmarks.child import Child, child_of, search
 from benchmarks.load import Load, binary_request, peak_memory_mb, wrk
 from benchmarks.networks import resnet18
-from engines.hardware import usable_threads
 from tests.support.onnx_models import place
 from tests.support.servers import running
 
@@ -31,41 +25,6 @@ CONNECTIONS = 16
 COMMAND = "make bench"
 
 
-class _Child:
-    """The in-process twin, in a process of its own so that memory and CPU time are its own."""
-
-    def __init__(self, model: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.inprocess", str(model)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def measure(self, streams: int, threads: int, batch: int, seconds: float) -> dict[str, float]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        order = {"streams": streams, "threads": threads, "batch": batch, "seconds": seconds}
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        answer: dict[str, float] = json.loads(self.process.stdout.readline())
-        return answer
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(60)
-
-
-@contextmanager
-def _child(model: Path) -> Iterator[_Child]:
-    child = _Child(model)
-    try:
-        yield child
-    finally:
-        child.close()
-
-
 def run() -> dict[str, Any]:
     """All figures of the issue: rows a second, CPU seconds a row, peak memory."""
     with tempfile.TemporaryDirectory() as name:
@@ -74,30 +33,20 @@ def run() -> dict[str, Any]:
         model = place(repository, "resnet18", resnet18())
         with running(repository) as server:  # compiles; the measured server starts from the cache
             server.wait_ready("resnet18")
-        with _child(model) as child:
-            search = _search(child)
-        best = max(search, key=lambda found: found["rows_per_s"])
+        with child_of(model) as child:
+            searched = search(child)
+        best = max(searched, key=lambda found: found["rows_per_s"])
         shape = {key: int(best[key]) for key in ("streams", "threads", "batch")}
-        with running(repository) as server, _child(model) as child:
+        with running(repository) as server, child_of(model) as child:
             server.wait_ready("resnet18")
             loads, limits = _pairs(f"{server.url}/v2/models/resnet18/infer", folder, server.process.pid, child, shape)
             served_mb = peak_memory_mb(psutil.Process(server.process.pid))
             limit_mb = peak_memory_mb(psutil.Process(child.process.pid))
-    return _result(search, shape, loads, limits, served_mb, limit_mb)
-
-
-def _search(child: _Child) -> list[dict[str, float]]:
-    """Batch, streams and threads of the in-process run: the best of this grid is the limit."""
-    threads = usable_threads()
-    found = []
-    for (streams, count), batch in itertools.product({(1, threads), (threads, threads)}, (1, 2, 4, 8, 16, 32)):
-        speed = max(child.measure(streams, count, batch, 2)["rows_per_s"] for _ in range(2))
-        found.append({"streams": streams, "threads": count, "batch": batch, "rows_per_s": speed})
-    return found
+    return _result(searched, shape, loads, limits, served_mb, limit_mb)
 
 
 def _pairs(
-    url: str, folder: Path, server_pid: int, child: _Child, shape: dict[str, int]
+    url: str, folder: Path, server_pid: int, child: Child, shape: dict[str, int]
 ) -> tuple[list[Load], list[dict[str, float]]]:
     image = np.random.default_rng(0).standard_normal((1, 3, 224, 224), dtype=np.float32)
     request = binary_request("image", image, "logits")
@@ -109,7 +58,7 @@ def _pairs(
 
 
 def _result(
-    search: list[dict[str, float]],
+    searched: list[dict[str, float]],
     shape: dict[str, int],
     loads: list[Load],
     limits: list[dict[str, float]],
@@ -145,5 +94,5 @@ def _result(
         ],
         "failures": sum(load.failures for load in loads),
         "pairs": [{"served": asdict(a), "in_process": b} for a, b in zip(loads, limits, strict=True)],
-        "search": search,
+        "search": searched,
     }
