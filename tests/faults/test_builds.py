@@ -90,7 +90,7 @@ def test_however_a_compile_ends_there_is_a_reason_and_nothing_is_left(name: str,
     assert reason in str(refused.value)
     assert len(str(refused.value)) <= 1100
     assert time.monotonic() - started < 15
-    until(lambda: group_is_gone(tmp_path), "the whole process group gone", timeout_s=5)
+    until(lambda: group_is_gone(tmp_path), "the whole process group gone", timeout_s=30)
 
 
 def test_the_reason_is_read_though_a_stage_could_not_be_noted(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_compile_that_is_cancelled_is_ended(tmp_path: Path) -> None:
             await build
 
     asyncio.run(cancel_soon())
-    until(lambda: group_is_gone(tmp_path), "the whole process group gone", timeout_s=5)
+    until(lambda: group_is_gone(tmp_path), "the whole process group gone", timeout_s=30)
 
 
 def test_a_compile_does_not_outlive_a_server_that_is_killed(tmp_path: Path) -> None:

@@ -61,8 +61,11 @@ def test_a_model_is_compiled_here_into_a_folder_that_is_made(model: Path, tmp_pa
     made = tmp_path / "new" / "models"
     samples = tmp_path / "samples.npz"
     told = document(
-        run(model, "--name", "here", "--repository", made, "--calibration", samples, "--max-batch", 8, "--json")
-    )
+        run(
+            model, "--name", "here", "--repository", made, "--calibration", samples, "--max-batch", 8, "--json",
+            "--precision", "fp32",
+        )
+    )  # fmt: skip
     assert (told["chosen"], told["accuracy"]["synthetic"], told["max_batch"]) == ("fp32", False, 8)
     files = {path.name: path.read_bytes() for path in (made / "here" / "1").iterdir()}
     assert set(files) == {"model.onnx", "manifest.json", "spec.json", "calibration.npz"}
@@ -99,7 +102,14 @@ def test_its_progress_is_shown_where_there_is_a_terminal(model: Path, tmp_path: 
 
 
 def test_a_model_is_sent_to_a_server(server: Server, model: Path, tmp_path: Path) -> None:
-    there = ["--server", server.url, "--calibration", tmp_path / "samples.npz", "--spec", '{"max_batch": 8}']
+    there = [
+        "--server",
+        server.url,
+        "--calibration",
+        tmp_path / "samples.npz",
+        "--spec",
+        '{"max_batch": 8, "precision": "fp32"}',
+    ]
     told = document(run(model, "--name", "there", *there, "--json", BITSERVE_ADMIN_TOKEN=TOKEN))
     assert (told["chosen"], told["accuracy"]["synthetic"], told["max_batch"]) == ("fp32", False, 8)
     assert server.state("there") == "READY"
