@@ -41,6 +41,7 @@ def inspect_version(
         manifest_bytes, report_bytes = (
             (plan / name).read_bytes() for name in (repository.MANIFEST_FILE, repository.REPORT_FILE)
         )
+        inline = "" if as_json else _inline_words(plan, settings)
     except EngineError as error:
         fail(str(error))
     except OSError as error:
@@ -48,7 +49,7 @@ def inspect_version(
     if as_json:
         print(json.dumps({"manifest": json.loads(manifest_bytes), "report": json.loads(report_bytes)}))
         return
-    _show(json.loads(manifest_bytes), json.loads(report_bytes), settings.max_batch_size, _inline_words(plan, settings))
+    _show(json.loads(manifest_bytes), json.loads(report_bytes), settings.max_batch_size, inline)
 
 
 def _inline_words(plan: Path, settings: Settings) -> str:

@@ -50,6 +50,19 @@ def test_it_lists_the_binary_layers_and_their_kernels(repository: Path) -> None:
     assert f"{found['manifest']['engine']['size_bytes']:,} bytes" in table
 
 
+def test_an_engine_that_cannot_be_loaded_is_one_line(repository: Path, tmp_path: Path) -> None:
+    """It is loaded to measure what may run on the server's loop."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(repository, damaged)
+    for blob in (damaged / ".cache").glob("*/*.blob"):
+        blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    done = inspect(damaged, "binary")
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, line.startswith("bitserve: ")) == (1, True)
+    assert "its manifest says" in line
+    assert inspect(damaged, "binary", "--json").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
