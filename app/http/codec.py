@@ -15,7 +15,7 @@ from app.http.errors import BadRequest
 from app.http.wire import InferRequest, InferResponse, RequestInput, RequestOutput, ResponseOutput
 from app.http.workers import INLINE_BYTES
 from app.serving.endpoint import Endpoint
-from app.serving.gateway import Call, InputTensor
+from app.serving.fitting import Call, InputTensor
 from engines.tensor import DYNAMIC, TensorSpec, datatype
 
 __all__ = ["Wanted", "decode", "encode", "encoding_takes_long", "takes_long"]

@@ -21,7 +21,8 @@ from app.http.held import Hold, Room
 from app.http.workers import INLINE_BYTES, Workers
 from app.serving.endpoint import Endpoint
 from app.serving.errors import Cancelled, ModelNotReady, ServingError, UnknownModel
-from app.serving.gateway import Call, Gateway
+from app.serving.fitting import Call
+from app.serving.gateway import Gateway
 from app.serving.ticket import Outcome, Reply, Ticket
 
 __all__ = ["Exchange", "Head", "InferHandler"]

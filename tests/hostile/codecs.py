@@ -11,7 +11,7 @@ import numpy as np
 from app.http import codec
 from app.serving.device import Device
 from app.serving.endpoint import Endpoint
-from app.serving.gateway import Call
+from app.serving.fitting import Call
 from app.serving.limits import ModelOptions
 from engines.tensor import BY_NAME, TensorSpec
 from tests.support.fakes import HeldLoop, HeldSession

@@ -20,7 +20,8 @@ from app.http.schemas import model_config, model_metadata
 from app.serving.device import Device
 from app.serving.endpoint import Endpoint
 from app.serving.errors import ServingError
-from app.serving.gateway import Call, Gateway, InputTensor
+from app.serving.fitting import Call, InputTensor
+from app.serving.gateway import Gateway
 from app.serving.registry import Registry
 from app.warmup import warm_up
 from engines.errors import EngineError, PlanInvalid

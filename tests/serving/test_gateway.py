@@ -8,7 +8,8 @@ import pytest
 from app.serving.device import Device
 from app.serving.endpoint import Endpoint
 from app.serving.errors import InvalidInput, Stopping
-from app.serving.gateway import Call, Gateway, InputTensor
+from app.serving.fitting import Call, InputTensor
+from app.serving.gateway import Gateway
 from app.serving.limits import Limits, ModelOptions
 from app.serving.registry import ModelState, Registry, Version
 from engines.tensor import TensorSpec

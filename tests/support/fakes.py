@@ -12,7 +12,8 @@ import numpy as np
 
 from app.serving.device import Device
 from app.serving.endpoint import Endpoint
-from app.serving.gateway import Call, Gateway, InputTensor
+from app.serving.fitting import Call, InputTensor
+from app.serving.gateway import Gateway
 from app.serving.limits import ModelOptions
 from app.serving.registry import ModelState, Registry, Version
 from app.serving.ticket import Reply, Ticket

@@ -1,0 +1,137 @@
+"""Whether a call fits its model: names, datatypes, shapes, rows, values. Pure; the answer is what a ticket carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from app.serving.endpoint import Endpoint
+from app.serving.errors import InvalidInput
+from engines.tensor import DYNAMIC, TensorSpec
+
+__all__ = ["Call", "InputTensor", "fit"]
+
+_ALL_BITS = 63
+
+
+class InputTensor(NamedTuple):
+    """One decoded input: `array` has the shape and the datatype that the client declared."""
+
+    datatype: str
+    array: np.ndarray
+
+
+class Call(NamedTuple):
+    """A decoded request. `outputs` None means all; `timeout_us` and `priority` 0 mean not given."""
+
+    inputs: Mapping[str, InputTensor]
+    outputs: tuple[str, ...] | None = None
+    priority: int = 0
+    timeout_us: int = 0
+    sequence_id: int | str = 0
+
+
+def fit(endpoint: Endpoint, call: Call) -> tuple[dict[str, np.ndarray], int, tuple[tuple[int, ...], ...]]:
+    """Arrays in the model's terms, the number of rows, and the shape key; InvalidInput says what does not fit."""
+    model, given = endpoint.model, call.inputs
+    if len(given) != len(endpoint.inputs):
+        raise InvalidInput(
+            f"expected {len(endpoint.inputs)} inputs but got {len(given)} inputs for model '{model}'; it takes "
+            + ", ".join(f"'{spec.name}'" for spec in endpoint.inputs)
+        )
+    if call.outputs is not None:
+        offered = {spec.name for spec in endpoint.outputs}
+        for name in call.outputs:
+            if name not in offered:
+                raise InvalidInput(
+                    f"unexpected inference output '{name}' for model '{model}'; it gives {_quoted(offered)}"
+                )
+    arrays: dict[str, np.ndarray] = {}
+    key: list[tuple[int, ...]] = []
+    rows = 0
+    for spec in endpoint.inputs:
+        tensor = given.get(spec.name)
+        if tensor is None:
+            raise _unexpected(endpoint, given)
+        arrays[spec.name] = tensor.array
+        shape = tensor.array.shape
+        _check(model, spec, tensor.datatype, shape)
+        if spec.value_range is not None or spec.integer_bits < _ALL_BITS:
+            _check_integers(model, spec, tensor.array)
+        if spec.largest:
+            _check_magnitudes(model, spec, tensor.array)
+        if spec.batch_axis is None:
+            key.append(shape)
+            continue
+        if rows and shape[spec.batch_axis] != rows:
+            raise InvalidInput(
+                f"input '{spec.name}' has {shape[spec.batch_axis]} rows, other inputs of the request have {rows}, "
+                f"for model '{model}'"
+            )
+        rows = shape[spec.batch_axis]
+        key.append(shape[: spec.batch_axis] + shape[spec.batch_axis + 1 :])
+    limit = endpoint.options.limits.max_batch_rows
+    if limit and rows > limit:
+        raise InvalidInput(f"inference request batch-size must be <= {limit} for '{model}', got {rows}")
+    return arrays, max(1, rows), tuple(key)
+
+
+def _unexpected(endpoint: Endpoint, given: Mapping[str, InputTensor]) -> InvalidInput:
+    """As many inputs as the model has, but one of them has another name."""
+    known = {spec.name for spec in endpoint.inputs}
+    name = next(name for name in given if name not in known)
+    return InvalidInput(f"unexpected inference input '{name}' for model '{endpoint.model}'; it takes {_quoted(known)}")
+
+
+def _check(model: str, spec: TensorSpec, datatype: str, shape: tuple[int, ...]) -> None:
+    if datatype != spec.datatype:
+        raise InvalidInput(
+            f"inference input '{spec.name}' data-type is '{datatype}', but model '{model}' expects '{spec.datatype}'"
+        )
+    fits = len(shape) == len(spec.shape) and all(
+        want in (DYNAMIC, got) for want, got in zip(spec.shape, shape, strict=True)
+    )
+    if not fits:
+        raise InvalidInput(
+            f"unexpected shape for input '{spec.name}' for model '{model}'. Expected {_dims(spec.shape)}, "
+            f"got {_dims(shape)}"
+        )
+    if 0 in shape:
+        raise InvalidInput(
+            f"unexpected shape for input '{spec.name}' for model '{model}'. Expected at least one element in every "
+            f"dimension, got {_dims(shape)}"
+        )
+
+
+def _check_integers(model: str, spec: TensorSpec, array: np.ndarray) -> None:
+    """Refuse integers that the engine would answer wrongly instead of failing."""
+    limit = 1 << spec.integer_bits
+    low, high = spec.value_range or (-limit, limit - 1)
+    low, high = max(low, -limit), min(high, limit - 1)
+    least, most = int(array.min()), int(array.max())
+    if least < low or most > high:
+        raise InvalidInput(
+            f"input '{spec.name}' for model '{model}' holds {least if least < low else most}; expected whole numbers "
+            f"from {low} to {high}"
+        )
+
+
+def _check_magnitudes(model: str, spec: TensorSpec, array: np.ndarray) -> None:
+    """Refuse finite numbers that the engine's own datatype does not hold."""
+    magnitudes = np.abs(array)
+    if np.any((magnitudes > spec.largest) & (magnitudes < np.inf)):
+        most = magnitudes[np.isfinite(magnitudes)].max()
+        raise InvalidInput(
+            f"input '{spec.name}' for model '{model}' holds a number of magnitude {most:g}; expected at most "
+            f"{spec.largest:g}: the engine computes {spec.datatype} in a narrower type"
+        )
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return "[" + ",".join(str(d) for d in shape) + "]"
+
+
+def _quoted(names: set[str]) -> str:
+    return ", ".join(f"'{name}'" for name in sorted(names))
