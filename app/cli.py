@@ -41,9 +41,14 @@ def _serve(**flags: Any) -> None:
         shown = settings.model_dump(mode="json")
         print(json.dumps(shown), flush=True)
     from app.listening import CannotListen
-    from app.main import serve
 
     try:
+        if settings.front_ends > 1:
+            from app.front.supervisor import supervise
+
+            raise typer.Exit(supervise(settings))
+        from app.main import serve
+
         serve(settings)
     except CannotListen as error:
         fail(str(error))

@@ -5,17 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import resource
-import signal
 import socket
-import sys
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from importlib import metadata
-from types import FrameType
 
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
@@ -39,41 +32,35 @@ from app.http.errors import (
     message_of,
     status_of,
 )
+from app.http.held import Room
 from app.http.infer import InferHandler
 from app.http.limits import BodyLimit
 from app.http.openapi import describe_inference
-from app.http.protocol import InferProtocol
 from app.http.reports import report_routes
 from app.http.routes import control_plane
-from app.listening import BACKLOG, listen
-from app.logs import configure_logging
+from app.listening import listen, log_listening
 from app.models import ModelManager
 from app.reports import Reports
+from app.server import Drain, DrainingServer, prepare_process, protocol_config
 from app.serving.device import Device
 from app.serving.errors import Cancelled, ServingError
 from app.serving.gateway import Gateway
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.tally import Tally
 from engines.errors import EngineError
 from engines.runtime import usable_threads
 
 __all__ = ["create_app", "serve"]
 
 log = logging.getLogger(__name__)
-_SWITCH_S = 0.0005
-"""A thread that has a batch's answer waits so long at most for the loop to let go of the interpreter; Python's own 5 ms
-are many times what a small model takes.
-"""
-_TICK_S = 0.1
-"""Of uvicorn's main loop: what it decides, it decides so late."""
-_CLOSING_S = 0.2
-"""What ending takes when nothing is waited for: the pause uvicorn makes once connections are told, and our own end."""
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, held: Tally | None = None) -> FastAPI:
     """The whole service as an ASGI application. `app.state` carries `gateway`, `manager` and `handler`.
 
-    Must be called where the event loop that will serve it is running.
+    `held` counts the bytes of bodies in all processes of the server, where it has several. Must be called where the
+    event loop that will serve it is running.
     """
     settings = with_admin_token(settings)
     loop = asyncio.get_running_loop()
@@ -85,9 +72,8 @@ def create_app(settings: Settings) -> FastAPI:
         ServerWork(settings.repository, manager.plans, manager, gateway.registry),
         Limits(settings.max_queued_builds, settings.keep_builds, settings.max_builds_bytes),
     )
-    handler = InferHandler(
-        gateway, settings.max_body_bytes, max_held_bytes=settings.max_held_bytes, access_log=settings.access_log
-    )
+    room = Room(settings.max_held_bytes, held)
+    handler = InferHandler(gateway, settings.max_body_bytes, room=room, access_log=settings.access_log)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -172,86 +158,21 @@ def _allowed_methods(routes: list[BaseRoute], request: Request) -> set[str]:
     return {method for route in found for method in getattr(route, "methods", None) or ()}
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server with a drain: stop admitting, answer what was accepted, then close and exit 0."""
+def drain_of(app: FastAPI, settings: Settings) -> Drain:
+    """How an application of `create_app` ends."""
+    manager, builds, handler = app.state.manager, app.state.builds, app.state.handler
 
-    def __init__(
-        self, config: uvicorn.Config, handler: InferHandler, drain_s: float, begin_stop: Callable[[], None]
-    ) -> None:
-        super().__init__(config)
-        self._begin_stop: Callable[[], None] | None = begin_stop
-        self._handler, self._drain_s = handler, drain_s
-        self._drain_until_s: float | None = None
+    def begin_stop() -> None:
+        builds.begin_stop()
+        manager.begin_stop()
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: drain. Second: leave now."""
-        if self._drain_until_s is not None:
-            self.should_exit = self.force_exit = True
-            return
-        self._drain_until_s = time.monotonic() + self._drain_s
-        self._handler.gateway.stop()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, which says where it listens only where it has made the sockets."""
-        await super().startup(sockets)
-        if self.started and sockets is not None:
-            self._log_started_message(sockets)
-
-    async def on_tick(self, counter: int) -> bool:
-        if self._drain_until_s is not None and not self.should_exit:
-            begin_stop, self._begin_stop = self._begin_stop, None
-            if begin_stop is not None:  # not in the signal's handler, which may interrupt what it would change
-                begin_stop()
-            left_s = self._drain_until_s - time.monotonic()
-            self.should_exit = self._handler.in_flight == 0 or left_s <= _TICK_S + _CLOSING_S
-        return await super().on_tick(counter)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, but the application is ended in haste, too: a compile is a child process that would live on."""
-        if self._drain_until_s is not None:
-            left_s = max(0.0, self._drain_until_s - _CLOSING_S - time.monotonic())
-            self.config.timeout_graceful_shutdown = left_s  # type: ignore[assignment]  # asyncio takes parts of seconds
-        await super().shutdown(sockets)
-        if self.force_exit:
-            await self.lifespan.shutdown()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but a drained server exits 0 instead of dying of the signal that asked for it."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self.handle_exit) for number in signals}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    return Drain(settings.drain_s, app.state.gateway.stop, lambda: handler.in_flight, begin_stop)
 
 
 async def _serve(settings: Settings, sockets: list[socket.socket]) -> None:
     app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http=InferProtocol.configure(app.state.handler, settings),
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        date_header=False,
-        backlog=BACKLOG,
-    )
-
-    def begin_stop() -> None:
-        app.state.builds.begin_stop()
-        app.state.manager.begin_stop()
-
-    await _Server(config, app.state.handler, settings.drain_s, begin_stop).serve(sockets)
+    config = protocol_config(app, app.state.handler, settings)
+    await DrainingServer(config, drain_of(app, settings), lambda: log_listening(settings.host, sockets)).serve(sockets)
 
 
 def serve(settings: Settings) -> None:
@@ -259,9 +180,5 @@ def serve(settings: Settings) -> None:
     import uvloop
 
     sockets = listen(settings.host, settings.port)
-    sys.setswitchinterval(_SWITCH_S)
-    configure_logging(settings.log_level)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:  # connections are bounded by a setting, not by a shell's default
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    prepare_process(settings)
     uvloop.run(_serve(settings, sockets))

@@ -104,7 +104,9 @@ def _served(gateway: Gateway) -> list[_Served]:
     versions: dict[tuple[str, int], _Served] = {}
     for endpoint in gateway.endpoints():
         at = (endpoint.model, endpoint.version)
-        versions.setdefault(at, _Served(_labels(*at), endpoint.stats, [])).endpoints.append(endpoint)
+        if at not in versions:
+            versions[at] = _Served(_labels(*at), gateway.stats(endpoint), [])
+        versions[at].endpoints.append(endpoint)
     return list(versions.values())
 
 

@@ -44,6 +44,12 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(30, gt=0, description="Longest silence while a request's body arrives.")
     write_timeout_s: float = Field(30, gt=0, description="Longest time a client may take nothing of its answer.")
     keep_alive_s: float = Field(75, gt=0, description="Time an idle connection is kept open.")
+    front_ends: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that take connections; from 2 on, beside one that runs the engines for all of them.",
+    )
     threads: int = Field(
         0, ge=0, description="Threads that all engines may use together; 0 = min(CPU affinity, cgroup quota)."
     )

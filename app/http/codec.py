@@ -14,8 +14,7 @@ from app.http.bodies import Body
 from app.http.errors import BadRequest
 from app.http.wire import InferRequest, InferResponse, RequestInput, RequestOutput, ResponseOutput
 from app.http.workers import INLINE_BYTES
-from app.serving.endpoint import Endpoint
-from app.serving.fitting import Call, InputTensor
+from app.serving.fitting import Call, InputTensor, Served
 from engines.tensor import DYNAMIC, TensorSpec, datatype
 
 __all__ = ["Wanted", "decode", "encode", "encoding_takes_long", "takes_long"]
@@ -50,7 +49,7 @@ def takes_long(body: Body, header_length: bytes | None) -> bool:
 
 
 def decode(
-    body: Body, header_length: bytes | None, endpoint: Endpoint, pause: Callable[[], None] = lambda: None
+    body: Body, header_length: bytes | None, endpoint: Served, pause: Callable[[], None] = lambda: None
 ) -> tuple[Call, Wanted]:
     """Decode a whole (decompressed) body. `header_length` is the header Inference-Header-Content-Length, if any.
 
@@ -106,7 +105,7 @@ def _parse_constants(data: Body, first: Exception) -> InferRequest:
     return request
 
 
-def _check_counts(request: InferRequest, endpoint: Endpoint) -> None:
+def _check_counts(request: InferRequest, endpoint: Served) -> None:
     """BadRequest where there is far more of something than the model has, before anything is made of each."""
     model, inputs, outputs = endpoint.model, len(request.inputs), len(request.outputs or ())
     if inputs > len(endpoint.inputs) + _SPARE:
@@ -222,7 +221,7 @@ def _want(output: RequestOutput, binary: dict[str, bool], classes: dict[str, int
             classes[output.name] = count
 
 
-def _decode_raw(body: Body, endpoint: Endpoint) -> tuple[Call, Wanted]:
+def _decode_raw(body: Body, endpoint: Served) -> tuple[Call, Wanted]:
     """The whole body is the one input of the model, one row of it; every output comes back binary."""
     model = endpoint.model
     if len(endpoint.inputs) != 1:
@@ -276,7 +275,7 @@ def encoding_takes_long(outputs: Mapping[str, np.ndarray], wanted: Wanted) -> bo
 
 
 def encode(
-    outputs: Mapping[str, np.ndarray], wanted: Wanted, endpoint: Endpoint, pause: Callable[[], None] = lambda: None
+    outputs: Mapping[str, np.ndarray], wanted: Wanted, endpoint: Served, pause: Callable[[], None] = lambda: None
 ) -> tuple[bytes, int | None]:
     """The response body and, where an output is binary, the length of its JSON part (None: plain JSON).
 

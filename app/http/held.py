@@ -5,16 +5,24 @@ from __future__ import annotations
 import threading
 
 from app.serving.errors import Cancelled, QueueFull
+from app.tally import Alone, Tally
 
 __all__ = ["Hold", "Room"]
 
 
 class Room:
-    """`held_bytes` of `limit_bytes` are taken: by bodies that arrive, wait their turn, or wait for an answer."""
+    """`held_bytes` of `limit_bytes` are taken: by bodies that arrive, wait their turn, or wait for an answer.
 
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes, self.held_bytes = limit_bytes, 0
+    `tally` knows what other processes of the server have taken of the same.
+    """
+
+    def __init__(self, limit_bytes: int, tally: Tally | None = None) -> None:
+        self.limit_bytes, self._tally = limit_bytes, tally or Alone()
         self._lock = threading.Lock()  # bodies are decompressed, and counted as they grow, in threads
+
+    @property
+    def held_bytes(self) -> int:
+        return self._tally.own + self._tally.others
 
     def _change(self, hold: Hold, size_bytes: int) -> None:
         with self._lock:
@@ -23,12 +31,12 @@ class Room:
             held_bytes = self.held_bytes + size_bytes
             if held_bytes > self.limit_bytes and size_bytes > 0 and not self._has_room(hold, size_bytes):
                 raise self._full()
-            self.held_bytes = held_bytes
+            self._tally.own += size_bytes
             hold.size_bytes += size_bytes
 
     def _empty(self, hold: Hold) -> None:
         with self._lock:
-            self.held_bytes -= hold.size_bytes
+            self._tally.own -= hold.size_bytes
             hold.size_bytes, hold.released = 0, True
 
     def _has_room(self, hold: Hold, size_bytes: int) -> bool:

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 from app.http import codec, compression
@@ -19,11 +19,9 @@ from app.http.bodies import Body
 from app.http.errors import OK, HttpError
 from app.http.held import Hold, Room
 from app.http.workers import INLINE_BYTES, Workers
-from app.serving.endpoint import Endpoint
 from app.serving.errors import Cancelled, ModelNotReady, ServingError, UnknownModel
-from app.serving.fitting import Call
-from app.serving.gateway import Gateway
-from app.serving.ticket import Outcome, Reply, Ticket
+from app.serving.fitting import Call, Served
+from app.serving.ticket import Outcome, Reply, ReplySink
 
 __all__ = ["Exchange", "Head", "InferHandler"]
 
@@ -71,19 +69,48 @@ class Head(NamedTuple):
 _HEADERS = frozenset((b"inference-header-content-length", b"content-encoding", b"accept-encoding", b"x-request-id"))
 
 
+class Door(Protocol):
+    """Serving, as a handler uses it: `app.serving.gateway` here, `app.front.gateway` from another process."""
+
+    @property
+    def stopping(self) -> bool: ...
+
+    @property
+    def in_flight(self) -> int: ...
+
+    def takes(self, model: str, version: int | None) -> bool:
+        """Whether calls for a version may come this way; those that may not go the way of all other requests."""
+        ...
+
+    def resolve(self, model: str, version: int | None = None) -> Served: ...
+
+    def submit(
+        self, endpoint: Any, call: Call, sink: ReplySink, received_ns: int, *, accepted: bool = False
+    ) -> object: ...
+
+    def cancel(self, endpoint: Any, ticket: Any) -> None: ...
+
+
 class InferHandler:
     """Synchronous and without a task or future per request: the answer goes to a callback, now or later."""
 
     def __init__(
-        self, gateway: Gateway, max_body_bytes: int, *, max_held_bytes: int = 2**40, access_log: bool = False
+        self, gateway: Door, max_body_bytes: int, *, room: Room | None = None, access_log: bool = False
     ) -> None:
         self.gateway, self.max_body_bytes, self.access_log = gateway, max_body_bytes, access_log
-        self.room, self.workers = Room(max_held_bytes), Workers()
+        self.room, self.workers = room or Room(2**40), Workers()
 
     @property
     def stopping(self) -> bool:
         """Whether connections should close after their answer."""
         return self.gateway.stopping
+
+    def takes(self, head: Head) -> bool:
+        """Whether the call is answered here; else it goes the way of all other requests."""
+        try:
+            return self.gateway.takes(head.model, _version(head.version, head.model))
+        except UnknownModel:  # a version that is no number: the answer that it gets says so
+            return True
 
     @property
     def in_flight(self) -> int:
@@ -111,14 +138,14 @@ class Exchange:
         "_accepted", "_cancelled", "_endpoint", "_handler", "_head", "_hold", "_received_ns", "_reply", "_request_id",
         "_rows", "_ticket", "_wanted", "answered",
     )  # fmt: skip
-    _endpoint: Endpoint
+    _endpoint: Served
     _wanted: codec.Wanted
 
     def __init__(self, handler: InferHandler, head: Head, hold: Hold, reply: Callable[[Answer], None]) -> None:
         self._received_ns = time.monotonic_ns()
         self._handler, self._head, self._hold, self._reply = handler, head, hold, reply
         self._request_id = head.request_id or f"{_ID_PREFIX}-{next(_ids):x}".encode()
-        self._ticket: Ticket | None = None
+        self._ticket: object | None = None
         self._rows = 0
         self._accepted = not handler.stopping  # its decoding may outlast that; it is answered all the same
         self.answered = self._cancelled = False
@@ -174,7 +201,7 @@ class Exchange:
 
     # -- the way in ----------------------------------------------------------------------------------------------
 
-    def _resolve(self) -> Endpoint:
+    def _resolve(self) -> Served:
         return self._handler.gateway.resolve(self._head.model, _version(self._head.version, self._head.model))
 
     def _age_ns(self) -> int:
@@ -288,7 +315,7 @@ class Exchange:
         }  # fmt: skip
 
 
-def _rows_of(endpoint: Endpoint, call: Call) -> int:
+def _rows_of(endpoint: Served, call: Call) -> int:
     """For the log: rows along the first axis that was proven, 1 where there is none; 0 where the inputs do not fit."""
     for spec in endpoint.inputs:
         if spec.batch_axis is not None:

@@ -20,6 +20,7 @@ from app.http.bodies import announced_bytes
 from app.http.cycle import FastCycle, LingeringTransport, head_without_upgrade
 from app.http.errors import BadRequest, TooManyConnections
 from app.http.infer import Head, InferHandler
+from app.tally import Alone, Tally
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -44,13 +45,19 @@ class InferProtocol(HttpToolsProtocol):
     settings: ClassVar[Settings]
     open: ClassVar[set[InferProtocol]]
     admitted: ClassVar[set[InferProtocol]]
+    connections_open: ClassVar[Tally]
     _sweeper: ClassVar[asyncio.TimerHandle | None] = None
 
     @classmethod
-    def configure(cls, handler: InferHandler, settings: Settings) -> type[InferProtocol]:
-        """A subclass bound to a handler and its limits, with registers of its own connections."""
+    def configure(
+        cls, handler: InferHandler, settings: Settings, connections_open: Tally | None = None
+    ) -> type[InferProtocol]:
+        """A subclass bound to a handler and its limits, with registers of its own connections.
+
+        `connections_open` counts those that are admitted, in all processes that take any.
+        """
         own = {"handler": handler, "settings": settings, "open": set(), "admitted": set()}
-        return type("BoundInferProtocol", (cls,), own)
+        return type("BoundInferProtocol", (cls,), {**own, "connections_open": connections_open or Alone()})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,8 +77,9 @@ class InferProtocol(HttpToolsProtocol):
         kind.open.add(self)
         if kind._sweeper is None:
             kind._sweeper = self.loop.call_later(_SWEEP_S, kind._sweep)
-        if len(kind.admitted) < self.settings.max_connections:
+        if len(kind.admitted) + kind.connections_open.others < self.settings.max_connections:
             kind.admitted.add(self)
+            kind.connections_open.own = len(kind.admitted)
         else:
             self._refuse_connection()
 
@@ -85,8 +93,10 @@ class InferProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        type(self).open.discard(self)
-        type(self).admitted.discard(self)
+        kind = type(self)
+        kind.open.discard(self)
+        kind.admitted.discard(self)
+        kind.connections_open.own = len(kind.admitted)
         for cycle in (self.cycle, self._current, *(cycle for cycle, _ in self.pipeline)):
             if cycle is not None and not cycle.response_complete:
                 self._withdraw(cycle)
@@ -200,7 +210,7 @@ class InferProtocol(HttpToolsProtocol):
         path = self.url.partition(b"?")[0]
         if path.endswith(b"/infer") and self.parser.get_method() == b"POST":
             head = Head.parse(path, self.headers)
-            if head is not None:
+            if head is not None and self.handler.takes(head):
                 self._await("body")
                 self._begin_fast(head)
                 return

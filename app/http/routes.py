@@ -120,7 +120,7 @@ def _add_metadata(router: APIRouter, gateway: Gateway) -> None:
     @router.get("/v2/models/stats", tags=["statistics"])
     async def all_statistics() -> ModelStatistics:
         """Statistics of every version that serves."""
-        return model_statistics(gateway.registry.endpoints())
+        return model_statistics(gateway.registry.endpoints(), gateway.stats)
 
     @router.get("/v2/models/{model}", tags=["metadata"])
     @router.get("/v2/models/{model}/versions/{version}", tags=["metadata"])
@@ -141,10 +141,10 @@ def _add_metadata(router: APIRouter, gateway: Gateway) -> None:
     async def one_statistics(model: Model, version: Number | None = None) -> ModelStatistics:
         """Statistics of a model's serving versions, or of one version."""
         if version is not None:
-            return model_statistics([gateway.resolve(model, int(version))])
+            return model_statistics([gateway.resolve(model, int(version))], gateway.stats)
         gateway.resolve(model)
         serving = [v.endpoint for v in gateway.registry.versions(model) if v.endpoint is not None]
-        return model_statistics(serving)
+        return model_statistics(serving, gateway.stats)
 
 
 def _add_repository(router: APIRouter, settings: Settings, gateway: Gateway, manager: ModelManager) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -269,13 +270,12 @@ def _config_tensor(spec: TensorSpec, batched: bool, label_file: str | None = Non
     return tensor if label_file is None else {**tensor, "label_filename": label_file}
 
 
-def model_statistics(endpoints: list[Endpoint]) -> ModelStatistics:
+def model_statistics(endpoints: list[Endpoint], stats_of: Callable[[Endpoint], Stats]) -> ModelStatistics:
     """Statistics of the given versions."""
-    return ModelStatistics(model_stats=[_version_statistics(endpoint) for endpoint in endpoints])
+    return ModelStatistics(model_stats=[_version_statistics(one, stats_of(one)) for one in endpoints])
 
 
-def _version_statistics(endpoint: Endpoint) -> VersionStatistics:
-    stats = endpoint.stats
+def _version_statistics(endpoint: Endpoint, stats: Stats) -> VersionStatistics:
     return VersionStatistics(
         name=endpoint.model,
         version=str(endpoint.version),

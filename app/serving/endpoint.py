@@ -272,7 +272,7 @@ class Endpoint:
         )
         self.stats.executed(batch.rows, batch.reason, compute)
         spent = [
-            (done_ns - ticket.received_ns, ticket.launched_ns - ticket.enqueued_ns)
+            (None if ticket.timed_by_sink else done_ns - ticket.received_ns, ticket.launched_ns - ticket.enqueued_ns)
             for ticket in batch.tickets
             if ticket.launched_ns  # a cancelled one was counted when it was cancelled
         ]

@@ -7,15 +7,16 @@ ServingError
 ├── Rejected            refused at entry
 │   ├── QueueFull       too many rows or requests wait
 │   ├── Stopping        the server or the model admits nothing more
-│   └── Elsewhere       another server does this
+│   ├── Elsewhere       another server does this
+│   └── EngineGone      the process that runs the engines has ended
 ├── DeadlineExceeded    waited longer than the request's or the queue's timeout
 ├── Cancelled           the client left; nobody reads this answer
 └── InferenceFailed     the engine raised; the whole batch failed, and nothing else
 """
 
 __all__ = [
-    "Cancelled", "DeadlineExceeded", "Elsewhere", "InferenceFailed", "InvalidInput", "ModelNotReady", "QueueFull",
-    "Rejected", "ServingError", "Stopping", "UnknownModel",
+    "Cancelled", "DeadlineExceeded", "Elsewhere", "EngineGone", "InferenceFailed", "InvalidInput", "ModelNotReady",
+    "QueueFull", "Rejected", "ServingError", "Stopping", "UnknownModel",
 ]  # fmt: skip
 
 
@@ -51,6 +52,10 @@ class Stopping(Rejected):
 
 class Elsewhere(Rejected):
     """Another server does this; it may be this one's turn later."""
+
+
+class EngineGone(Rejected):
+    """The process that runs the engines has ended; it is started anew."""
 
 
 class DeadlineExceeded(ServingError):

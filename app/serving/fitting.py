@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from app.serving.endpoint import Endpoint
 from app.serving.errors import InvalidInput
+from app.serving.limits import ModelOptions
+from app.serving.stats import Stats
+from app.serving.ticket import ShapeKey
 from engines.tensor import DYNAMIC, TensorSpec
 
-__all__ = ["Call", "InputTensor", "fit"]
+__all__ = ["Call", "Fitted", "InputTensor", "Served", "fit"]
 
 _ALL_BITS = 63
+
+
+class Served(Protocol):
+    """What is read of a version to take a request for it apart: of an endpoint, or of one in another process."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def options(self) -> ModelOptions: ...
+
+    @property
+    def stats(self) -> Stats: ...
 
 
 class InputTensor(NamedTuple):
@@ -33,8 +57,16 @@ class Call(NamedTuple):
     sequence_id: int | str = 0
 
 
-def fit(endpoint: Endpoint, call: Call) -> tuple[dict[str, np.ndarray], int, tuple[tuple[int, ...], ...]]:
-    """Arrays in the model's terms, the number of rows, and the shape key; InvalidInput says what does not fit."""
+class Fitted(NamedTuple):
+    """Arrays in the model's terms, the number of rows, and which requests this one may share a batch with."""
+
+    arrays: Mapping[str, np.ndarray]
+    rows: int
+    shape_key: ShapeKey
+
+
+def fit(endpoint: Served, call: Call) -> Fitted:
+    """What a ticket carries; InvalidInput says what does not fit."""
     model, given = endpoint.model, call.inputs
     if len(given) != len(endpoint.inputs):
         raise InvalidInput(
@@ -75,10 +107,10 @@ def fit(endpoint: Endpoint, call: Call) -> tuple[dict[str, np.ndarray], int, tup
     limit = endpoint.options.limits.max_batch_rows
     if limit and rows > limit:
         raise InvalidInput(f"inference request batch-size must be <= {limit} for '{model}', got {rows}")
-    return arrays, max(1, rows), tuple(key)
+    return Fitted(arrays, max(1, rows), tuple(key))
 
 
-def _unexpected(endpoint: Endpoint, given: Mapping[str, InputTensor]) -> InvalidInput:
+def _unexpected(endpoint: Served, given: Mapping[str, InputTensor]) -> InvalidInput:
     """As many inputs as the model has, but one of them has another name."""
     known = {spec.name for spec in endpoint.inputs}
     name = next(name for name in given if name not in known)

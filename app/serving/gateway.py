@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from app.serving.device import Device
 from app.serving.endpoint import Endpoint
 from app.serving.errors import InvalidInput, QueueFull, Stopping
-from app.serving.fitting import Call, fit
+from app.serving.fitting import Call, Fitted, fit
 from app.serving.registry import Registry
+from app.serving.stats import Cells, Stats, summed
 from app.serving.ticket import Outcome, ReplySink, Ticket
 
 __all__ = ["Gateway"]
@@ -20,6 +21,8 @@ class Gateway:
     def __init__(self, registry: Registry, device: Device) -> None:
         self.registry, self.device = registry, device
         self.stopping = False
+        self.counted_elsewhere: Callable[[Stats], Sequence[Cells]] = lambda _: ()
+        """What front ends have counted of the same version."""
         self._leaving: set[Endpoint] = set()
 
     @property
@@ -30,6 +33,14 @@ class Gateway:
     def endpoints(self) -> list[Endpoint]:
         """Those of the registry, and those that were replaced and still drain."""
         return list(dict.fromkeys([*self.registry.endpoints(), *self._leaving]))
+
+    def stats(self, endpoint: Endpoint) -> Stats:
+        """Everything counted of an endpoint's version, in all processes."""
+        return summed(endpoint.stats, self.counted_elsewhere(endpoint.stats))
+
+    def takes(self, model: str, version: int | None) -> bool:
+        """Every call may come here."""
+        return True
 
     def resolve(self, model: str, version: int | None = None) -> Endpoint:
         """The endpoint for a model; raises UnknownModel or ModelNotReady."""
@@ -43,30 +54,38 @@ class Gateway:
         Raises InvalidInput where it does not fit the model, QueueFull or Stopping where it is refused; then `sink` is
         never used.
         """
-        now_ns = self.device.now_ns()
-        stats = endpoint.stats
         try:
-            arrays, rows, key = fit(endpoint, call)
+            fitted = fit(endpoint, call)
+        except InvalidInput:
+            endpoint.stats.ended(Outcome.REJECTED, self.device.now_ns() - received_ns, None, "OTHER")
+            raise
+        return self.enqueue(endpoint, fitted, call, sink, received_ns, accepted=accepted)
+
+    def enqueue(
+        self, endpoint: Endpoint, fitted: Fitted, call: Call, sink: ReplySink, received_ns: int, *,
+        accepted: bool = False,
+    ) -> Ticket:  # fmt: skip
+        """The same for what is known to fit; of `call`, only what it asks for is read."""
+        now_ns = self.device.now_ns()
+        queue = endpoint.options.queue
+        try:
             if self.stopping and not accepted:
                 raise Stopping(
                     f"Server is stopping, scheduler for {endpoint.model} has stopped accepting new inference requests"
                 )
             ticket = Ticket(
-                arrays, rows, key, sink,
+                *fitted, sink,
                 outputs=call.outputs,
-                level=endpoint.options.queue.level(call.priority),
+                level=queue.level(call.priority),
                 received_ns=received_ns,
                 enqueued_ns=now_ns,
                 sequence_id=call.sequence_id,
             )  # fmt: skip
-            timeout_ns = endpoint.options.queue.policy_of(ticket.level).timeout_ns(call.timeout_us * 1000)
+            timeout_ns = queue.policy_of(ticket.level).timeout_ns(call.timeout_us * 1000)
             ticket.deadline_ns = now_ns + timeout_ns if timeout_ns else 0
             endpoint.submit(ticket)
-        except InvalidInput:
-            stats.ended(Outcome.REJECTED, now_ns - received_ns, None, "OTHER")
-            raise
         except (QueueFull, Stopping):
-            stats.ended(Outcome.REJECTED, now_ns - received_ns, None)
+            endpoint.stats.ended(Outcome.REJECTED, now_ns - received_ns, None)
             raise
         return ticket
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from app.serving.endpoint import Endpoint
@@ -36,15 +37,19 @@ class Registry:
 
     def __init__(self) -> None:
         self._models: dict[str, dict[int, Version]] = {}
+        self.changed: Callable[[], None] = lambda: None
+        """Called where a version has come, is another one, or has gone."""
 
     def set(self, version: Version) -> None:
         self._models.setdefault(version.model, {})[version.number] = version
+        self.changed()
 
     def drop(self, model: str, number: int) -> None:
         versions = self._models.get(model, {})
         versions.pop(number, None)
         if not versions:
             self._models.pop(model, None)
+        self.changed()
 
     def get(self, model: str, number: int) -> Version | None:
         return self._models.get(model, {}).get(number)

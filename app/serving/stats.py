@@ -1,14 +1,21 @@
-"""Counters and histograms of one model version: flat lists, since an update must cost well under 1 us."""
+"""Counters and histograms of one model version: one flat array of integers with fixed places.
+
+An update costs some tenths of a microsecond, and the array may lie in memory that processes share: a front end counts
+in its own, and a reader adds them up (`summed`).
+"""
 
 from __future__ import annotations
 
 import time
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from app.serving.ticket import Outcome
 
-__all__ = ["BUCKETS_S", "FAILURE_REASONS", "OUTCOMES", "PHASES", "ROW_BUCKETS", "Histogram", "Stats"]
+__all__ = ["BUCKETS_S", "FAILURE_REASONS", "OUTCOMES", "PHASES", "ROW_BUCKETS", "Histogram", "Stats", "summed"]
 
 BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds in seconds: from 100 us, since a small network answers in less than a millisecond."""
@@ -23,54 +30,98 @@ _REASON_OF = {
     Outcome.CANCELLED: "CANCELED",
     Outcome.FAILED: "BACKEND",
 }
+_COMPUTED = (Outcome.SUCCESS, Outcome.FAILED)
+Cells = memoryview
+"""Of 64-bit signed integers ('q'), writable: nanoseconds of 290 years of requests fit each."""
+
+
+def _zeros(count: int) -> Cells:
+    return memoryview(array("q", bytes(8 * count)))
 
 
 class Histogram:
-    """Counts per bucket (the last one is +Inf) and the sum, in the unit of its bounds."""
+    """Counts per bucket (the last one is +Inf) and the sum, in the unit of its bounds: len(bounds) + 2 cells."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("_cells", "_total_at", "bounds")
 
-    def __init__(self, bounds: Sequence[int]) -> None:
+    def __init__(self, bounds: Sequence[int], cells: Cells | None = None) -> None:
         self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0
+        self._total_at = len(bounds) + 1
+        self._cells = _zeros(self._total_at + 1) if cells is None else cells
 
     def observe(self, value: int, times: int = 1) -> None:
-        self.counts[bisect_left(self.bounds, value)] += times
-        self.total += value * times
+        cells = self._cells
+        cells[bisect_left(self.bounds, value)] += times
+        cells[self._total_at] += value * times
+
+    @property
+    def counts(self) -> list[int]:
+        return self._cells[: self._total_at].tolist()
 
     @property
     def count(self) -> int:
         return sum(self.counts)
 
+    @property
+    def total(self) -> int:
+        return self._cells[self._total_at]
+
 
 class Stats:
     """Everything measured of one version. Durations are nanoseconds, charged per request as Triton does:
 
-    each request of a batch is charged the whole batch's compute time; `batch_*` are per execution.
+    each request of a batch is charged the whole batch's compute time; `batch_*` are per execution. What is counted once
+    for each batch and has no fixed number of places (`flushes`, `batches`) is kept beside the cells: the process that
+    runs the batches is the only one to count them.
     """
 
-    def __init__(self) -> None:
-        self.request_ns = {outcome: Histogram(_BUCKETS_NS) for outcome in OUTCOMES}
-        self.queue_ns = {outcome: Histogram(_BUCKETS_NS) for outcome in OUTCOMES}
-        self.compute_ns = {
-            outcome: [Histogram(_BUCKETS_NS) for _ in PHASES] for outcome in (Outcome.SUCCESS, Outcome.FAILED)
-        }
-        self.batch_rows = Histogram(ROW_BUCKETS)
+    CELLS = (2 * len(OUTCOMES) + len(_COMPUTED) * len(PHASES)) * (len(_BUCKETS_NS) + 2) + (
+        len(ROW_BUCKETS) + 2 + len(FAILURE_REASONS) + 3
+    )
+    """How many integers one needs."""
+
+    def __init__(self, cells: Cells | None = None) -> None:
+        self._left = self.cells = _zeros(self.CELLS) if cells is None else cells
+        self.request_ns = {outcome: self._histogram(_BUCKETS_NS) for outcome in OUTCOMES}
+        self.queue_ns = {outcome: self._histogram(_BUCKETS_NS) for outcome in OUTCOMES}
+        self.compute_ns = {outcome: [self._histogram(_BUCKETS_NS) for _ in PHASES] for outcome in _COMPUTED}
+        self.batch_rows = self._histogram(ROW_BUCKETS)
+        self._failures = self._take(len(FAILURE_REASONS))
+        self._executed = self._take(3)  # rows, batches, Unix time of the last one in milliseconds
         self.flushes: dict[str, int] = {}
-        self.failures = dict.fromkeys(FAILURE_REASONS, 0)
         self.batches: dict[int, list[int]] = {}
         """rows -> [executions, compute_input ns, compute_infer ns, compute_output ns]"""
-        self.inferred_rows = 0
-        self.executions = 0
-        self.last_inference_ms = 0
 
-    def answered(self, request_and_queue_ns: Iterable[tuple[int, int]], compute: tuple[int, int, int]) -> None:
-        """Requests of one batch succeeded."""
+    def _take(self, count: int) -> Cells:
+        taken, self._left = self._left[:count], self._left[count:]
+        return taken
+
+    def _histogram(self, bounds: Sequence[int]) -> Histogram:
+        return Histogram(bounds, self._take(len(bounds) + 2))
+
+    @property
+    def failures(self) -> dict[str, int]:
+        return dict(zip(FAILURE_REASONS, self._failures.tolist(), strict=True))
+
+    @property
+    def inferred_rows(self) -> int:
+        return self._executed[0]
+
+    @property
+    def executions(self) -> int:
+        return self._executed[1]
+
+    @property
+    def last_inference_ms(self) -> int:
+        return self._executed[2]
+
+    def answered(self, request_and_queue_ns: Iterable[tuple[int | None, int]], compute: tuple[int, int, int]) -> None:
+        """Requests of one batch succeeded. A request's time is None where a front end measures it."""
         request, queue = self.request_ns[Outcome.SUCCESS], self.queue_ns[Outcome.SUCCESS]
         requests = 0
         for request_ns, queue_ns in request_and_queue_ns:
-            request.observe(request_ns)
+            if request_ns is not None:
+                request.observe(request_ns)
             queue.observe(queue_ns)
             requests += 1
         self.observe_compute(Outcome.SUCCESS, compute, requests)
@@ -85,7 +136,7 @@ class Stats:
         self.request_ns[outcome].observe(request_ns)
         if queue_ns is not None:
             self.queue_ns[outcome].observe(queue_ns)
-        self.failures[reason or _REASON_OF[outcome]] += 1
+        self._failures[FAILURE_REASONS.index(reason or _REASON_OF[outcome])] += 1
 
     def executed(self, rows: int, reason: str, compute: tuple[int, int, int]) -> None:
         """One batch ran to its end."""
@@ -95,6 +146,17 @@ class Stats:
         entry[0] += 1
         for index, spent_ns in enumerate(compute, start=1):
             entry[index] += spent_ns
-        self.inferred_rows += rows
-        self.executions += 1
-        self.last_inference_ms = time.time_ns() // 1_000_000
+        executed = self._executed
+        executed[0] += rows
+        executed[1] += 1
+        executed[2] = time.time_ns() // 1_000_000
+
+
+def summed(stats: Stats, others: Sequence[Cells]) -> Stats:
+    """The statistics with what other processes have counted of the same version; a copy where there are others."""
+    if not others:
+        return stats
+    total = np.sum([np.frombuffer(cells, np.int64) for cells in (stats.cells, *others)], axis=0)
+    both = Stats(memoryview(total))
+    both.flushes, both.batches = stats.flushes, stats.batches
+    return both

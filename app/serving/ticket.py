@@ -51,7 +51,7 @@ class Ticket:
 
     __slots__ = (
         "deadline_ns", "enqueued_ns", "inputs", "launched_ns", "level", "outputs", "received_ns", "rows",
-        "sequence_id", "shape_key", "sink", "state", "stood_back",
+        "sequence_id", "shape_key", "sink", "state", "stood_back", "timed_by_sink",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +73,8 @@ class Ticket:
         self.received_ns, self.enqueued_ns, self.deadline_ns = received_ns, enqueued_ns, deadline_ns
         self.launched_ns = 0
         self.state = State.QUEUED
+        self.timed_by_sink = False
+        """Whether the sink counts how long an answered request took: its answer has some way to go from here."""
         self.stood_back = False
         """True once its deadline passed under the DELAY policy: it waits behind all live tickets of its level."""
 

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from app.http.workers import INLINE_BYTES
-from app.main import _Server
+from app.server import Drain, DrainingServer
 from tests.hostile.wire import WIDE, Client, json_body, post
 from tests.http.benches import Bench, on_the_wire, until, with_bench
 from tests.support.servers import ADMIN, running
@@ -95,7 +95,8 @@ def test_a_client_may_leave_while_its_body_is_unpacked(wire_repository: Path) ->
 def test_a_drain_waits_for_bodies_that_are_unpacked(wire_repository: Path) -> None:
     async def test(bench: Bench) -> None:
         stops: list[bool] = []
-        server = _Server(uvicorn.Config(bench.app), bench.handler, 60, lambda: stops.append(True))
+        drain = Drain(60, bench.gateway.stop, lambda: bench.handler.in_flight, lambda: stops.append(True))
+        server = DrainingServer(uvicorn.Config(bench.app), drain)
         bench.hold()
         large = bench.ask(gzip.compress(LARGE), GZIP)
         await until(lambda: bench.held == 1)
