@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,6 +13,9 @@ import msgspec
 from app.front.messages import Frames, FromEngine, FromFront, frame
 
 __all__ = ["Channel"]
+
+_CREDENTIALS = struct.Struct("3i")
+"""struct ucred of <sys/socket.h>: process, user and group."""
 
 
 class Channel(asyncio.Protocol):
@@ -47,6 +52,15 @@ class Channel(asyncio.Protocol):
         if self._out and self._transport is not None:
             self._transport.write(frame(self._out))
             self._out.clear()
+
+    def peer_uid(self) -> int:
+        """The user of the other side, as the system knows it; -1 where it has gone."""
+        if self._transport is None:
+            return -1
+        credentials = self._transport.get_extra_info("socket").getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+        )
+        return int(_CREDENTIALS.unpack(credentials)[1])
 
     def close(self) -> None:
         if self._transport is not None:

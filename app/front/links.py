@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from app.front import layout
 from app.front.announcing import Announcer
 from app.front.channel import Channel
 from app.front.memory import SharedMemory
-from app.front.messages import Answer, Ask, FromFront, Hello, Refusal, Withdraw
+from app.front.messages import Answer, Ask, FromFront, Hello, Refusal
 from app.serving.endpoint import Endpoint
 from app.serving.errors import ServingError
 from app.serving.fitting import Call, Fitted, InputTensor
@@ -27,8 +28,8 @@ log = logging.getLogger(__name__)
 class _Link:
     """One front end: its connection, its arena, and its calls that are not answered."""
 
-    def __init__(self, channel: Channel, arena: memoryview) -> None:
-        self.channel, self.arena = channel, arena
+    def __init__(self, channel: Channel, index: int, arena: memoryview) -> None:
+        self.channel, self.index, self.arena = channel, index, arena
         self.calls: dict[int, _Call] = {}
 
 
@@ -66,8 +67,8 @@ class Links:
 
     def __init__(self, gateway: Gateway, shared: SharedMemory) -> None:
         self._gateway, self._shared = gateway, shared
-        self._links: dict[int, _Link] = {}
-        self._announcer = Announcer(gateway.registry, shared, self._everybody)
+        self._links: dict[Channel, _Link] = {}
+        self._announcer = Announcer(gateway.registry, shared, lambda: self._links)
         gateway.counted_elsewhere = self._announcer.counted
 
     @property
@@ -81,45 +82,38 @@ class Links:
 
     # -- front ends ----------------------------------------------------------------------------------------------
 
-    def _everybody(self) -> list[Channel]:
-        return [link.channel for link in self._links.values()]
-
-    def _index_of(self, channel: Channel) -> int | None:
-        return next((index for index, link in self._links.items() if link.channel is channel), None)
-
-    def _lost(self, channel: Channel) -> None:
-        index = self._index_of(channel)
-        if index is not None:
-            self._drop(index)
-
-    def _drop(self, index: int) -> None:
-        """A front end has ended: its clients have gone with it."""
-        link = self._links.pop(index)
-        link.channel.close()
-        for call in list(link.calls.values()):
-            if call.ticket is not None:
-                self._gateway.cancel(call.endpoint, call.ticket)
-
     def _greet(self, channel: Channel, hello: Hello) -> None:
-        if hello.index in self._links:  # the one before it has ended, and that was not seen yet
-            self._drop(hello.index)
-        self._links[hello.index] = _Link(channel, memoryview(self._shared.arenas[hello.index]))
+        if channel.peer_uid() != os.getuid():  # the address is no secret, and has no permissions
+            channel.close()
+            return
+        for earlier, link in list(self._links.items()):
+            if link.index == hello.index:  # it has ended, and that was not seen yet
+                self._lost(earlier)
+        self._links[channel] = _Link(channel, hello.index, memoryview(self._shared.arenas[hello.index]))
         self._announcer.tell(channel)
 
+    def _lost(self, channel: Channel) -> None:
+        """A front end has ended: its clients have gone with it."""
+        link = self._links.pop(channel, None)
+        if link is not None:
+            channel.close()
+            for call in list(link.calls.values()):
+                self._cancel(call)
+
+    def _cancel(self, call: _Call) -> None:
+        if call.ticket is not None:
+            self._gateway.cancel(call.endpoint, call.ticket)
+
     def _take(self, channel: Channel, message: FromFront) -> None:
+        link = self._links.get(channel)
         if isinstance(message, Hello):
             self._greet(channel, message)
+        elif link is None:
             return
-        index = self._index_of(channel)
-        if index is None:
-            return
-        link = self._links[index]
-        if isinstance(message, Withdraw):
-            call = link.calls.get(message.serial)
-            if call is not None and call.ticket is not None:
-                self._gateway.cancel(call.endpoint, call.ticket)
-        else:
+        elif isinstance(message, Ask):
             self._begin(link, message)
+        elif message.serial in link.calls:
+            self._cancel(link.calls[message.serial])
 
     # -- calls ---------------------------------------------------------------------------------------------------
 

@@ -29,11 +29,12 @@ class Addresses(NamedTuple):
 
 
 def begin_child(supervisor: int) -> None:
-    """After the fork: end with the supervisor, and leave to it what the terminal or a process group is told.
+    """After the fork: die with the supervisor, and leave to it what the terminal or a process group is told.
 
-    A handler that does nothing, and not SIG_IGN: that would be inherited by the compilers that this process starts.
+    It dies at once, as the supervisor did: who kills a server and starts another must find its port and files free. A
+    handler that does nothing, and not SIG_IGN: that would be inherited by the compilers that this process starts.
     """
-    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, DRAIN, 0, 0, 0)
+    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     if os.getppid() != supervisor:  # it has ended before it could be told to tell us

@@ -72,7 +72,7 @@ class _Call:
         self._is_chunked = any(name == b"transfer-encoding" for name, _ in headers)
         self._waits = any(name == b"expect" for name, _ in headers)
         self._may_send = asyncio.Event()
-        self._client_left = False
+        self._client_left = self._has_body = False
         self._answer = _Answer(is_head=scope["method"] == "HEAD")
 
     async def run(self) -> bool:
@@ -102,6 +102,7 @@ class _Call:
             more = message.get("more_body", False)
         if self._is_chunked:
             self._writer.write(b"0\r\n\r\n")
+        self._has_body = True
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self._leave()
@@ -130,7 +131,10 @@ class _Call:
                 self._may_send.set()
             if answer.status and not answer.started:
                 answer.started = True
-                await self._send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+                headers = answer.headers
+                if answer.closes and not self._has_body:  # it does not read the rest: no more can we
+                    headers.append((b"connection", b"close"))
+                await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
             if answer.started:
                 body = answer.take_body()
                 await self._send({"type": "http.response.body", "body": body, "more_body": not answer.complete})
@@ -146,7 +150,7 @@ class _Answer:
         self.headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self.status = 0
-        self.started = self.complete = self.may_send = False
+        self.started = self.complete = self.may_send = self.closes = False
 
     def feed(self, piece: bytes) -> None:
         self._parser.feed_data(piece)
@@ -166,8 +170,8 @@ class _Answer:
             self.may_send = True
             return
         self.status = status
-        # the engine's last word on a connection is ours, too: it has not read the rest
-        self.headers = [(n, v) for n, v in headers if n not in _HOP or (n == b"connection" and v.lower() == b"close")]
+        self.headers = [(name, value) for name, value in headers if name not in _HOP]
+        self.closes = (b"connection", b"close") in headers
         self.complete = self._is_head
 
     def on_body(self, body: bytes) -> None:

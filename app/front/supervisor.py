@@ -47,8 +47,8 @@ class _Supervisor:
     def __init__(self, settings: Settings) -> None:
         from app.auth import with_admin_token
 
-        self._settings = settings = with_admin_token(settings)
         self._shares = listen_shared(settings.host, settings.port, settings.front_ends)
+        self._settings = with_admin_token(settings)
         name = f"\0bitserve-{os.getpid()}-{secrets.token_hex(8)}"
         self._addresses = Addresses(f"{name}-links", f"{name}-http")
         self._listeners = [_listen_unix(address) for address in self._addresses]
@@ -140,6 +140,7 @@ class _Supervisor:
             now_s = time.monotonic()
             if self._stop_until_s:
                 if not any(child.pid for child in self._children):
+                    log.info("Finished server process [%d]", os.getpid())
                     return self._code
                 if now_s > self._stop_until_s:
                     self._tell(signal.SIGKILL)

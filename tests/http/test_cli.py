@@ -80,6 +80,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """`bitserve serve` up to the point where it would serve; the settings it came to."""
     seen: list[Settings] = []
     monkeypatch.setattr("app.main.serve", seen.append)
+    monkeypatch.setattr("app.front.supervisor.supervise", lambda settings: seen.append(settings) or 0)
     for name in list(os.environ):
         if name.startswith("BITSERVE_"):
             monkeypatch.delenv(name)
@@ -89,7 +90,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 VALUES: dict[str, tuple[str, Any]] = {
     "repository": (".", Path(".")), "cache": ("plans", Path("plans")), "host": ("::1", "::1"), "port": ("8123", 8123),
     "max_batch_size": ("7", 7), "drain_s": ("1.5", 1.5), "log_level": ("debug", "debug"), "metrics": ("false", False),
-    "access_log": ("true", True),
+    "access_log": ("true", True), "front_ends": ("3", 3),
 }  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def test_a_client_may_leave_while_its_body_is_unpacked(wire_repository: Path) ->
 def test_a_drain_waits_for_bodies_that_are_unpacked(wire_repository: Path) -> None:
     async def test(bench: Bench) -> None:
         stops: list[bool] = []
-        drain = Drain(60, bench.gateway.stop, lambda: bench.handler.in_flight, lambda: stops.append(True))
+        drain = Drain(60, bench.app.state.gateway.stop, lambda: bench.handler.in_flight, lambda: stops.append(True))
         server = DrainingServer(uvicorn.Config(bench.app), drain)
         bench.hold()
         large = bench.ask(gzip.compress(LARGE), GZIP)
