@@ -31,6 +31,11 @@ _REASON_OF = {
     Outcome.FAILED: "BACKEND",
 }
 _COMPUTED = (Outcome.SUCCESS, Outcome.FAILED)
+_TOTAL, _WIDTH = len(_BUCKETS_NS) + 1, len(_BUCKETS_NS) + 2
+"""Of a histogram of durations: where its sum lies, and how many cells it has."""
+_REQUEST, _QUEUE, _COMPUTE = 0, len(OUTCOMES) * _WIDTH, 2 * len(OUTCOMES) * _WIDTH
+"""Where the histograms of successful requests begin; success is the first outcome."""
+_REQUEST_TOTAL, _QUEUE_TOTAL = _REQUEST + _TOTAL, _QUEUE + _TOTAL
 Cells = memoryview
 """Of 64-bit signed integers ('q'), writable: nanoseconds of 290 years of requests fit each."""
 
@@ -75,7 +80,7 @@ class Stats:
     runs the batches is the only one to count them.
     """
 
-    CELLS = (2 * len(OUTCOMES) + len(_COMPUTED) * len(PHASES)) * (len(_BUCKETS_NS) + 2) + (
+    CELLS = (2 * len(OUTCOMES) + len(_COMPUTED) * len(PHASES)) * _WIDTH + (
         len(ROW_BUCKETS) + 2 + len(FAILURE_REASONS) + 3
     )
     """How many integers one needs."""
@@ -117,14 +122,19 @@ class Stats:
 
     def answered(self, request_and_queue_ns: Iterable[tuple[int | None, int]], compute: tuple[int, int, int]) -> None:
         """Requests of one batch succeeded. A request's time is None where a front end measures it."""
-        request, queue = self.request_ns[Outcome.SUCCESS], self.queue_ns[Outcome.SUCCESS]
-        requests = 0
+        cells, requests = self.cells, 0  # as `observe` does, without a call for each: this is most of what metrics cost
         for request_ns, queue_ns in request_and_queue_ns:
             if request_ns is not None:
-                request.observe(request_ns)
-            queue.observe(queue_ns)
+                cells[_REQUEST + bisect_left(_BUCKETS_NS, request_ns)] += 1
+                cells[_REQUEST_TOTAL] += request_ns
+            cells[_QUEUE + bisect_left(_BUCKETS_NS, queue_ns)] += 1
+            cells[_QUEUE_TOTAL] += queue_ns
             requests += 1
-        self.observe_compute(Outcome.SUCCESS, compute, requests)
+        at = _COMPUTE
+        for spent_ns in compute:
+            cells[at + bisect_left(_BUCKETS_NS, spent_ns)] += requests
+            cells[at + _TOTAL] += spent_ns * requests
+            at += _WIDTH
 
     def observe_compute(self, outcome: Outcome, compute: tuple[int, int, int], requests: int = 1) -> None:
         """The three phases of the batch of so many requests: input, infer, output."""

@@ -20,17 +20,17 @@ _BUILT_S = 1800.0
 
 
 @contextlib.contextmanager
-def up(models: Sequence[Served], folder: Path) -> Iterator[Peer]:
-    """Compiled first; the measured server starts from the cache."""
+def up(models: Sequence[Served], folder: Path, name: str = NAME, *more: str) -> Iterator[Peer]:
+    """Compiled first; the measured server starts from the cache. `more` are flags of that one."""
     repository = folder / "repository"
     for served in models:
         place(repository, served.name, served.model)
     flags = ("--max-batch-size", str(MAX_BATCH))
     for measured in (False, True):
-        with running(repository, *flags) as server:
+        with running(repository, *flags, *(more if measured else ())) as server:
             _wait_built(server, len(models))
             if measured:
-                yield Peer(NAME, server.url, Tree(server.process.pid), {BINARY: Binary(), JSON: Json()})
+                yield Peer(name, server.url, Tree(server.process.pid), {BINARY: Binary(), JSON: Json()})
 
 
 def _wait_built(server: Server, count: int) -> None:

@@ -16,7 +16,7 @@ from benchmarks.peers.setup import Effort
 
 __all__ = ["PARTS", "measured", "result_of", "too_short"]
 
-PARTS = ("tiny", "others", "resnet", "sizes", "models", "connections", "batches", "open_loop", "memory")
+PARTS = ("tiny", "others", "resnet", "sizes", "models", "connections", "batches", "open_loop", "memory", "fronts")
 
 
 def measured(parts: Sequence[str], effort: Effort, before: dict[str, Any], keep: Path | None = None) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from app.serving.errors import QueueFull
 from app.serving.limits import Limits, ModelOptions, QueueOptions
-from app.serving.stats import BUCKETS_S, OUTCOMES, ROW_BUCKETS, Histogram, Stats
+from app.serving.stats import BUCKETS_S, OUTCOMES, ROW_BUCKETS, Histogram, Stats, summed
 from app.serving.ticket import Outcome
 from tests.support.fakes import MS, Bench
 
@@ -122,3 +124,32 @@ def test_every_request_ends_in_exactly_one_outcome() -> None:
     bench.finish()
     counts = {outcome.value: bench.stats.request_ns[outcome].count for outcome in OUTCOMES}
     assert counts == {"success": 2, "rejected": 1, "expired": 1, "cancelled": 1, "failed": 1}
+
+
+def test_what_is_counted_at_once_is_what_each_histogram_counts_alone() -> None:
+    rng = random.Random(3)
+    fast, slow = Stats(), Stats()
+    for _ in range(500):
+        spent = [(rng.choice([None, rng.randrange(10**10)]), rng.randrange(10**8)) for _ in range(rng.randrange(4))]
+        compute = (rng.randrange(10**6), rng.randrange(10**9), rng.randrange(10**5))
+        fast.answered(spent, compute)
+        for request_ns, queue_ns in spent:
+            if request_ns is not None:
+                slow.request_ns[Outcome.SUCCESS].observe(request_ns)
+            slow.queue_ns[Outcome.SUCCESS].observe(queue_ns)
+        slow.observe_compute(Outcome.SUCCESS, compute, len(spent))
+    assert fast.cells.tolist() == slow.cells.tolist()
+
+
+def test_the_counts_of_several_processes_add_up() -> None:
+    mine, theirs, shared = Stats(), Stats(), memoryview(bytearray(8 * Stats.CELLS)).cast("q")
+    for stats in (mine, theirs, Stats(shared)):
+        stats.answered([(1000, 10)], (1, 2, 3))
+        stats.ended(Outcome.REJECTED, 7, None)
+    mine.executed(4, "full", (1, 2, 3))
+    total = summed(mine, [theirs.cells, shared])
+    assert (total.request_ns[Outcome.SUCCESS].count, total.request_ns[Outcome.SUCCESS].total) == (3, 3000)
+    assert total.failures == {"REJECTED": 3, "CANCELED": 0, "BACKEND": 0, "OTHER": 0}
+    assert (total.executions, total.flushes, total.batches) == (1, mine.flushes, mine.batches)
+    assert mine.request_ns[Outcome.SUCCESS].count == 1
+    assert summed(mine, []) is mine
