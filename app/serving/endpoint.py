@@ -164,11 +164,11 @@ class Endpoint:
                 until_ns = min((t for t in (until_ns, verdict.until_ns) if t is not None), default=None)
         return Wait(until_ns)
 
-    def launch(self, offer: Offer, *, alone: bool = False) -> None:
+    def launch(self, offer: Offer, *, alone: bool = False) -> bool:
         """Take the offered tickets out of the queue and start them on a free slot.
 
-        Where nothing else runs or waits (`alone`, and no ticket is left here), a batch that takes less than a hand-over
-        to another thread runs here and now, and is answered before this returns.
+        Where nothing else runs and no other endpoint waits (`alone`), a batch that takes less than a hand-over to
+        another thread runs here and now, and is answered before this returns: then True.
         """
         now_ns = self._host.now_ns()
         if offer.group is None:
@@ -178,7 +178,7 @@ class Endpoint:
             self._launched.append(batch)
             for ticket in batch.tickets:
                 ticket.state, ticket.launched_ns = State.RUNNING, now_ns
-        inline = alone and batch.rows <= self.inline_rows and not self.waiting
+        inline = alone and batch.rows <= self.inline_rows
         batch.slot = self._inline_slot if inline and self._inline_slot is not None else self._free.pop()
         batch.launched_ns = batch.gathered_ns = now_ns
 
@@ -194,6 +194,7 @@ class Endpoint:
                 batch.slot.launch(done)
         except Exception as error:  # nothing was launched: this batch alone is lost
             done(error)  # later: a sink that runs now could change what the device has just decided
+        return inline
 
     def _completed(self, batch: _Batch, error: BaseException | None) -> None:
         if batch.finished_ns:

@@ -41,14 +41,14 @@ def test_requests_that_came_together_share_the_batch() -> None:
     assert inline(bench) == 1
 
 
-def test_a_batch_that_leaves_others_waiting_goes_to_its_thread() -> None:
+def test_batches_of_one_model_run_one_after_the_other_with_a_turn_of_the_loop_between() -> None:
+    """Those who wait for the loop come between, and what they bring joins the next batch."""
     bench = Bench(ModelOptions(Limits(2)), inline_rows=8)
     sent = [bench.send(1, float(i), run=False) for i in range(3)]
+    sent[0].then(lambda: bench.loop.call_soon(lambda: sent.append(bench.send(1, 3.0, run=False))))
     bench.loop.run()
-    assert (inline(bench), bench.launched_rows) == (0, [2])
-    bench.finish()
-    assert (inline(bench), bench.launched_rows) == (1, [2, 1]), "the last one is alone"
-    assert [one.values for one in sent] == [[0.0], [1.0], [2.0]]
+    assert (inline(bench), bench.launched_rows) == (2, [2, 2])
+    assert [one.values for one in sent] == [[0.0], [1.0], [2.0], [3.0]]
 
 
 def test_nothing_runs_inline_beside_another_model_that_waits_or_runs() -> None:
