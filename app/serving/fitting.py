@@ -9,9 +9,10 @@ import numpy as np
 
 from app.serving.endpoint import Endpoint
 from app.serving.errors import InvalidInput
+from app.serving.ticket import ShapeKey
 from engines.tensor import DYNAMIC, TensorSpec
 
-__all__ = ["Call", "InputTensor", "fit"]
+__all__ = ["Call", "Fitted", "InputTensor", "fit"]
 
 _ALL_BITS = 63
 
@@ -23,18 +24,42 @@ class InputTensor(NamedTuple):
     array: np.ndarray
 
 
+class Fitted(NamedTuple):
+    """Arrays in the model's terms, in its order; their rows and their shape key.
+
+    `guarded`: inputs whose values matter too, and were not looked at if it comes with a call.
+    """
+
+    arrays: dict[str, np.ndarray]
+    rows: int
+    shape_key: ShapeKey
+    guarded: tuple[TensorSpec, ...] = ()
+
+
 class Call(NamedTuple):
-    """A decoded request. `outputs` None means all; `timeout_us` and `priority` 0 mean not given."""
+    """A decoded request. `outputs` None means all; `timeout_us` and `priority` 0 mean not given.
+
+    `fitted`: what `fit` has found of a call to the same endpoint that differs in values alone, with the arrays of this
+    one; `inputs` may then be empty.
+    """
 
     inputs: Mapping[str, InputTensor]
     outputs: tuple[str, ...] | None = None
     priority: int = 0
     timeout_us: int = 0
     sequence_id: int | str = 0
+    fitted: Fitted | None = None
 
 
-def fit(endpoint: Endpoint, call: Call) -> tuple[dict[str, np.ndarray], int, tuple[tuple[int, ...], ...]]:
-    """Arrays in the model's terms, the number of rows, and the shape key; InvalidInput says what does not fit."""
+def fit(endpoint: Endpoint, call: Call) -> Fitted:
+    """What a ticket carries; InvalidInput says what does not fit."""
+    fitted = _fit_shapes(endpoint, call) if call.fitted is None else call.fitted
+    for spec in fitted.guarded:
+        _check_values(endpoint.model, spec, fitted.arrays[spec.name])
+    return fitted
+
+
+def _fit_shapes(endpoint: Endpoint, call: Call) -> Fitted:
     model, given = endpoint.model, call.inputs
     if len(given) != len(endpoint.inputs):
         raise InvalidInput(
@@ -50,6 +75,7 @@ def fit(endpoint: Endpoint, call: Call) -> tuple[dict[str, np.ndarray], int, tup
                 )
     arrays: dict[str, np.ndarray] = {}
     key: list[tuple[int, ...]] = []
+    guarded: list[TensorSpec] = []
     rows = 0
     for spec in endpoint.inputs:
         tensor = given.get(spec.name)
@@ -58,10 +84,8 @@ def fit(endpoint: Endpoint, call: Call) -> tuple[dict[str, np.ndarray], int, tup
         arrays[spec.name] = tensor.array
         shape = tensor.array.shape
         _check(model, spec, tensor.datatype, shape)
-        if spec.value_range is not None or spec.integer_bits < _ALL_BITS:
-            _check_integers(model, spec, tensor.array)
-        if spec.largest:
-            _check_magnitudes(model, spec, tensor.array)
+        if spec.value_range is not None or spec.integer_bits < _ALL_BITS or spec.largest:
+            guarded.append(spec)
         if spec.batch_axis is None:
             key.append(shape)
             continue
@@ -75,7 +99,7 @@ def fit(endpoint: Endpoint, call: Call) -> tuple[dict[str, np.ndarray], int, tup
     limit = endpoint.options.limits.max_batch_rows
     if limit and rows > limit:
         raise InvalidInput(f"inference request batch-size must be <= {limit} for '{model}', got {rows}")
-    return arrays, max(1, rows), tuple(key)
+    return Fitted(arrays, max(1, rows), tuple(key), tuple(guarded))
 
 
 def _unexpected(endpoint: Endpoint, given: Mapping[str, InputTensor]) -> InvalidInput:
@@ -103,6 +127,13 @@ def _check(model: str, spec: TensorSpec, datatype: str, shape: tuple[int, ...]) 
             f"unexpected shape for input '{spec.name}' for model '{model}'. Expected at least one element in every "
             f"dimension, got {_dims(shape)}"
         )
+
+
+def _check_values(model: str, spec: TensorSpec, array: np.ndarray) -> None:
+    if spec.value_range is not None or spec.integer_bits < _ALL_BITS:
+        _check_integers(model, spec, array)
+    if spec.largest:
+        _check_magnitudes(model, spec, array)
 
 
 def _check_integers(model: str, spec: TensorSpec, array: np.ndarray) -> None:

@@ -46,7 +46,7 @@ class Gateway:
         now_ns = self.device.now_ns()
         stats = endpoint.stats
         try:
-            arrays, rows, key = fit(endpoint, call)
+            arrays, rows, key, _ = fit(endpoint, call)
             if self.stopping and not accepted:
                 raise Stopping(
                     f"Server is stopping, scheduler for {endpoint.model} has stopped accepting new inference requests"
