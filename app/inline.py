@@ -15,6 +15,8 @@ __all__ = ["INLINE_US", "inline_rows"]
 
 INLINE_US = 200.0
 """What a hand-over to a thread and back costs beside a loop that serves: 150 to 220 us (measured)."""
+_LOOK_CLOSER = 2
+"""Up to so many times that, a run on the threads of the engine may be one of less on the caller's alone."""
 _RUNS = 9
 
 
@@ -25,9 +27,19 @@ def inline_rows(session: Session, manifest: Manifest, most_rows: int) -> int:
     """
     if any(DYNAMIC in spec.row_shape for spec in manifest.inputs) or manifest.fails_on_values:
         return 0
+    first_us = _median_us(session.slots[0], manifest, 1)
+    if first_us is None or first_us >= _LOOK_CLOSER * INLINE_US:  # another engine would be in vain, and takes memory
+        return 0
+    found = _rows_within(session.open_inline(), manifest, most_rows)
+    if not found:
+        session.close_inline()
+    return found
+
+
+def _rows_within(slot: Slot, manifest: Manifest, most_rows: int) -> int:
     found, rows = 0, 1
     while rows <= (most_rows if manifest.proof.batchable else 1):
-        taken_us = _median_us(session.slots[0], manifest, rows)
+        taken_us = _median_us(slot, manifest, rows)
         if taken_us is None or taken_us >= INLINE_US:
             break
         found, rows = rows, 2 * rows if 2 * rows <= most_rows or rows == most_rows else most_rows

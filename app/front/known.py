@@ -18,7 +18,7 @@ __all__ = ["KnownVersion", "KnownVersions"]
 _LARGEST_GUESS_BYTES = 16_777_216
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class KnownVersion:
     """A version, as far as a request for it is taken apart. `stats` are what this front end has counted of it.
 

@@ -18,6 +18,7 @@ from app.http.answers import BINARY, JSON, Answer, refusal
 from app.http.bodies import Body
 from app.http.errors import OK, HttpError
 from app.http.held import Hold, Room
+from app.http.memo import Memo
 from app.http.workers import INLINE_BYTES, Workers
 from app.serving.errors import Cancelled, ModelNotReady, ServingError, UnknownModel
 from app.serving.fitting import Call, Served
@@ -98,7 +99,7 @@ class InferHandler:
         self, gateway: Door, max_body_bytes: int, *, room: Room | None = None, access_log: bool = False
     ) -> None:
         self.gateway, self.max_body_bytes, self.access_log = gateway, max_body_bytes, access_log
-        self.room, self.workers = room or Room(2**40), Workers()
+        self.room, self.workers, self.memo = room or Room(2**40), Workers(), Memo()
 
     @property
     def stopping(self) -> bool:
@@ -241,7 +242,7 @@ class Exchange:
                 work = functools.partial(codec.decode, body, self._head.header_length, self._endpoint, self._pause)
                 self._handler.workers.run(work, self._decoded)
                 return
-            call, self._wanted = codec.decode(body, self._head.header_length, self._endpoint)
+            call, self._wanted = self._handler.memo.decode(body, self._head.header_length, self._endpoint)
         except Exception as error:
             self.refuse(error)
             return
@@ -317,6 +318,8 @@ class Exchange:
 
 def _rows_of(endpoint: Served, call: Call) -> int:
     """For the log: rows along the first axis that was proven, 1 where there is none; 0 where the inputs do not fit."""
+    if call.fitted is not None:
+        return call.fitted.rows
     for spec in endpoint.inputs:
         if spec.batch_axis is not None:
             shape = call.inputs[spec.name].array.shape if spec.name in call.inputs else ()

@@ -105,7 +105,9 @@ class Device:
             chosen = self._next(offers)
             if chosen is None:
                 break
-            self._launch(chosen, offers.pop(chosen))
+            if self._launch(chosen, offers.pop(chosen)):
+                self._schedule()  # the loop has others to serve, who may bring rows for the next batch
+                break
             wake_ns = self._look(chosen, offers, now_ns)
             if wake_ns is not None:
                 until_ns = wake_ns if until_ns is None else min(until_ns, wake_ns)
@@ -137,13 +139,14 @@ class Device:
     def _fits(self, endpoint: Endpoint) -> bool:
         return not self.threads_used or self.threads_used + endpoint.threads_per_batch <= self.threads
 
-    def _launch(self, endpoint: Endpoint, offer: Offer) -> None:
+    def _launch(self, endpoint: Endpoint, offer: Offer) -> bool:
+        """Whether it has run by now, and took the loop's time."""
         estimate_ns = self._estimate_ns.get(endpoint, _QUANTUM_NS)
         self._share.charge(endpoint, estimate_ns)
         self._charged_ns.setdefault(endpoint, []).append(estimate_ns)
         alone = not self.threads_used and len(self._waiting) == 1
         self.threads_used += endpoint.threads_per_batch
-        endpoint.launch(offer, alone=alone)
+        return endpoint.launch(offer, alone=alone)
 
     def _sleep_until(self, until_ns: int | None, now_ns: int) -> None:
         if until_ns == self._timer_ns and self._timer is not None:

@@ -87,6 +87,7 @@ class Endpoint:
         self._host = host
         self._known_shapes: set[ShapeKey] = set()
         self._free: list[Slot] = list(session.slots)
+        self._inline_slot = session.inline_slot
         self._launched: list[_Batch] = []  # in the order of their first launch
         self._retries: deque[_Batch] = deque()  # those of them that wait to run anew
         self._stopping: Callable[[], None] | None = None
@@ -163,11 +164,11 @@ class Endpoint:
                 until_ns = min((t for t in (until_ns, verdict.until_ns) if t is not None), default=None)
         return Wait(until_ns)
 
-    def launch(self, offer: Offer, *, alone: bool = False) -> None:
+    def launch(self, offer: Offer, *, alone: bool = False) -> bool:
         """Take the offered tickets out of the queue and start them on a free slot.
 
-        Where nothing else runs or waits (`alone`, and no ticket is left here), a batch that takes less than a hand-over
-        to another thread runs here and now, and is answered before this returns.
+        Where nothing else runs and no other endpoint waits (`alone`), a batch that takes less than a hand-over to
+        another thread runs here and now, and is answered before this returns: then True.
         """
         now_ns = self._host.now_ns()
         if offer.group is None:
@@ -177,7 +178,9 @@ class Endpoint:
             self._launched.append(batch)
             for ticket in batch.tickets:
                 ticket.state, ticket.launched_ns = State.RUNNING, now_ns
-        batch.slot, batch.launched_ns, batch.gathered_ns = self._free.pop(), now_ns, now_ns
+        inline = alone and batch.rows <= self.inline_rows
+        batch.slot = self._inline_slot if inline and self._inline_slot is not None else self._free.pop()
+        batch.launched_ns = batch.gathered_ns = now_ns
 
         def done(error: BaseException | None) -> None:
             self._host.on_loop(lambda: self._completed(batch, error))
@@ -185,12 +188,13 @@ class Endpoint:
         try:
             batcher.gather(batch.slot, batch.tickets, self.inputs)
             batch.gathered_ns = self._host.now_ns()
-            if alone and batch.rows <= self.inline_rows and not self.waiting:
+            if inline:
                 self._completed(batch, batch.slot.run())
             else:
                 batch.slot.launch(done)
         except Exception as error:  # nothing was launched: this batch alone is lost
             done(error)  # later: a sink that runs now could change what the device has just decided
+        return inline
 
     def _completed(self, batch: _Batch, error: BaseException | None) -> None:
         if batch.finished_ns:
@@ -210,7 +214,11 @@ class Endpoint:
         at = self._launched.index(batch)
         self._launched[at : at + 1] = alone
         self._retries.extend(alone)
-        self._free.append(batch.slot)
+        self._release(batch.slot)
+
+    def _release(self, slot: Slot) -> None:
+        if slot is not self._inline_slot:  # nothing else runs beside that: it needs no turn
+            self._free.append(slot)
 
     def _answer_finished(self) -> None:
         """Answer what has ended; with `preserve_ordering`, only what no unanswered batch stands before."""
@@ -251,7 +259,7 @@ class Endpoint:
             for ticket, part in zip(batch.tickets, parts, strict=True):
                 self._settle(ticket, part)
             self._count(batch)
-        self._free.append(batch.slot)
+        self._release(batch.slot)
 
     def _blame(self, ticket: Ticket, error: BaseException) -> ServingError:
         """The request's fault where its values or variable dimensions may ask for what cannot be; else the engine's."""

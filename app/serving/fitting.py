@@ -47,26 +47,42 @@ class InputTensor(NamedTuple):
     array: np.ndarray
 
 
+class Fitted(NamedTuple):
+    """Arrays in the model's terms, in its order; their rows and their shape key.
+
+    `guarded`: inputs whose values matter too, and were not looked at if it comes with a call.
+    """
+
+    arrays: dict[str, np.ndarray]
+    rows: int
+    shape_key: ShapeKey
+    guarded: tuple[TensorSpec, ...] = ()
+
+
 class Call(NamedTuple):
-    """A decoded request. `outputs` None means all; `timeout_us` and `priority` 0 mean not given."""
+    """A decoded request. `outputs` None means all; `timeout_us` and `priority` 0 mean not given.
+
+    `fitted`: what `fit` has found of a call to the same endpoint that differs in values alone, with the arrays of this
+    one; `inputs` may then be empty.
+    """
 
     inputs: Mapping[str, InputTensor]
     outputs: tuple[str, ...] | None = None
     priority: int = 0
     timeout_us: int = 0
     sequence_id: int | str = 0
-
-
-class Fitted(NamedTuple):
-    """Arrays in the model's terms, the number of rows, and which requests this one may share a batch with."""
-
-    arrays: Mapping[str, np.ndarray]
-    rows: int
-    shape_key: ShapeKey
+    fitted: Fitted | None = None
 
 
 def fit(endpoint: Served, call: Call) -> Fitted:
     """What a ticket carries; InvalidInput says what does not fit."""
+    fitted = _fit_shapes(endpoint, call) if call.fitted is None else call.fitted
+    for spec in fitted.guarded:
+        _check_values(endpoint.model, spec, fitted.arrays[spec.name])
+    return fitted
+
+
+def _fit_shapes(endpoint: Served, call: Call) -> Fitted:
     model, given = endpoint.model, call.inputs
     if len(given) != len(endpoint.inputs):
         raise InvalidInput(
@@ -82,6 +98,7 @@ def fit(endpoint: Served, call: Call) -> Fitted:
                 )
     arrays: dict[str, np.ndarray] = {}
     key: list[tuple[int, ...]] = []
+    guarded: list[TensorSpec] = []
     rows = 0
     for spec in endpoint.inputs:
         tensor = given.get(spec.name)
@@ -90,10 +107,8 @@ def fit(endpoint: Served, call: Call) -> Fitted:
         arrays[spec.name] = tensor.array
         shape = tensor.array.shape
         _check(model, spec, tensor.datatype, shape)
-        if spec.value_range is not None or spec.integer_bits < _ALL_BITS:
-            _check_integers(model, spec, tensor.array)
-        if spec.largest:
-            _check_magnitudes(model, spec, tensor.array)
+        if spec.value_range is not None or spec.integer_bits < _ALL_BITS or spec.largest:
+            guarded.append(spec)
         if spec.batch_axis is None:
             key.append(shape)
             continue
@@ -107,7 +122,7 @@ def fit(endpoint: Served, call: Call) -> Fitted:
     limit = endpoint.options.limits.max_batch_rows
     if limit and rows > limit:
         raise InvalidInput(f"inference request batch-size must be <= {limit} for '{model}', got {rows}")
-    return Fitted(arrays, max(1, rows), tuple(key))
+    return Fitted(arrays, max(1, rows), tuple(key), tuple(guarded))
 
 
 def _unexpected(endpoint: Served, given: Mapping[str, InputTensor]) -> InvalidInput:
@@ -135,6 +150,13 @@ def _check(model: str, spec: TensorSpec, datatype: str, shape: tuple[int, ...]) 
             f"unexpected shape for input '{spec.name}' for model '{model}'. Expected at least one element in every "
             f"dimension, got {_dims(shape)}"
         )
+
+
+def _check_values(model: str, spec: TensorSpec, array: np.ndarray) -> None:
+    if spec.value_range is not None or spec.integer_bits < _ALL_BITS:
+        _check_integers(model, spec, array)
+    if spec.largest:
+        _check_magnitudes(model, spec, array)
 
 
 def _check_integers(model: str, spec: TensorSpec, array: np.ndarray) -> None:

@@ -74,7 +74,7 @@ class Gateway:
                     f"Server is stopping, scheduler for {endpoint.model} has stopped accepting new inference requests"
                 )
             ticket = Ticket(
-                *fitted, sink,
+                fitted.arrays, fitted.rows, fitted.shape_key, sink,
                 outputs=call.outputs,
                 level=queue.level(call.priority),
                 received_ns=received_ns,

@@ -7,7 +7,7 @@ import hmac
 import logging
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class OpenVinoSlot:
         self._outputs = [(name, _port(compiled.outputs, name)) for name in outputs]
         self._request: ov.InferRequest | None = compiled.create_infer_request()
         self._filled = [self._request.get_input_tensor(index) for _, index in self._inputs]
+        self._bound: dict[str, tuple[int, ...]] = {}
         self._answers: list[ov.Tensor] = []
         self._is_inline = False
         engine.on_renewal(self._forget)
@@ -88,9 +89,11 @@ class OpenVinoSlot:
     def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         views: dict[str, np.ndarray] = {}
         for (name, _), tensor in zip(self._inputs, self._filled, strict=True):
-            shape = list(shapes[name])
-            if list(tensor.shape) != shape:
-                tensor.shape = shape
+            shape = shapes[name]
+            if self._bound.get(name) != shape:  # kept here: to read a tensor's own takes 10 us, as long as a small run
+                self._bound.pop(name, None)
+                tensor.shape = list(shape)
+                self._bound[name] = shape
             views[name] = tensor.data
         return views
 
@@ -167,6 +170,10 @@ class OpenVinoSlot:
     def outputs(self) -> dict[str, np.ndarray]:
         return {name: tensor.data for (name, _), tensor in zip(self._outputs, self._answers, strict=True)}
 
+    def setting(self, name: str) -> Any:
+        """A property of its engine, as the compiled model itself reports it."""
+        return self._engine.setting(name)
+
     def close(self) -> None:
         self._work.put(None)
         self._thread.join()
@@ -193,12 +200,16 @@ class OpenVinoSession:
         threads_per_batch: int,
         memory_bytes: int = 0,
         guards: Sequence[str] = (),
+        load_inline: Callable[[], Engine] | None = None,
     ) -> None:
         self.inline_rows = 0
+        self.inline_slot: OpenVinoSlot | None = None
         self._engine: Engine | None = engine
         self._threads_per_batch = threads_per_batch
         self._memory_bytes = memory_bytes
-        self._slots = [OpenVinoSlot(engine, inputs, outputs, guards) for _ in range(instances)]
+        self._load_inline = load_inline
+        self._of = inputs, outputs, guards
+        self._slots = [OpenVinoSlot(engine, *self._of) for _ in range(instances)]
 
     @property
     def slots(self) -> Sequence[OpenVinoSlot]:
@@ -212,6 +223,24 @@ class OpenVinoSession:
     def memory_bytes(self) -> int:
         return self._memory_bytes
 
+    def open_inline(self) -> OpenVinoSlot:
+        """The slot for batches that the caller runs itself: on an engine of one thread, which is the caller's.
+
+        With more, OpenVINO wakes its own threads for every run, which takes longer than a small model and leaves them
+        spinning on the cores that the caller needs.
+        """
+        if self.inline_slot is None:
+            if self._load_inline is None:  # it is such an engine
+                return self._slots[0]
+            self.inline_slot = OpenVinoSlot(self._load_inline(), *self._of)
+        return self.inline_slot
+
+    def close_inline(self) -> None:
+        """Free what `open_inline` has made."""
+        slot, self.inline_slot = self.inline_slot, None
+        if slot is not None:
+            slot.close()
+
     def setting(self, name: str) -> Any:
         """A property such as NUM_STREAMS, as the compiled model itself reports it."""
         assert self._engine is not None, "the session is closed"
@@ -220,8 +249,9 @@ class OpenVinoSession:
     def close(self) -> None:
         for slot in self._slots:
             slot.close()
+        self.close_inline()
         self._slots = []
-        self._engine = None
+        self._engine = self._load_inline = None
 
 
 def load_session(
@@ -243,12 +273,17 @@ def load_session(
         raise PlanInvalid(f"{path.name} has sha256 {digest[:12]}, its manifest says {manifest.engine.sha256[:12]}")
     count, slots = divided(streams, instances, manifest.streams)
     threads = max(manifest.threads, count)
-    try:
-        engine = Engine(lambda: core().import_model(blob, "CPU", stream_config(count, threads)))
-    except Exception as error:
-        raise PlanInvalid(f"{path.name} was refused by OpenVINO: {first_line(error)}") from error
+
+    def load(streams: int, threads: int) -> Engine:
+        try:
+            return Engine(lambda: core().import_model(blob, "CPU", stream_config(streams, threads)))
+        except Exception as error:
+            raise PlanInvalid(f"{path.name} was refused by OpenVINO: {first_line(error)}") from error
+
+    engine = load(count, threads)
     names = [spec.name for spec in manifest.inputs], [spec.name for spec in manifest.outputs]
     return OpenVinoSession(
         engine, *names, instances=slots, threads_per_batch=max(1, threads // max(count, slots)),
         memory_bytes=manifest.engine.size_bytes, guards=manifest.guards,
+        load_inline=None if threads == 1 else lambda: load(1, 1),
     )  # fmt: skip

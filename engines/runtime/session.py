@@ -52,6 +52,19 @@ class Session(Protocol):
     inline_rows: int
     """Batches up to so many rows were measured to run faster than they are handed to another thread; 0 = none."""
 
+    @property
+    def inline_slot(self) -> Slot | None:
+        """The slot that those run on, beside `slots`; None where any of these does."""
+        ...
+
+    def open_inline(self) -> Slot:
+        """The slot whose `run` takes the least of the machine; made here where there is none."""
+        ...
+
+    def close_inline(self) -> None:
+        """Free what `open_inline` has made; batches run on `slots` alone."""
+        ...
+
     def close(self) -> None:
         """Free the engine. No launch may be in flight."""
         ...

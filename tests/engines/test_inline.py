@@ -35,15 +35,39 @@ def test_a_small_model_runs_inline_and_answers_the_same(built: Build) -> None:
     with loaded(built, model) as (session, done):
         assert inline_rows(session, done.manifest, 32) >= 1
         x = np.random.default_rng(0).standard_normal((3, 16)).astype(np.float32)
-        slot = session.slots[0]
-        np.copyto(slot.bind({"x": x.shape})["x"], x)
-        assert slot.run() is None
-        np.testing.assert_allclose(slot.outputs()["y"], Reference(model)({"x": x})["y"], rtol=1e-5)
+        for slot in (session.open_inline(), *session.slots):
+            np.copyto(slot.bind({"x": x.shape})["x"], x)
+            assert slot.run() is None
+            np.testing.assert_allclose(slot.outputs()["y"], Reference(model)({"x": x})["y"], rtol=1e-5)
+
+
+def test_what_runs_inline_runs_on_one_thread(built: Build) -> None:
+    """Of the caller: the engine's own threads would be woken for each run, and spin on the caller's cores."""
+    done = built(linear())
+    session = load_session(done.cache.entry(done.manifest.key), done.manifest, streams=2)
+    try:
+        assert session.setting("INFERENCE_NUM_THREADS") >= 2
+        assert inline_rows(session, done.manifest, 32) >= 1
+        slot = session.inline_slot
+        assert slot is not None
+        assert slot not in session.slots
+        assert slot.setting("INFERENCE_NUM_THREADS") == slot.setting("NUM_STREAMS") == 1
+    finally:
+        session.close()
+    assert session.inline_slot is None
 
 
 def test_a_large_one_does_not(built: Build) -> None:
     with loaded(built, slow()) as (session, done):
         assert inline_rows(session, done.manifest, 32) == 0
+        assert session.inline_slot is None
+
+
+def test_an_engine_that_is_too_slow_on_one_thread_is_freed(built: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inline, "_LOOK_CLOSER", 1e9)
+    with loaded(built, slow()) as (session, done):
+        assert inline_rows(session, done.manifest, 32) == 0
+        assert session.inline_slot is None
 
 
 @pytest.mark.parametrize(

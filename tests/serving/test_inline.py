@@ -11,7 +11,7 @@ from tests.support.fakes import Bench
 
 
 def inline(bench: Bench) -> int:
-    return sum(slot.ran_inline for slot in bench.session.slots)
+    return sum(slot.ran_inline for slot in bench.session.all_slots)
 
 
 def test_what_nothing_waits_beside_is_answered_within_one_turn_of_the_loop() -> None:
@@ -41,14 +41,14 @@ def test_requests_that_came_together_share_the_batch() -> None:
     assert inline(bench) == 1
 
 
-def test_a_batch_that_leaves_others_waiting_goes_to_its_thread() -> None:
+def test_batches_of_one_model_run_one_after_the_other_with_a_turn_of_the_loop_between() -> None:
+    """Those who wait for the loop come between, and what they bring joins the next batch."""
     bench = Bench(ModelOptions(Limits(2)), inline_rows=8)
     sent = [bench.send(1, float(i), run=False) for i in range(3)]
+    sent[0].then(lambda: bench.loop.call_soon(lambda: sent.append(bench.send(1, 3.0, run=False))))
     bench.loop.run()
-    assert (inline(bench), bench.launched_rows) == (0, [2])
-    bench.finish()
-    assert (inline(bench), bench.launched_rows) == (1, [2, 1]), "the last one is alone"
-    assert [one.values for one in sent] == [[0.0], [1.0], [2.0]]
+    assert (inline(bench), bench.launched_rows) == (2, [2, 2])
+    assert [one.values for one in sent] == [[0.0], [1.0], [2.0], [3.0]]
 
 
 def test_nothing_runs_inline_beside_another_model_that_waits_or_runs() -> None:
@@ -69,6 +69,19 @@ def test_nothing_runs_inline_beside_another_model_that_waits_or_runs() -> None:
     assert inline(quick) == 1
 
 
+def test_a_slot_of_its_own_runs_what_the_loop_runs_and_nothing_else() -> None:
+    bench = Bench(inline_rows=4, own_inline_slot=True)
+    own, (shared,) = bench.session.inline_slot, bench.session.slots
+    assert bench.send(2, 3.0).values == [3.0, 3.0]
+    large = bench.send(5, 1.0)
+    beside = bench.send(1, 2.0)
+    assert (own.ran_inline, len(own.batches), shared.done is not None) == (1, 1, True)
+    bench.finish()
+    assert [large.values, beside.values] == [[1.0] * 5, [2.0]]
+    assert (own.ran_inline, len(shared.batches)) == (2, 1)
+    assert bench.endpoint._free == [shared]
+
+
 def test_an_engine_that_fails_inline_costs_its_own_batch() -> None:
     bench = Bench(inline_rows=4, width=1)
     (slot,) = bench.session.slots
@@ -81,10 +94,11 @@ def test_an_engine_that_fails_inline_costs_its_own_batch() -> None:
     assert bench.device.threads_used == 0
 
 
-def test_values_that_fail_run_anew_one_by_one() -> None:
-    bench = Bench(inline_rows=4)
+@pytest.mark.parametrize("own_inline_slot", [False, True])
+def test_values_that_fail_run_anew_one_by_one(own_inline_slot: bool) -> None:
+    bench = Bench(inline_rows=4, own_inline_slot=own_inline_slot)
     bench.endpoint.fails_on_values = True
-    (slot,) = bench.session.slots
+    slot = bench.session.all_slots[-1]
     slot.fails = lambda batch: RuntimeError("no such value") if 3.0 in batch["x"] else None
     sent = [bench.send(1, float(i), run=False) for i in range(4)]
     bench.loop.run()

@@ -63,9 +63,9 @@ class Model:
 
 
 class Traffic:
-    def __init__(self, options: tuple[ModelOptions, ...], inline_rows: int) -> None:
+    def __init__(self, options: tuple[ModelOptions, ...], inline_rows: int, own_inline_slot: bool) -> None:
         shapes = [{"slots": 3}, {"slots": 1, "threads_per_batch": 2}, {"slots": 2, "threads_per_batch": 5}]
-        of = {"function": doubled, "inline_rows": inline_rows}
+        of = {"function": doubled, "inline_rows": inline_rows, "own_inline_slot": own_inline_slot}
         first = Bench(options[0], threads=THREADS, name="0", **of, **shapes[0])
         rest = [Bench(options[i], beside=first, name=str(i), **of, **shapes[i]) for i in (1, 2)]
         self.models = [Model(bench) for bench in (first, *rest)]
@@ -73,7 +73,7 @@ class Traffic:
         self.loop, self.device, self.number, self.held = first.loop, first.device, 0, False
         self.broken: list[AssertionError] = []
         for model in self.models:
-            for slot in model.bench.session.slots:
+            for slot in model.bench.session.all_slots:
                 slot.on_launch = partial(self._launched, model)
                 slot.fails = partial(self._inline_failure, slot)
 
@@ -133,7 +133,7 @@ class Traffic:
     def _inline_failure(self, slot: HeldSlot, batch: dict[str, np.ndarray]) -> RuntimeError | None:
         """As a batch ends that a test does not end itself; of the others, each eleventh fails."""
         numbers = batch["x"][:, 0]
-        picky = slot in self.models[2].bench.session.slots
+        picky = slot in self.models[2].bench.session.all_slots
         broken = (numbers % POISON == 0).any() if picky else numbers.sum() % 11 == 0
         return RuntimeError("broken") if broken else None
 
@@ -217,20 +217,20 @@ class Traffic:
         assert len(endpoint._free) == endpoint.instances
 
 
-@pytest.mark.parametrize("inline_rows", [0, 3])
+@pytest.mark.parametrize(("inline_rows", "own_inline_slot"), [(0, False), (3, False), (3, True)])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
 def test_every_request_is_answered_once_and_with_its_own_rows(
-    options: tuple[ModelOptions, ...], inline_rows: int
+    options: tuple[ModelOptions, ...], inline_rows: int, own_inline_slot: bool
 ) -> None:
     @settings(max_examples=200, derandomize=True, deadline=None, database=None)
     @given(st.lists(STEPS, min_size=10, max_size=80))
     def run(steps: list[tuple]) -> None:
         nonlocal ran_inline
-        traffic = Traffic(options, inline_rows)
+        traffic = Traffic(options, inline_rows, own_inline_slot)
         for step in steps:
             traffic.step(*step)
         traffic.end()
-        ran_inline += sum(slot.ran_inline for model in traffic.models for slot in model.bench.session.slots)
+        ran_inline += sum(slot.ran_inline for model in traffic.models for slot in model.bench.session.all_slots)
 
     ran_inline = 0
     run()

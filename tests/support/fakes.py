@@ -132,16 +132,22 @@ class HeldSession:
 
     def __init__(
         self, slots: int = 1, threads_per_batch: int = 1, function: Function = lambda inputs: {"y": inputs["x"]},
-        inline_rows: int = 0,
+        inline_rows: int = 0, own_inline_slot: bool = False,
     ) -> None:  # fmt: skip
         self.launched: list[dict[str, np.ndarray]] = []
         self._slots = [HeldSlot(function, self.launched) for _ in range(slots)]
         self.threads_per_batch, self.memory_bytes, self.closed = threads_per_batch, 0, False
         self.inline_rows = inline_rows
+        self.inline_slot = HeldSlot(function, self.launched) if own_inline_slot else None
 
     @property
     def slots(self) -> Sequence[HeldSlot]:
         return self._slots
+
+    @property
+    def all_slots(self) -> list[HeldSlot]:
+        """With the one that runs batches of the loop alone."""
+        return [*self._slots, *([self.inline_slot] if self.inline_slot else [])]
 
     @property
     def running(self) -> list[HeldSlot]:
@@ -250,10 +256,11 @@ class Bench:
         function: Function = lambda inputs: {"y": inputs["x"]},
         outputs: Sequence[str] = ("y",),
         inline_rows: int = 0,
+        own_inline_slot: bool = False,
     ) -> None:
         self.loop = beside.loop if beside else HeldLoop()
         self.device = beside.device if beside else Device(self.loop, threads, clock=lambda: self.loop.now_ns)
-        self.session = HeldSession(slots, threads_per_batch, function, inline_rows)
+        self.session = HeldSession(slots, threads_per_batch, function, inline_rows, own_inline_slot)
         self.endpoint = endpoint_on(self.device, self.session, options, name, width, outputs)
         registry = Registry()
         registry.set(Version(name, 1, ModelState.READY, endpoint=self.endpoint))
