@@ -48,7 +48,19 @@ def sweep_folders() -> int:
 
 def _may_be_left(owner: int) -> bool:
     """In a container that is started anew, the server has the number that it had before."""
-    return owner == os.getpid() or not psutil.pid_exists(owner)
+    return owner == os.getpid() or not _runs(owner)
+
+
+def _runs(process: int) -> bool:
+    """Not where it has ended and only its parent was not told yet, which may take a second where that is the first of
+    a container.
+    """
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
 
 
 def _remove(folder: Path) -> bool:

@@ -9,6 +9,15 @@ import sys
 from app.builds.jobs import Builds
 from app.cli import main
 
+_FIRST = os.getpid()
+"""The server's first process: where it has front ends, builds run in a child of it."""
+
+
+def die() -> None:
+    """The whole server: its first process, and this one, which would else see its end a moment later."""
+    os.kill(_FIRST, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
 
 def die_at(stage: str) -> None:
     """Once the stage is written to disk, as a process that is killed in it leaves it."""
@@ -17,7 +26,7 @@ def die_at(stage: str) -> None:
 
         def added(self: Builds, build: str) -> None:
             add(self, build)
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
         Builds.add = added  # type: ignore[method-assign]
         return
@@ -26,7 +35,7 @@ def die_at(stage: str) -> None:
     def told(self: Builds, build: str, begun: str, message: str, share: float) -> None:
         tell(self, build, begun, message, share)
         if begun == stage:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
     Builds._tell = told  # type: ignore[method-assign]
 

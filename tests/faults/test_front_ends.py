@@ -30,7 +30,9 @@ from tests.hostile.wire import (
     wait_in_flight,
 )
 from tests.support import fronts
-from tests.support.servers import ADMIN, Server, until
+from tests.support.onnx_models import slow
+from tests.support.servers import ADMIN, Server, running, until
+from tests.support.uploads import build_of, ended, send
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n"
 
@@ -128,6 +130,17 @@ def test_an_engine_process_that_is_killed_costs_503_until_it_is_back(server, cli
             client.send(short_post("m", value))
         for value, client in enumerate((*clients, last)):
             assert client.read().json()["outputs"][0]["data"] == [2.0 * value] * 16
+
+
+def test_a_build_goes_on_in_the_next_engine_process(tmp_path):
+    with running(tmp_path, "--front-ends", "2") as server:
+        sent = send(server, "large", slow(width=256, layers=12).SerializeToString())
+        until(lambda: build_of(server, sent)["state"] == "running", "it runs")
+        fronts.engine_of(server).kill()
+        until(lambda: both_up(server) and server.alive(), "live again")
+        done = ended(server, sent)
+        assert (done["state"], done["version"], done["attempts"]) == ("succeeded", 1, 2)
+        until(lambda: server.state("large") == "READY", "it is served")
 
 
 def test_while_there_is_no_engine_every_request_is_told_so(server, clients_of):
