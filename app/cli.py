@@ -110,7 +110,8 @@ def infer(
         typer.Option(
             "--input",
             "-i",
-            help="NAME=FILE.npy, FILE.npz (all inputs), or NAME=[[...]] as JSON. NAME= may go if there is one input.",
+            help="NAME=FILE.npy, FILE.npz or FILE.json (all inputs), or NAME=[[...]] as JSON. NAME= may go if there is "
+            "one input.",
         ),
     ] = None,
     url: Url = DEFAULT_URL,

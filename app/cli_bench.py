@@ -58,7 +58,7 @@ def bench_model(
     requests: Annotated[
         int | None, _number("--requests", "Or requests of each level.", 1, 100_000_000, show_default=False)
     ] = None,
-    warmup: Annotated[float, _number("--warmup", "Seconds of load before each level that do not count.", 0, 3600)] = 1,
+    warmup: Annotated[float, _number("--warmup", "Seconds of load before each level, not counted.", 0.0, 3600)] = 1,
     rows: Annotated[int, _number("--rows", "Rows of a request.", 1, 65536)] = 1,
     binary: Annotated[bool, _option("--binary", text="Send and ask for tensors as bytes, not as JSON.")] = False,
     inputs: Annotated[

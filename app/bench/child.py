@@ -17,7 +17,7 @@ from app.bench.answers import Answers
 from app.bench.arrivals import Closed, Open, Plan
 from app.bench.driver import Address, Driver, run
 from app.bench.messages import LENGTH, Ended, Load, Order, Setup, Stop, Told, decode_order, encode
-from app.bench.questions import Questions
+from app.bench.rotation import Rotation
 from app.bench.seen import Seen
 
 _NS = 1_000_000_000
@@ -28,7 +28,7 @@ class _Child:
 
     def __init__(self, setup: Setup, writer: asyncio.StreamWriter) -> None:
         self._setup, self._writer = setup, writer
-        self._questions = Questions(setup.requests, setup.rows)
+        self._rotation = Rotation(setup.requests, setup.rows)
         self._driver: Driver | None = None
         self._connections = 0
         self._seen = Seen()
@@ -65,7 +65,7 @@ class _Child:
             setup, self._connections = self._setup, connections
             check = Answers(setup.outputs, setup.rows)
             address = Address(setup.host, setup.port)
-            self._driver = Driver(address, self._questions, connections, setup.timeout_s, check)
+            self._driver = Driver(address, self._rotation, connections, setup.timeout_s, check)
         return self._driver
 
     def _tell(self) -> None:

@@ -96,6 +96,11 @@ def given(target: Target, arguments: Sequence[str]) -> dict[str, np.ndarray]:
         arrays = load_inputs(arguments, target.metadata)
     except Mistake as mistake:
         raise BenchFailed(str(mistake)) from mistake
+    for tensor in target.inputs:
+        shape = arrays[tensor.name].shape
+        fits = len(shape) == len(tensor.shape) and all(k in (-1, n) for k, n in zip(tensor.shape, shape, strict=True))
+        if not fits:
+            raise BenchFailed(f"--input: {tensor.name!r} has the shape {list(shape)}; expected {list(tensor.shape)}")
     counts = {tensor.name: len(arrays[tensor.name]) for tensor in target.inputs if tensor.has_rows}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{name} has {count}" for name, count in counts.items())

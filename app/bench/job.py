@@ -13,8 +13,8 @@ from typing import Any
 from app.bench.errors import BenchFailed
 from app.bench.inputs import ASSUMED_SIZE, drawn, given, with_sizes
 from app.bench.live import live
-from app.bench.messages import Setup
-from app.bench.process import load_process
+from app.bench.messages import Load, Setup
+from app.bench.process import LoadProcess, load_process
 from app.bench.questions import made
 from app.bench.report import level_document
 from app.bench.statistics import read
@@ -22,6 +22,8 @@ from app.bench.sweep import Level, Settings, loads, sweep
 from app.bench.target import Server, Target, opened
 
 __all__ = ["Job", "run_job"]
+
+_SERVERS_FAULT, _TOO_MANY = 500, 429
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def run_job(job: Job) -> dict[str, Any]:
         "requests": job.settings.requests, "levels": [], "notes": notes, "interrupted": False,
     }  # fmt: skip
     with _interrupts() as interrupted, load_process(setup) as process, live(document, job.settings) as display:
+        _try_one(process)
         measured = sweep(
             process, job.levels, job.settings, lambda: read(server, path) if has_statistics else None, display.show,
             interrupted.is_set,
@@ -94,6 +97,15 @@ def _setup(job: Job, server: Server, target: Target) -> tuple[Setup, list[str], 
     requests = made(target, arrays, job.rows, host=server.host, headers=job.headers, binary=job.binary)
     setup = Setup(*server.address, requests, job.rows, list(target.outputs), job.timeout_s)
     return setup, notes, f"{told}, {len(requests)} different requests"
+
+
+def _try_one(process: LoadProcess) -> None:
+    """One request before all others: where the fault is in what is asked, no load is needed to find it."""
+    for _ in process.run(Load(1, None, 1)):
+        pass
+    for what, failure in process.seen.failures.items():
+        if what == "wrong answer" or (what.isdigit() and int(what) < _SERVERS_FAULT and int(what) != _TOO_MANY):
+            raise BenchFailed(f"no request succeeds: {what}: {failure.said}")
 
 
 @contextlib.contextmanager

@@ -13,31 +13,17 @@ from app.bench.target import Target, Tensor
 from app.http.tensors import bytes_of
 from engines.tensor import datatype
 
-__all__ = ["Made", "Questions", "made"]
+__all__ = ["made"]
 
 _MOST = 64
 _MOST_BYTES = 64 * 1024 * 1024
 """Of all requests together, unless two are more."""
 
 
-class Questions:
-    """Whole requests in rotation, all with the same number of rows. A `Source` of the driver."""
-
-    def __init__(self, requests: Sequence[bytes], rows: int) -> None:
-        self._requests = [(request,) for request in requests]
-        self.rows: Sequence[int] = (rows,)
-
-    def pieces(self, index: int) -> tuple[bytes]:
-        return self._requests[index % len(self._requests)]
-
-
-Made = list[bytes]
-
-
 def made(
     target: Target, arrays: Mapping[str, np.ndarray], rows: int, *, host: str, headers: Sequence[tuple[str, str]],
     binary: bool,
-) -> Made:  # fmt: skip
+) -> list[bytes]:  # fmt: skip
     """Requests over `arrays`, the values of each input; those with rows may have any number of them.
 
     Request i takes `rows` rows from the i-th window on, around the end. Raises BenchFailed where JSON cannot hold them.

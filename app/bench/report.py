@@ -14,7 +14,7 @@ __all__ = ["level_document", "notes_of"]
 _LATE_MS = 0.5
 _LATE_SHARE = 0.1
 _BUSY = 0.9
-_FEW_FOR = {"p99.9": 1000, "p99": 100}
+_FEW_FOR = (("p99", 100), ("p99.9", 1000))
 """Of fewer answers than these, the percentile is the slowest one."""
 
 
@@ -72,26 +72,25 @@ def _late(measured: Measured) -> dict[str, float] | None:
 def notes_of(document: dict[str, Any], measured: Measured, connections: int) -> list[str]:
     """What a reader of the figures has to know, a sentence each."""
     notes, driver, latency = [], document["driver"], document["latency_ms"]
-    late, name = driver["late_ms"], str(measured.level)
+    late, level = driver["late_ms"], measured.level
     if measured.ended.gone:
-        notes.append(f"{name}: the server took no connection any more; the run was ended")
+        notes.append(f"{level}: the server took no connection any more; the run was ended")
     if late is not None and latency is not None and late["p99"] > max(_LATE_MS, _LATE_SHARE * latency["p50"]):
         notes.append(
-            f"{name}: the driver itself did not keep the rate: it was {late['p99']:.2f} ms late at the 99th "
+            f"{level}: the driver itself did not keep the rate: it was {late['p99']:.2f} ms late at the 99th "
             "percentile, which the latencies include"
         )
     if driver["cpu_share"] > _BUSY:
         notes.append(
-            f"{name}: the driver was busy {100 * driver['cpu_share']:.0f} % of the time and may be what limits; "
+            f"{level}: the driver was busy {100 * driver['cpu_share']:.0f} % of the time and may be what limits; "
             "the server may do more"
         )
-    if measured.level.rate is not None and driver["connections"] >= connections:
-        notes.append(f"{name}: all {connections} connections were open; requests waited for one (--connections)")
+    if level.rate is not None and driver["connections"] >= connections:
+        notes.append(f"{level}: all {connections} connections were open; requests waited for one (--connections)")
     if document["server"] is not None and document["server"]["requests"] > document["requests"]:
         others = document["server"]["requests"] - document["requests"]
-        notes.append(f"{name}: the server answered {others} requests of others meanwhile; its figures include them")
-    few = next((p for p, least in _FEW_FOR.items() if document["answers"] < least), None)
+        notes.append(f"{level}: the server answered {others} requests of others meanwhile; its figures include them")
+    few = next(((name, least) for name, least in _FEW_FOR if document["answers"] < least), None)
     if few is not None and latency is not None:
-        least = _FEW_FOR["p99"] if document["answers"] < _FEW_FOR["p99"] else _FEW_FOR["p99.9"]
-        notes.append(f"{name}: of {document['answers']} answers (fewer than {least}) {few} is the slowest")
+        notes.append(f"{level}: of {document['answers']} answers (fewer than {few[1]}) {few[0]} is the slowest")
     return notes
