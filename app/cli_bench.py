@@ -78,7 +78,7 @@ def bench_model(
     ] = None,
     timeout_s: Annotated[
         float, _number("--timeout-s", "Time for an answer; what takes longer has failed.", 0.01, 3600)
-    ] = 30,
+    ] = 10,
     seed: Annotated[int, _number("--seed", "Of arrivals and drawn inputs.", 0, 2**32 - 2)] = 0,
     plot: Annotated[
         Path | None, _option("--plot", text="Draw the figures into this file.", metavar="FILE.svg", show_default=False)
@@ -147,7 +147,6 @@ def _finish(document: dict[str, Any], plot: Path | None, as_json: bool) -> None:
     if document["interrupted"]:
         raise typer.Exit(_INTERRUPTED)
     if not answers:
-        first = next(
-            (f"{what} {f['first']}" for level in document["levels"] for what, f in level["failures"].items()), ""
-        )
-        fail(f"no request succeeded: {first or 'none was answered'}")
+        failures = [(f["count"], what, f["first"]) for one in document["levels"] for what, f in one["failures"].items()]
+        _, what, said = max(failures, default=(0, "none was sent", ""))
+        fail(f"no request succeeded: {what} {said}".strip())

@@ -88,7 +88,7 @@ class Open:
 
     def take(self, now_ns: int) -> int | None:
         """When the next request was due, if it was."""
-        if self.taken >= self._end:
+        if self.is_over(now_ns):
             return None
         due_ns = self._begun_ns + self._dues_ns[self.taken]
         if due_ns > now_ns:

@@ -23,8 +23,6 @@ __all__ = ["Address", "Driver", "Source", "run"]
 _TICK_S = 0.1
 _RETRY_S = 0.02, 0.5
 """The least and the most pause before a connection is tried again."""
-_GONE_S = 3.0
-"""A server that takes no connection for so long, while none is open, is gone."""
 _OPENED_AT_ONCE = 32
 _OK = 200
 _SAID_CHARACTERS = 300
@@ -63,13 +61,22 @@ def right(index: int, body: bytes) -> str:
 
 
 class Driver:
-    """At most `connections` of them; they stay open from run to run. One that is lost is opened anew."""
+    """At most `connections` of them; they stay open from run to run. One that is lost is opened anew.
+
+    A server that takes none for `gone_s`, while none is open, is gone, which ends the run.
+    """
 
     def __init__(
-        self, address: Address, source: Source, connections: int, timeout_s: float, check: Check = right
+        self,
+        address: Address,
+        source: Source,
+        connections: int,
+        timeout_s: float,
+        check: Check = right,
+        gone_s: float = 3.0,
     ) -> None:
         self._address, self._source, self._most, self._check = address, source, connections, check
-        self._timeout_ns = round(timeout_s * _NS)
+        self._timeout_ns, self._gone_ns = round(timeout_s * _NS), round(gone_s * _NS)
         self._free: list[Connection] = []
         self._all: set[Connection] = set()
         self._opening: set[asyncio.Task[None]] = set()
@@ -90,8 +97,9 @@ class Driver:
 
     async def connect(self, count: int) -> None:
         """Open so many, if the server takes them; else the run goes on trying."""
-        while self._opens() < min(count, self._most):
-            batch = min(count - self._opens(), _OPENED_AT_ONCE)
+        wanted = min(count, self._most)
+        while self._opens() < wanted:
+            batch = min(wanted - self._opens(), _OPENED_AT_ONCE)
             await asyncio.gather(*(self._open() for _ in range(batch)))
             if not self._all:
                 return
@@ -263,7 +271,7 @@ class Driver:
         plan = self._plan
         if plan is None:
             return
-        if not self._all and now_ns - self._alone_since_ns > _GONE_S * _NS:
+        if not self._all and now_ns - self._alone_since_ns > self._gone_ns:
             self.gone = True
             plan.stop()
         if self._all:

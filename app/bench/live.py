@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from app.bench.table import results
 from app.bench.words import heading, line
 from app.words import printable
 
-__all__ = ["Display", "live"]
+__all__ = ["Display", "Terminal", "live"]
 
 _REFRESH_S = 0.25
 _KEPT_RATES = 40
@@ -39,18 +39,21 @@ class _Lines(Display):
         print(printable(line(level)), file=sys.stderr, flush=True)
 
 
-class _Terminal(Display):
+class Terminal(Display):
     """The levels that are done as a table, and a line of the one that runs: its last second, and its rates as bars."""
 
-    def __init__(self, document: dict[str, Any], settings: Settings, update: Any) -> None:
-        self._document, self._settings, self._update = document, settings, update
+    def __init__(
+        self, document: dict[str, Any], settings: Settings, update: Callable[[Any], None],
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._document, self._settings, self._update, self._clock_s = document, settings, update, clock_s
         self._at: tuple[Level, Phase] | None = None
         self._begun_s = self._shown_s = 0.0
         self._counted = 0
         self._rates: deque[float] = deque(maxlen=_KEPT_RATES)
 
     def show(self, level: Level, phase: Phase, seen: Seen) -> None:
-        now_s = time.monotonic()
+        now_s = self._clock_s()
         if self._at != (level, phase):
             self._at, self._begun_s, self._shown_s, self._counted = (level, phase), now_s, now_s, 0
             self._rates.clear()
@@ -80,7 +83,7 @@ class _Terminal(Display):
         return self._counted
 
 
-def _latest(seen: Seen, display: _Terminal) -> str:
+def _latest(seen: Seen, display: Terminal) -> str:
     latest = np.array(seen.latencies_ns[display.fresh :], np.int64)
     if not latest.size:
         return ""
@@ -105,4 +108,4 @@ def live(document: dict[str, Any], settings: Settings) -> Iterator[Display]:
     from rich.live import Live
 
     with Live(console=console, auto_refresh=False, transient=True) as shown:
-        yield _Terminal(document, settings, lambda what: shown.update(what, refresh=True))
+        yield Terminal(document, settings, lambda what: shown.update(what, refresh=True))
