@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -18,7 +18,7 @@ from app.bench.process import LoadProcess, load_process
 from app.bench.questions import made
 from app.bench.report import level_document
 from app.bench.statistics import read
-from app.bench.sweep import Level, Settings, loads, sweep
+from app.bench.sweep import Level, Settings, loads, run_load, sweep
 from app.bench.target import Server, Target, opened
 
 __all__ = ["Job", "run_job"]
@@ -63,7 +63,7 @@ def run_job(job: Job) -> dict[str, Any]:
         "requests": job.settings.requests, "levels": [], "notes": notes, "interrupted": False,
     }  # fmt: skip
     with _interrupts() as interrupted, load_process(setup) as process, live(document, job.settings) as display:
-        _try_one(process)
+        _try_one(process, interrupted.is_set)
         measured = sweep(
             process, job.levels, job.settings, lambda: read(server, path) if has_statistics else None, display.show,
             interrupted.is_set,
@@ -99,10 +99,9 @@ def _setup(job: Job, server: Server, target: Target) -> tuple[Setup, list[str], 
     return setup, notes, f"{told}, {len(requests)} different requests"
 
 
-def _try_one(process: LoadProcess) -> None:
+def _try_one(process: LoadProcess, stopped: Callable[[], bool]) -> None:
     """One request before all others: where the fault is in what is asked, no load is needed to find it."""
-    for _ in process.run(Load(1, None, 1)):
-        pass
+    run_load(process, Load(1, None, 1), lambda seen: None, stopped)
     for what, failure in process.seen.failures.items():
         if what == "wrong answer" or (what.isdigit() and int(what) < _SERVERS_FAULT and int(what) != _TOO_MANY):
             raise BenchFailed(f"no request succeeds: {what}: {failure.said}")

@@ -17,7 +17,7 @@ from app.bench.process import LoadProcess
 from app.bench.seen import Seen
 from app.bench.statistics import Counted, Share, between
 
-__all__ = ["MOST_ARRIVALS", "Level", "Measured", "Phase", "Settings", "loads", "sweep"]
+__all__ = ["MOST_ARRIVALS", "Level", "Measured", "Phase", "Settings", "loads", "run_load", "sweep"]
 
 MOST_ARRIVALS = 5_000_000
 _NS, _NS_BYTES = 1_000_000_000, 8
@@ -97,11 +97,11 @@ def sweep(
     for level in levels:
         warm, load = loads(settings, level)
         if warm is not None:
-            _run(process, warm, partial(show, level, "warm-up"), stopped)
+            run_load(process, warm, partial(show, level, "warm-up"), stopped)
             if stopped():
                 return
         before = count()
-        ended = _run(process, load, partial(show, level, "measuring"), stopped)
+        ended = run_load(process, load, partial(show, level, "measuring"), stopped)
         share = between(before, count())
         due = len(load.dues) // _NS_BYTES if load.dues is not None and not stopped() else ended.sent
         yield Measured(level, process.seen, ended, due, share)
@@ -109,7 +109,8 @@ def sweep(
             return
 
 
-def _run(process: LoadProcess, load: Load, show: Callable[[Seen], None], stopped: Callable[[], bool]) -> Ended:
+def run_load(process: LoadProcess, load: Load, show: Callable[[Seen], None], stopped: Callable[[], bool]) -> Ended:
+    """To its end, or until `stopped` becomes true. `show` is called at least ten times a second."""
     told = False
     for _ in process.run(load):
         show(process.seen)
