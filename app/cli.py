@@ -1,4 +1,4 @@
-"""The `bitserve` command: serve, compile, inspect, tune, models, infer. An error is one line and a non-zero exit."""
+"""The `bitserve` command and what it can do. An error is one line and a non-zero exit."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import typer
 
+from app.cli_bench import bench_model
 from app.cli_compile import compile_model
 from app.cli_inspect import inspect_version
 from app.cli_tune import tune_model
@@ -89,6 +90,7 @@ app.command("serve")(_serve_command())
 app.command("compile")(compile_model)
 app.command("inspect")(inspect_version)
 app.command("tune")(tune_model)
+app.command("bench")(bench_model)
 
 
 @app.command()
@@ -113,7 +115,8 @@ def infer(
         typer.Option(
             "--input",
             "-i",
-            help="NAME=FILE.npy, FILE.npz (all inputs), or NAME=[[...]] as JSON. NAME= may go if there is one input.",
+            help="NAME=FILE.npy, FILE.npz or FILE.json (all inputs), or NAME=[[...]] as JSON. NAME= may go if there is "
+            "one input.",
         ),
     ] = None,
     url: Url = DEFAULT_URL,

@@ -24,7 +24,8 @@ class Mistake(Exception):
 def load_inputs(arguments: Sequence[str], metadata: dict[str, Any]) -> dict[str, np.ndarray]:
     """Arrays by input name, in the model's datatypes. What lacks the leading dimension is one row. Raises Mistake.
 
-    An argument is NAME=FILE.npy, NAME=FILE.npz, NAME=JSON or FILE.npz; the name of an only input may be left out.
+    An argument is NAME=FILE.npy, NAME=FILE.npz, NAME=FILE.json, NAME=JSON, FILE.npz or FILE.json; the name of an only
+    input may be left out. FILE.json is a value, values by input name, or a request of the protocol.
     """
     try:
         specs = {spec["name"]: {**spec, "shape": [*spec["shape"]]} for spec in metadata["inputs"]}
@@ -68,13 +69,26 @@ def _load(argument: str, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _read(path: Path) -> np.ndarray | dict[str, np.ndarray]:
-    """The array of a .npy file, or the arrays of a .npz file by name."""
+    """The array of a .npy file, the arrays of a .npz file by name, or either of a .json file."""
+    if path.suffix.lower() == ".json":
+        return _of_json(json.loads(path.read_bytes()))
     with path.open("rb") as file:
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.lib.npyio.NpzFile):
             return {key: loaded[key] for key in loaded.files}
         array: np.ndarray = loaded
         return array
+
+
+def _of_json(document: Any) -> np.ndarray | dict[str, np.ndarray]:
+    if not isinstance(document, dict):
+        return np.array(document)
+    if isinstance(document.get("inputs"), list):
+        try:
+            return {one["name"]: np.array(one["data"]).reshape(one["shape"]) for one in document["inputs"]}
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a request's inputs need name, shape and data: {error}") from error
+    return {name: np.array(value) for name, value in document.items()}
 
 
 def _is_json(value: str) -> bool:

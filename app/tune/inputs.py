@@ -11,17 +11,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from app.bench.connection import Pieces
+from app.bench.inputs import CannotDraw, draw
 from app.tune.errors import TuneFailed
 from engines.repository import Manifest
-from engines.tensor import TensorSpec, datatype
+from engines.tensor import TensorSpec
 
 __all__ = ["Requests"]
 
 _WINDOWS = 65536
-_INTEGERS = 100
-"""Whole numbers lie below it where the model names no range: sizes, classes and tokens are small."""
-_ALL_BITS = 63
-Pieces = list[bytes | memoryview]
 
 
 class Requests:
@@ -54,7 +52,7 @@ class Requests:
         if head is None:
             head = self._heads[rows] = self._head(rows)
         at = index % self._windows
-        parts: Pieces = [head]
+        parts: list[bytes | memoryview] = [head]
         for spec, (item_bytes, data) in self._drawn:
             parts.append(data[at * item_bytes : (at + self._elements(spec, rows)) * item_bytes])
         return parts
@@ -87,21 +85,8 @@ class Requests:
 
 def _draw(rng: np.random.Generator, spec: TensorSpec, count: int) -> tuple[int, memoryview]:
     """(bytes an element, the bytes of `count` elements)."""
-    kind = datatype(spec.datatype)
-    if kind.is_float:
-        values: np.ndarray = rng.standard_normal(count, dtype=np.float32)
-        if spec.largest:
-            values = values.clip(-spec.largest, spec.largest)
-    elif kind.name == "BOOL":
-        values = rng.integers(0, 2, count)
-    elif kind.item_bytes:
-        low, high = spec.value_range or (0, _highest(spec, kind.numpy))
-        values = rng.integers(low, high, count, endpoint=True)
-    else:
-        raise TuneFailed(f"input {spec.name!r} is {kind.name}, which cannot be drawn")
-    return kind.item_bytes, values.astype(kind.numpy).view(np.uint8).data
-
-
-def _highest(spec: TensorSpec, kind: np.dtype) -> int:
-    bound = 2**spec.integer_bits - 1 if spec.integer_bits < _ALL_BITS else _INTEGERS
-    return int(min(_INTEGERS - 1, bound, np.iinfo(kind).max))
+    try:
+        values = draw(rng, spec, count)
+    except CannotDraw as error:
+        raise TuneFailed(str(error)) from error
+    return values.dtype.itemsize, values.view(np.uint8).data

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from app.bench.arrivals import poisson_s
 from app.tune.errors import TuneFailed
 
 __all__ = ["MAX_ARRIVALS", "Load", "drawn", "recorded"]
@@ -53,11 +54,7 @@ def drawn(rate_per_s: float, rows: int, seconds: float, seed: int) -> Load:
     """Poisson arrivals of `rows` rows each. Raises TuneFailed where there would be none, or too many."""
     if rate_per_s * seconds > MAX_ARRIVALS:
         raise TuneFailed(f"{rate_per_s:g} requests/s for {seconds:g} s are more than {MAX_ARRIVALS} requests; ask less")
-    rng = np.random.default_rng(seed)
-    expected = rate_per_s * seconds
-    gaps = rng.exponential(1 / rate_per_s, math.ceil(expected + 10 * math.sqrt(expected) + 10))
-    due_s = np.cumsum(gaps)
-    due_s = due_s[due_s < seconds]
+    due_s = poisson_s(rate_per_s, seconds, None, seed)
     if not due_s.size:
         raise TuneFailed(f"no request came of {rate_per_s:g} requests/s in {seconds:g} s; give a higher --rate")
     words = f"{rate_per_s:g} requests/s of {rows} row{'s' if rows > 1 else ''}, Poisson"

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from app.bench.driver import run
 from app.tune.errors import TuneFailed
 from app.tune.inputs import Requests
 from app.tune.load import Load
-from app.tune.replay import Replayed, replay, run, saturate
+from app.tune.replay import Replayed, replay, saturate
 from app.tune.server import serving
 from app.tune.space import Parameters
 from app.tune.subject import Subject
