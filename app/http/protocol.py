@@ -20,6 +20,7 @@ from app.http.bodies import announced_bytes
 from app.http.cycle import FastCycle, LingeringTransport, head_without_upgrade
 from app.http.errors import BadRequest, TooManyConnections
 from app.http.infer import Head, InferHandler
+from app.http.repeats import KnownHead, known_head
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -59,8 +60,9 @@ class InferProtocol(HttpToolsProtocol):
         self._deaf = False  # what the client still sends is dropped
         self._waits_since = time.monotonic()
         self._waits_for = "headers"
-        self._unsent = self._segment_bytes = self._quiet_bytes = 0
+        self._unsent = self._segment_bytes = self._quiet_bytes = self._begun = 0
         self._progress = False
+        self._known: KnownHead | None = None
 
     # -- connection ----------------------------------------------------------------------------------------------
 
@@ -104,18 +106,23 @@ class InferProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        if self._waits_for == "idle":
+        between = self._waits_for == "idle"
+        if between:
+            if self._known is not None and (body := self._known.body_in(data)) is not None:
+                self._take_known(self._known.head, body)
+                return
             self._await("headers")
         elif self._waits_for != "headers":
             self._waits_since = time.monotonic()
-        self._segment_bytes, self._progress = len(data), False
+        self._segment_bytes, self._progress, self._begun = len(data), False, 0
+        rest = data
         try:
-            while data:
+            while rest:
                 try:
-                    self.parser.feed_data(data)
+                    self.parser.feed_data(rest)
                     break
                 except httptools.HttpParserUpgrade as upgrade:
-                    data = self._decline_upgrade() + data[upgrade.args[0] :]
+                    between, rest = False, self._decline_upgrade() + rest[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             if isinstance(error, httptools.HttpParserCallbackError):
                 log.error("a request could not be taken", exc_info=error)
@@ -123,6 +130,18 @@ class InferProtocol(HttpToolsProtocol):
         self._quiet_bytes = 0 if self._progress else self._quiet_bytes + self._segment_bytes
         if self._quiet_bytes > _MAX_HEAD_BYTES:
             self._refuse_head()
+        elif between and self._begun == 1 and self._waits_for in ("answer", "idle"):  # the message is complete
+            self._known = known_head(data, self.cycle) or self._known
+
+    def _take_known(self, head: Head, body: bytes) -> None:
+        """What the callbacks do of a whole message; the parser stays between two, and sees nothing of it."""
+        self._quiet_bytes = 0
+        self._await("body")
+        cycle = FastCycle(self, head, keep_alive=True, expects_continue=False, announced_bytes=len(body))
+        self.cycle = self._current = cycle  # type: ignore[assignment]
+        if cycle.take_whole(body):
+            self._waits_for = "answer"
+            cycle.finish()
 
     def _decline_upgrade(self) -> bytes:
         """As the protocol allows, the request goes on as HTTP/1.1 (Java's client offers h2c on every first one).
@@ -184,9 +203,8 @@ class InferProtocol(HttpToolsProtocol):
     # -- parser callbacks ----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self.url = b""
-        self.headers = []
-        self.expect_100_continue = False
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+        self._begun += 1
         if not self._deaf and self._waits_for != "headers":
             self._await("headers")
 
