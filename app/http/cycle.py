@@ -80,6 +80,12 @@ class FastCycle:
             else:  # most bodies have one part
                 self.chunks.append(chunk)
 
+    def take_whole(self, body: bytes) -> bool:
+        """As `activate` and `add` of all the body that there will be; whether to `finish`, else it is answered."""
+        self.active = True
+        self.add(body)
+        return not self.response_complete
+
     def _refuse_size(self) -> None:
         self._refuse(too_large(self.connection.handler.max_body_bytes))
 

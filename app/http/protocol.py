@@ -20,15 +20,16 @@ from app.http.bodies import announced_bytes
 from app.http.cycle import FastCycle, LingeringTransport, head_without_upgrade
 from app.http.errors import BadRequest, TooManyConnections
 from app.http.infer import Head, InferHandler
-from app.tally import Alone, Tally
+from app.http.register import Register
+from app.http.repeats import KnownHead, known_head
 
 if TYPE_CHECKING:
     from app.settings import Settings
+    from app.tally import Tally
 
 __all__ = ["InferProtocol"]
 
 log = logging.getLogger(__name__)
-_SWEEP_S = 0.5
 _LINGER_S = 2.0
 _MAX_HEAD_BYTES = 65536
 """Of a request's head, and of whatever else comes without a byte of body in it: trailers, chunk extensions."""
@@ -43,21 +44,18 @@ class InferProtocol(HttpToolsProtocol):
 
     handler: ClassVar[InferHandler]
     settings: ClassVar[Settings]
-    open: ClassVar[set[InferProtocol]]
-    admitted: ClassVar[set[InferProtocol]]
-    connections_open: ClassVar[Tally]
-    _sweeper: ClassVar[asyncio.TimerHandle | None] = None
+    register: ClassVar[Register]
 
     @classmethod
     def configure(
         cls, handler: InferHandler, settings: Settings, connections_open: Tally | None = None
     ) -> type[InferProtocol]:
-        """A subclass bound to a handler and its limits, with registers of its own connections.
+        """A subclass bound to a handler and its limits, with a register of its own connections.
 
         `connections_open` counts those that are admitted, in all processes that take any.
         """
-        own = {"handler": handler, "settings": settings, "open": set(), "admitted": set()}
-        return type("BoundInferProtocol", (cls,), {**own, "connections_open": connections_open or Alone()})
+        register = Register(settings.max_connections, connections_open)
+        return type("BoundInferProtocol", (cls,), {"handler": handler, "settings": settings, "register": register})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -66,21 +64,15 @@ class InferProtocol(HttpToolsProtocol):
         self._deaf = False  # what the client still sends is dropped
         self._waits_since = time.monotonic()
         self._waits_for = "headers"
-        self._unsent = self._segment_bytes = self._quiet_bytes = 0
+        self._unsent = self._segment_bytes = self._quiet_bytes = self._begun = 0
         self._progress = False
+        self._known: KnownHead | None = None
 
     # -- connection ----------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        kind = type(self)
-        kind.open.add(self)
-        if kind._sweeper is None:
-            kind._sweeper = self.loop.call_later(_SWEEP_S, kind._sweep)
-        if len(kind.admitted) + kind.connections_open.others < self.settings.max_connections:
-            kind.admitted.add(self)
-            kind.connections_open.own = len(kind.admitted)
-        else:
+        if not self.register.enter(self):
             self._refuse_connection()
 
     def _refuse_connection(self) -> None:
@@ -89,14 +81,11 @@ class InferProtocol(HttpToolsProtocol):
         error = TooManyConnections(f"the server has {limit} open connections; see setting max_connections")
         self._write(error_answer(error), close=True)
         self._linger()
-        if len(type(self).open) > 2 * limit + 16:
+        if self.register.is_flooded:
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        kind = type(self)
-        kind.open.discard(self)
-        kind.admitted.discard(self)
-        kind.connections_open.own = len(kind.admitted)
+        self.register.leave(self)
         for cycle in (self.cycle, self._current, *(cycle for cycle, _ in self.pipeline)):
             if cycle is not None and not cycle.response_complete:
                 self._withdraw(cycle)
@@ -114,18 +103,24 @@ class InferProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        if self._waits_for == "idle":
+        between = self._waits_for == "idle"
+        if between:
+            known = self._known
+            if known is not None and (body := known.body_in(data)) is not None and self.handler.takes(known.head):
+                self._take_known(known.head, body)
+                return
             self._await("headers")
         elif self._waits_for != "headers":
             self._waits_since = time.monotonic()
-        self._segment_bytes, self._progress = len(data), False
+        self._segment_bytes, self._progress, self._begun = len(data), False, 0
+        rest = data
         try:
-            while data:
+            while rest:
                 try:
-                    self.parser.feed_data(data)
+                    self.parser.feed_data(rest)
                     break
                 except httptools.HttpParserUpgrade as upgrade:
-                    data = self._decline_upgrade() + data[upgrade.args[0] :]
+                    between, rest = False, self._decline_upgrade() + rest[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             if isinstance(error, httptools.HttpParserCallbackError):
                 log.error("a request could not be taken", exc_info=error)
@@ -133,6 +128,18 @@ class InferProtocol(HttpToolsProtocol):
         self._quiet_bytes = 0 if self._progress else self._quiet_bytes + self._segment_bytes
         if self._quiet_bytes > _MAX_HEAD_BYTES:
             self._refuse_head()
+        elif between and self._begun == 1 and self._waits_for in ("answer", "idle"):  # the message is complete
+            self._known = known_head(data, self.cycle) or self._known
+
+    def _take_known(self, head: Head, body: bytes) -> None:
+        """What the callbacks do of a whole message; the parser stays between two, and sees nothing of it."""
+        self._quiet_bytes = 0
+        self._await("body")
+        cycle = FastCycle(self, head, keep_alive=True, expects_continue=False, announced_bytes=len(body))
+        self.cycle = self._current = cycle  # type: ignore[assignment]
+        if cycle.take_whole(body):
+            self._waits_for = "answer"
+            cycle.finish()
 
     def _decline_upgrade(self) -> bytes:
         """As the protocol allows, the request goes on as HTTP/1.1 (Java's client offers h2c on every first one).
@@ -194,9 +201,8 @@ class InferProtocol(HttpToolsProtocol):
     # -- parser callbacks ----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self.url = b""
-        self.headers = []
-        self.expect_100_continue = False
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+        self._begun += 1
         if not self._deaf and self._waits_for != "headers":
             self._await("headers")
 
@@ -360,17 +366,8 @@ class InferProtocol(HttpToolsProtocol):
         if self._waits_for != "close":
             self._waits_for, self._waits_since = what, time.monotonic()
 
-    @classmethod
-    def _sweep(cls) -> None:
-        """Look at every connection twice a second: cheaper than a timer for each request."""
-        cls._sweeper = None
-        now_s = time.monotonic()
-        for connection in list(cls.open):
-            connection._check_time(now_s)
-        if cls.open:
-            cls._sweeper = next(iter(cls.open)).loop.call_later(_SWEEP_S, cls._sweep)
-
-    def _check_time(self, now_s: float) -> None:
+    def check_time(self, now_s: float) -> None:
+        """Of the register: end what a client does not go on with."""
         limits, state = self.settings, self._waits_for
         waited_s = now_s - self._waits_since
         unsent = self.transport.get_write_buffer_size()
