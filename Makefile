@@ -4,13 +4,18 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: serve test test-targets test-native gpu-test lint bench bench-binary bench-peers samples clean
+.PHONY: serve test test-faults test-targets test-native gpu-test lint bench bench-binary bench-peers samples clean
 
 serve: $(VENV)/.installed
 	$(BIN)/bitserve serve --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(or $(TESTS),tests $(addprefix --ignore tests/,targets gpu plugins/cuda))
+	$(BIN)/python -m pytest $(or $(TESTS),tests $(addprefix --ignore tests/,targets gpu plugins/cuda faults))
+
+# processes that die, disks that are full, clients that leave: with one process, and with front ends, as all HTTP is
+test-faults: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/faults
+	BITSERVE_FRONT_ENDS=2 $(BIN)/python -m pytest tests/http tests/faults
 
 test-targets: $(VENV)/.installed-targets
 	$(BIN)/python -m pytest tests/targets
