@@ -45,12 +45,12 @@ def refusal(error: BaseException, request_id: bytes) -> Answer:
 
 def wire_parts(answer: Answer, *, close: bool) -> list[bytes]:
     """The bytes of a response: one part, or two where joining would copy a large body once more."""
-    lines = [_STATUS_LINE[answer.status]]
-    for name, value in answer.headers:
-        lines += (name, b": ", value, b"\r\n")
+    status, headers, body = answer
+    lines = [_STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers]]
     if close:
         lines.append(b"connection: close\r\n")
-    lines.append(b"content-length: %d\r\n\r\n" % len(answer.body))
-    if len(answer.body) < _JOIN_BELOW_BYTES:
-        return [b"".join((*lines, answer.body))]
-    return [b"".join(lines), answer.body]
+    lines.append(b"content-length: %d\r\n\r\n" % len(body))
+    if len(body) < _JOIN_BELOW_BYTES:
+        lines.append(body)
+        return [b"".join(lines)]
+    return [b"".join(lines), body]

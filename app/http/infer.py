@@ -29,7 +29,7 @@ __all__ = ["Exchange", "Head", "InferHandler"]
 log = logging.getLogger(__name__)
 _PATH = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _ids = itertools.count(1)
-_ID_PREFIX = f"{os.getpid():x}-{time.time_ns() // 1_000_000:x}"
+_ID_PREFIX = b"%x-%x" % (os.getpid(), time.time_ns() // 1_000_000)
 
 
 class Head(NamedTuple):
@@ -145,7 +145,7 @@ class Exchange:
     def __init__(self, handler: InferHandler, head: Head, hold: Hold, reply: Callable[[Answer], None]) -> None:
         self._received_ns = time.monotonic_ns()
         self._handler, self._head, self._hold, self._reply = handler, head, hold, reply
-        self._request_id = head.request_id or f"{_ID_PREFIX}-{next(_ids):x}".encode()
+        self._request_id = head.request_id or b"%b-%x" % (_ID_PREFIX, next(_ids))
         self._ticket: object | None = None
         self._rows = 0
         self._accepted = not handler.stopping  # its decoding may outlast that; it is answered all the same
@@ -284,7 +284,7 @@ class Exchange:
         body, json_bytes = codec.encode(outputs, self._wanted, self._endpoint, pause)
         headers = [JSON if json_bytes is None else BINARY, (b"x-request-id", self._request_id)]
         if json_bytes is not None:
-            headers.append((b"inference-header-content-length", str(json_bytes).encode()))
+            headers.append((b"inference-header-content-length", b"%d" % json_bytes))
         return Answer(OK, headers, body)
 
     def _give_made(self, answer: Answer | BaseException) -> None:

@@ -1,22 +1,26 @@
-"""Calls of one client differ in their tensors' bytes alone: what their equal JSON part came to is kept for the next."""
+"""Calls of one client differ in their tensors' values alone: what the rest came to is kept for the next."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+import re
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from app.http import codec
+from app.http import codec, tensors
 from app.http.bodies import Body
+from app.http.errors import BadRequest
 from app.serving.errors import InvalidInput
 from app.serving.fitting import Call, Fitted, Served, fit
+from engines.tensor import DataType, datatype
 
 __all__ = ["Memo"]
 
-Decode = Callable[[Body, bytes | None, Served], tuple[Call, codec.Wanted]]
+_Key = bytes | tuple[bytes, bytes]
+_DATA = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*\Z')
 
 
 class _Part(NamedTuple):
@@ -45,6 +49,22 @@ class _Prepared(NamedTuple):
         return Call({}, outputs, priority, timeout_us, sequence_id, Fitted(arrays, rows, shape_key, guarded))
 
 
+class _PreparedJson(NamedTuple):
+    """A call of one input in JSON, without its array."""
+
+    name: str
+    shape: list[int]
+    kind: DataType
+    call: Call
+    fitted: Fitted
+    wanted: codec.Wanted
+
+    def filled(self, values: bytes) -> Call:
+        """The call whose array is a flat list; BadRequest where it is not one of numbers, as many as there were."""
+        array = tensors.from_json(self.name, values, self.shape, self.kind)
+        return self.call._replace(fitted=self.fitted._replace(arrays={self.name: array}))
+
+
 class Memo:
     """Decodes as `codec.decode` does, whose answer is a pure function of the bytes and the endpoint.
 
@@ -59,27 +79,29 @@ class Memo:
     _most_seen = 8192
 
     def __init__(self) -> None:
-        self._of: WeakKeyDictionary[Served, dict[bytes, _Prepared]] = WeakKeyDictionary()
+        self._of: WeakKeyDictionary[Served, dict[_Key, _Prepared | _PreparedJson]] = WeakKeyDictionary()
         self._seen: set[int] = set()
         self.calls = self.held_bytes = 0
         """Kept since all was dropped the last time, with those whose endpoint has gone since."""
 
     def decode(self, body: Body, header_length: bytes | None, endpoint: Served) -> tuple[Call, codec.Wanted]:
-        """Raises what `codec.decode` raises. Binary inputs are decoded from memory, and fit."""
-        json_bytes = 0 if header_length is None else codec.json_length(header_length, len(body))
+        """Raises what `codec.decode` raises. What is decoded from memory fits the model, but for its values."""
+        if header_length is None:
+            return self._decode_json(body, endpoint)
+        json_bytes = codec.json_length(header_length, len(body))
         if not 0 < json_bytes <= self.longest_bytes:
             return codec.decode(body, header_length, endpoint)
         document = bytes(body[:json_bytes])
         known = self._of.get(endpoint)
         prepared = known.get(document) if known is not None else None
-        if prepared is not None and prepared.rest_bytes == len(body) - json_bytes:
+        if isinstance(prepared, _Prepared) and prepared.rest_bytes == len(body) - json_bytes:
             return prepared.filled(body, json_bytes), prepared.wanted
         call, wanted = codec.decode(body, header_length, endpoint)
         if prepared is None and self._is_known((endpoint, document)):
             wanted = self._keep(endpoint, document, call, wanted, len(body) - json_bytes)
         return call, wanted
 
-    def _is_known(self, what: tuple[Served, bytes]) -> bool:
+    def _is_known(self, what: tuple[Served | bytes, ...]) -> bool:
         mark = hash(what)
         if mark in self._seen:
             return True
@@ -96,22 +118,95 @@ class Memo:
         plain = all(array.dtype not in (np.object_, np.bool_) for array in arrays.values())
         if not plain or sum(array.nbytes for array in arrays.values()) != rest_bytes:
             return wanted
-        try:
-            fitted = fit(endpoint, call)
-        except InvalidInput:  # the gateway says so
+        fitted = _fitted(endpoint, call)
+        if fitted is None:
             return wanted
-        if self.calls >= self.most_calls or self.held_bytes + len(document) > self.most_bytes:
-            self._of.clear()
-            self.calls = self.held_bytes = 0
         parts, offset = [], 0
         for name, array in arrays.items():
             parts.append(_Part(name, array.shape, array.dtype, offset))
             offset += math.prod(array.shape) * array.dtype.itemsize
-        order = list(fitted.arrays)
+        order = [spec.name for spec in endpoint.inputs]
         parts.sort(key=lambda part: order.index(part.name))
         kept = codec.repeated(wanted)
-        self._of.setdefault(endpoint, {})[document] = _Prepared(
-            tuple(parts), rest_bytes, call._replace(inputs={}), fitted._replace(arrays={}), kept
+        self._put(
+            endpoint,
+            document,
+            _Prepared(tuple(parts), rest_bytes, call._replace(inputs={}), fitted, kept),
+            len(document),
         )
-        self.calls, self.held_bytes = self.calls + 1, self.held_bytes + len(document)
         return kept
+
+    def _put(self, endpoint: Served, key: _Key, prepared: _Prepared | _PreparedJson, key_bytes: int) -> None:
+        if self.calls >= self.most_calls or self.held_bytes + key_bytes > self.most_bytes:
+            self._of.clear()
+            self.calls = self.held_bytes = 0
+        self._of.setdefault(endpoint, {})[key] = prepared
+        self.calls, self.held_bytes = self.calls + 1, self.held_bytes + key_bytes
+
+    def _decode_json(self, body: Body, endpoint: Served) -> tuple[Call, codec.Wanted]:
+        cut = _cut(body)
+        if cut is None or len(cut.before) + len(cut.behind) > self.longest_bytes:
+            return codec.decode(body, None, endpoint)
+        key = cut.before, cut.behind
+        known = self._of.get(endpoint)
+        prepared = known.get(key) if known is not None else None
+        if isinstance(prepared, _PreparedJson):
+            with contextlib.suppress(BadRequest):  # what is wrong is said below
+                return prepared.filled(cut.values), prepared.wanted
+        call, wanted = codec.decode(body, None, endpoint)
+        if prepared is None and self._is_known((endpoint, *key)):
+            wanted = self._keep_json(endpoint, cut, call, wanted)
+        return call, wanted
+
+    def _keep_json(self, endpoint: Served, cut: _Cut, call: Call, wanted: codec.Wanted) -> codec.Wanted:
+        """Where the list is all the data that there is."""
+        if len(call.inputs) != 1 or not cut.is_certain():
+            return wanted
+        ((name, tensor),) = call.inputs.items()
+        kind, fitted = datatype(tensor.datatype), _fitted(endpoint, call)
+        if fitted is None or kind.name in ("BOOL", "BYTES"):
+            return wanted
+        try:  # the list ends where the data does, or this is no list
+            tensors.from_json(name, cut.values, list(tensor.array.shape), kind)
+        except BadRequest:
+            return wanted
+        kept = codec.repeated(wanted)
+        made = _PreparedJson(name, list(tensor.array.shape), kind, call._replace(inputs={}), fitted, kept)
+        self._put(endpoint, (cut.before, cut.behind), made, len(cut.before) + len(cut.behind))
+        return kept
+
+
+def _fitted(endpoint: Served, call: Call) -> Fitted | None:
+    """Without the arrays; None where it does not fit, which is the gateway's to say."""
+    try:
+        return fit(endpoint, call)._replace(arrays={})
+    except InvalidInput:
+        return None
+
+
+class _Cut(NamedTuple):
+    """JSON around the first list behind the first "data"."""
+
+    before: bytes
+    values: bytes
+    behind: bytes
+
+    def is_certain(self) -> bool:
+        """Whether that "data" is a key, and the only one of this name: then any other list of numbers may stand there.
+
+        Without backslashes a name can be written in one way only, and no string holds a quote.
+        """
+        around = self.before + self.behind
+        return b"\\" not in around and around.count(b'"data"') == 1 and _DATA.search(self.before) is not None
+
+
+def _cut(body: Body) -> _Cut | None:
+    """None also where NaN or Infinity is among the values: JSON has none, and they are read in another way."""
+    if not isinstance(body, bytes):  # it came in many parts: it is large
+        return None
+    start = body.find(b"[", body.find(b'"data"') + 1)
+    end = body.find(b"]", start) + 1
+    if start < 0 or end <= start:
+        return None
+    values = body[start:end]
+    return None if b"N" in values or b"I" in values else _Cut(body[:start], values, body[end:])

@@ -18,13 +18,17 @@ def gather(slot: Slot, tickets: Sequence[Ticket], inputs: Sequence[TensorSpec]) 
 
     Without a batch axis there is one ticket, and its arrays are the batch.
     """
-    rows = sum(ticket.rows for ticket in tickets)
     first = tickets[0].inputs
+    if len(tickets) == 1:
+        for name, view in slot.bind({spec.name: first[spec.name].shape for spec in inputs}).items():
+            np.copyto(view, first[name])
+        return
+    rows = sum(ticket.rows for ticket in tickets)
     shapes = {spec.name: _with_rows(first[spec.name].shape, spec.batch_axis, rows) for spec in inputs}
     views = slot.bind(shapes)
     for spec in inputs:
         view = views[spec.name]
-        if spec.batch_axis is None or len(tickets) == 1:
+        if spec.batch_axis is None:
             np.copyto(view, first[spec.name])
             continue
         start = 0

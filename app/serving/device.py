@@ -105,12 +105,13 @@ class Device:
             chosen = self._next(offers)
             if chosen is None:
                 break
-            if self._launch(chosen, offers.pop(chosen)):
-                self._schedule()  # the loop has others to serve, who may bring rows for the next batch
-                break
+            is_over = self._launch(chosen, offers.pop(chosen))
             wake_ns = self._look(chosen, offers, now_ns)
             if wake_ns is not None:
                 until_ns = wake_ns if until_ns is None else min(until_ns, wake_ns)
+            if is_over and self._waiting:
+                self._schedule()  # the loop has others to serve, who may bring rows for the next batch
+                break
         self._sleep_until(until_ns, now_ns)
 
     def _look(self, endpoint: Endpoint, offers: dict[Endpoint, Offer], now_ns: int) -> int | None:
@@ -131,8 +132,9 @@ class Device:
         """Who launches now, if anyone may. Those with nothing running come before those with something."""
         idle = [endpoint for endpoint in offers if not endpoint.running]
         if idle:
-            crowded = any(other.running >= 2 for other in self._charged_ns)
-            return self._share.take(idle) if crowded or self._fits(self._share.next(idle)) else None
+            free = self._fits(self._share.next(idle))
+            crowded = not free and any(other.running >= 2 for other in self._charged_ns)
+            return self._share.take(idle) if free or crowded else None
         able = [endpoint for endpoint in offers if self._fits(endpoint)]
         return self._share.take(able) if able else None
 

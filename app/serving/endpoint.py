@@ -189,7 +189,7 @@ class Endpoint:
             batcher.gather(batch.slot, batch.tickets, self.inputs)
             batch.gathered_ns = self._host.now_ns()
             if inline:
-                self._completed(batch, batch.slot.run())
+                self._complete(batch, batch.slot.run())  # the device looks at the endpoint by itself
             else:
                 batch.slot.launch(done)
         except Exception as error:  # nothing was launched: this batch alone is lost
@@ -197,15 +197,17 @@ class Endpoint:
         return inline
 
     def _completed(self, batch: _Batch, error: BaseException | None) -> None:
-        if batch.finished_ns:
-            return
+        if not batch.finished_ns:
+            self._complete(batch, error)
+            self._host.wake(self)
+
+    def _complete(self, batch: _Batch, error: BaseException | None) -> None:
         batch.finished_ns, batch.error = self._host.now_ns(), error
         self._host.finished(self, batch.finished_ns - batch.launched_ns)
         if error is not None and self.fails_on_values and len(batch.tickets) > 1:
             self._split(batch)
         self._answer_finished()
         self._close_if_idle()
-        self._host.wake(self)
 
     def _split(self, batch: _Batch) -> None:
         """One ticket's values have spoilt the run for all: each runs anew, alone, in the batch's place."""

@@ -52,18 +52,22 @@ class FairShare(Generic[Key]):
 
     def next(self, able: Collection[Key]) -> Key:
         """Who of `able` (not empty, all entered) has the next turn. Changes nothing."""
-        turns, credit_ns = self._turns(able)
-        return next(key for key in turns if self._deficit_ns[key] + credit_ns > 0)
+        if len(able) == 1:  # mostly
+            return next(iter(able))
+        return self._first(*self._turns(able))
 
     def take(self, able: Collection[Key]) -> Key:
         """Give `next` its turn, to run one batch."""
         turns, credit_ns = self._turns(able)
-        chosen = self.next(able)
+        chosen = self._first(turns, credit_ns)
         for key in turns:
             self._deficit_ns[key] += credit_ns
         self._ring.remove(chosen)
         self._ring.append(chosen)
         return chosen
+
+    def _first(self, turns: list[Key], credit_ns: int) -> Key:
+        return next(key for key in turns if self._deficit_ns[key] + credit_ns > 0)
 
     def _turns(self, able: Collection[Key]) -> tuple[list[Key], int]:
         """Those of `able` in the order of their turns, and what all of them get before one may run."""

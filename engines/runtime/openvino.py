@@ -137,7 +137,7 @@ class OpenVinoSlot:
     def _run(self, request: ov.InferRequest) -> EngineFailed | ValuesRefused | None:
         try:
             if self._is_inline:
-                request.infer()
+                request.infer(share_outputs=True)  # else it copies them into arrays that nobody reads
             else:
                 request.start_async()
                 request.wait()

@@ -68,7 +68,8 @@ class Engine:
     def begin(self, request: Callable[[], ov.InferRequest]) -> ov.InferRequest | None:
         """Take part in the runs that go side by side; None where the engine is spoilt."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_taken)
+            if self._is_taken:
+                self._changed.wait_for(lambda: not self._is_taken)
             if self._is_spoilt:
                 return None
             mine = request()
@@ -83,7 +84,7 @@ class Engine:
         """
         with self._changed:
             others = [other for other in self._running if other is not request]
-        other_raised = any(map(_has_raised, others))
+        other_raised = bool(others) and any(map(_has_raised, others))
         with self._changed:
             believed = not (other_raised or self._is_spoilt)
             self._is_spoilt |= raised or other_raised

@@ -88,7 +88,7 @@ def outcome(decode: Decode, body: bytes, length: bytes | None, at: Endpoint) -> 
     except (HttpError, ServingError) as error:
         return type(error), str(error)
     made = {
-        "y": np.arange(4 * rows, dtype=np.float32).reshape(rows, 4) + body[-1],
+        "y": np.arange(4 * rows, dtype=np.float32).reshape(rows, 4) + (sum(body) % 7),
         "s": np.array([b"?" * index for index in range(rows)], np.object_),
         "b": np.arange(rows) % 2 == 0,
     }
@@ -122,6 +122,44 @@ def from_memory(memo: Memo, body: bytes, length: bytes | None, at: Endpoint) -> 
         return memo.decode(body, length, at)[0].fitted is not None
     except (HttpError, ServingError):
         return False
+
+
+SHAPES = (
+    b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":@}]}',
+    b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":@}]}',
+    b'{"id":"1","inputs":[{"data" :\n @ ,"name":"x","shape":[2,2],"datatype":"FP32"}],"parameters":{"priority":1}}',
+    b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":@}],"parameters":{"binary_data_output":true}}',
+    b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"INT32","data":@}],"outputs":[{"name":"y","data":[1]}]}',
+    b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","d\\u0061ta":[1,2,3,4]}],"other":{"data":@}}',
+    b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":[1,2,3,4]}],"other":{"data":@}}',
+    b'{"other":{"data":@},"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":[1,2,3,4]}]}',
+    b'{"id":"data","inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":@}]}',
+    b'{"id":"\\"data\\":","inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":@}]}',
+    b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":@,"data":@}]}',
+    b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":@}',
+    b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":[@]}]}',
+    b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"BOOL","data":@}]}',
+)
+LISTS = (
+    b"[1,2,3]", b"[1,2,3,4,5]", b"[]", b"[1,2,3,4", b"1,2,3,4]", b"[[1,2],[3,4]]", b"[[1,2,3,4]]", b"[1,2,3,4,]",
+    b"[1,2,3,1e999]", b"[1,2,3,1e39]", b"[1,2,3,NaN]", b"[1,2,3,-Infinity]", b"[1e999,2,3,NaN]", b"[1,2,3,null]",
+    b"[1,2,3,true]", b"[01,2,3,4]", b"[1 2,3,4]", b'["1",2,3,4]', b'[1,2,3,"]"]', b"[1,2,3,{}]", b"null", b"7", b"",
+    b"[1,2,3,\xff]", b"[1,2,3,4]]", b"[1,2,3,99999999999999999999]", b"[1,2,3,4.5]", b"[1,2,3,4.0]", b"[1,\t2 ,\n3,4]",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_json_comes_to_the_same_with_and_without(seed: int) -> None:
+    rng = random.Random(seed)
+    at, memo, twice = [endpoint(outputs=OUTPUTS), endpoint([TensorSpec("x", "FP32", (-1, 2), 0)])], Memo(), 0
+    for _ in range(6000):
+        here = rng.choice(at)
+        sound = json.dumps([rng.choice([0, -1, 2.5, 1e10]) for _ in range(4)]).encode()
+        values = rng.choice(LISTS) if rng.random() < 0.3 else sound
+        body = rng.choice(SHAPES).replace(b"@", values)
+        assert outcome(memo.decode, body, None, here) == outcome(codec.decode, body, None, here), body
+        twice += from_memory(memo, body, None, here)
+    assert twice > 500
 
 
 def plain(number: int = 0, rows: int = 1, **keys: Any) -> tuple[bytes, bytes]:
@@ -160,8 +198,9 @@ def test_a_model_that_is_loaded_anew_is_asked_anew_and_the_old_one_is_gone() -> 
 
 def test_ever_new_calls_take_bounded_memory() -> None:
     at, memo = endpoint(), Memo()
-    for number in range(100_000):
+    for number in range(50_000):
         memo.decode(*plain(id=str(number)), at)
+        memo.decode(SHAPES[2].replace(b"1", b"%d" % number, 1).replace(b"@", b"[1,2,3,4]"), None, at)
     assert len(memo._seen) <= Memo._most_seen
     assert memo.calls == 0, "none of them came again"
     for number in range(3 * Memo.most_calls):
