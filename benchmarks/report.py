@@ -12,7 +12,6 @@ __all__ = ["write_readme", "write_result"]
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
 def write_result(name: str, result: dict[str, Any]) -> Path:
@@ -24,7 +23,10 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
 
 
 def write_readme(names: tuple[str, ...]) -> None:
-    """Replace README's table by the rows of all results that exist."""
+    """Replace README's table by the rows of all results that exist, and its step by step by that benchmark's table.
+
+    Of a result that has a file of all its rows, only those with a goal are shown.
+    """
     rows = ["| measured | result | goal | command |", "|---|---|---|---|"]
     machines = set()
     for name in names:
@@ -34,10 +36,21 @@ def write_readme(names: tuple[str, ...]) -> None:
         result = json.loads(path.read_text())
         machine = result["machine"]
         machines.add(f"{machine['threads']} cores of {machine['cpu']}, {machine['date']}")
-        rows += [f"| {r['what']} | {r['measured']} | {r['goal']} | `{r['command']}` |" for r in result["rows"]]
+        shown = [r for r in result["rows"] if r["goal"] != "-"] if "all_rows" in result else result["rows"]
+        rows += [f"| {r['what']} | {r['measured']} | {r['goal']} | `{r['command']}` |" for r in shown]
+    _replace("benchmarks", [*rows, "", f"Measured on {'; '.join(sorted(machines))}."])
+    steps = RESULTS / "steps.json"
+    if steps.exists():
+        result = json.loads(steps.read_text())
+        machine = result["machine"]
+        where = f"{machine['threads']} cores of {machine['cpu']}, {machine['date']}"
+        _replace("steps", [*result["table"], "", f"Measured on {where}, by `{result['command']}`."])
+
+
+def _replace(mark: str, lines: list[str]) -> None:
+    """What lies between two markers of README."""
     readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    table = "\n".join([BEGIN, *rows, "", f"Measured on {'; '.join(sorted(machines))}.", END])
-    readme.write_text(before + table + after)
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    before, rest = readme.read_text().split(begin, 1)
+    after = rest.split(end, 1)[1]
+    readme.write_text(before + "\n".join([begin, *lines, end]) + after)

@@ -173,17 +173,14 @@ def run() -> dict[str, Any]:
             segment = _http(path, *request)
             for together in (1, TOGETHER):
                 found[f"{kind}, {together}"] = uvloop.run(_measured(Path(name), segment, together))
-    return {"rows": _rows(found), "us": found}
+    return {"rows": [], "table": _table(found), "command": COMMAND, "us": found}
 
 
-def _rows(found: dict[str, dict[str, float]]) -> list[dict[str, str]]:
-    def said(step: str) -> str:
-        return " / ".join(f"{figures.get(step, 0.0):.1f}" for figures in found.values())
-
-    columns = f"us of CPU, binary 1 / {TOGETHER} at once, JSON 1 / {TOGETHER} at once"
-    rows = [("a request of the tiny MLP, all steps below", "whole"), *((step, step) for step, _ in STEPS)]
-    return [
-        {"what": what, "measured": f"{said(step)}" + (f" ({columns})" if step == "whole" else ""), "goal": "-",
-         "command": COMMAND}
-        for what, step in rows
-    ]  # fmt: skip
+def _table(found: dict[str, dict[str, float]]) -> list[str]:
+    """Markdown: a row for each step, a column for each way to ask."""
+    lines = [f"| CPU time of a request, us | {' | '.join(f'{name} at once' for name in found)} |"]
+    lines.append("|---|" + "---|" * len(found))
+    for step in (*(step for step, _ in STEPS), "whole"):
+        cells = " | ".join(f"{figures.get(step, 0.0):.1f}" for figures in found.values())
+        lines.append(f"| {'all of these' if step == 'whole' else step} | {cells} |")
+    return lines

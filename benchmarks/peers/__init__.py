@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["run"]
+__all__ = ["finished", "run"]
 
 
 def run() -> dict[str, Any]:
-    """All parts in full, and the plot: an hour and a half, on two cores that nothing else uses.
+    """All parts in full, and the plot: an hour, on two cores that nothing else uses.
 
     What has been measured is kept beside the peers' environments too, part by part, should a later part fail.
     """
-    from benchmarks.peers.measuring import PARTS, measured, result_of
-    from benchmarks.peers.plot import write_plot
+    from benchmarks.peers.measuring import PARTS, measured
     from benchmarks.peers.setup import Effort
     from benchmarks.peers.venvs import cache_folder
-    from benchmarks.report import RESULTS
 
     cache_folder().mkdir(parents=True, exist_ok=True)
-    found = measured(PARTS, Effort(), {}, cache_folder() / "measured.json")
+    return finished(measured(PARTS, Effort(), {}, cache_folder() / "measured.json"))
+
+
+def finished(found: dict[str, Any]) -> dict[str, Any]:
+    """The result of what was measured; writes the plot, and the file of all rows, of which README shows some."""
+    from benchmarks.peers.measuring import result_of
+    from benchmarks.peers.plot import write_plot
+    from benchmarks.report import RESULTS
+
     write_plot(RESULTS / "peers.svg", found)
-    return result_of(found)
+    result = result_of(found)
+    lines = [f"| {one['what']} | {one['measured']} | {one['goal']} |" for one in result["rows"]]
+    (RESULTS / "peers.md").write_text("\n".join(["| measured | result | goal |", "|---|---|---|", *lines, ""]))
+    return {**result, "all_rows": "peers.md"}

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.__main__ import ASKED_FOR, NAMES
+from benchmarks.peers import finished
 from benchmarks.peers.measuring import PARTS, measured, result_of, too_short
-from benchmarks.peers.plot import write_plot
 from benchmarks.peers.setup import Effort
-from benchmarks.report import RESULTS, write_readme, write_result
+from benchmarks.report import write_readme, write_result
 
 
 def main() -> None:
@@ -45,9 +45,8 @@ def main() -> None:
 
 
 def publish(found: dict[str, Any]) -> None:
-    """Results, plot and README's table."""
-    write_plot(RESULTS / "peers.svg", found)
-    print(write_result("peers", result_of(found)))
+    """Results, plot, a file of all rows, and README's table."""
+    print(write_result("peers", finished(found)))
     write_readme(NAMES + ASKED_FOR)
 
 

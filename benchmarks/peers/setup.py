@@ -29,7 +29,7 @@ class Effort:
     """`rounds` of `seconds` each; `requests` of the run that looks for growth of memory."""
 
     rounds: int = 7
-    seconds: int = 4
+    seconds: int = 2
     requests: int = 1_000_000
 
 
