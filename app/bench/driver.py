@@ -155,8 +155,10 @@ class Driver:
         """The request under way has its answer."""
         now_ns = time.monotonic_ns()
         index, connection.index = connection.index, -1
-        if index < 0:
-            return  # what nobody asked for
+        if index < 0:  # nobody asked: a server that is full says so as it closes
+            if connection.why:
+                connection.abort()
+            return
         self._record(index, now_ns - connection.begun_ns, now_ns, status, body)
         if connection.why:
             connection.abort()
