@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import resource
 import socket
 import sys
 import time
@@ -102,5 +103,13 @@ async def _serve(file: int) -> None:
                 child.order(message)
 
 
+def _allow_connections() -> None:
+    """As many as the system lets this process have: the usual limit is below what a server takes."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 if __name__ == "__main__":
+    _allow_connections()
     run(_serve(int(sys.argv[1])))

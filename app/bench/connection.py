@@ -11,7 +11,8 @@ import httptools
 __all__ = ["Connection", "Owner", "Pieces"]
 
 Pieces = Sequence[bytes | memoryview]
-_INTERIM = 200
+_OK = 200
+"""Below it an answer is another's beginning."""
 
 
 class Owner(Protocol):
@@ -22,14 +23,17 @@ class Owner(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """`index` is the request under way, -1 where there is none; its latency counts from `begun_ns`."""
+    """`index` is the request under way, -1 where there is none; its latency counts from `begun_ns`.
+
+    `has_served`: a request has succeeded on it, so losing it is no sign of a server that takes no connection.
+    """
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
         self._transport: asyncio.Transport
-        self.index, self.begun_ns, self.sent_ns, self.answers, self.why = -1, 0, 0, 0, ""
+        self.index, self.begun_ns, self.sent_ns, self.has_served, self.why = -1, 0, 0, False, ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # uvloop's is a class of its own
@@ -55,10 +59,10 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status < _INTERIM:
+        if status < _OK:
             return
         parts, self._body = self._body, []
-        self.answers += 1
+        self.has_served = self.has_served or status == _OK
         if not self._parser.should_keep_alive():
             self.why = "closed"
         self._owner.answered(self, status, parts[0] if len(parts) == 1 else b"".join(parts))

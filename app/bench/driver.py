@@ -96,13 +96,10 @@ class Driver:
     # -- runs --------------------------------------------------------------------------------------------------------
 
     async def connect(self, count: int) -> None:
-        """Open so many, if the server takes them; else the run goes on trying."""
-        wanted = min(count, self._most)
-        while self._opens() < wanted:
-            batch = min(wanted - self._opens(), _OPENED_AT_ONCE)
-            await asyncio.gather(*(self._open() for _ in range(batch)))
-            if not self._all:
-                return
+        """Try once to open so many in all; a run goes on trying."""
+        missing = min(count, self._most) - self._opens()
+        for done in range(0, missing, _OPENED_AT_ONCE):
+            await asyncio.gather(*(self._open() for _ in range(min(missing - done, _OPENED_AT_ONCE))))
 
     async def run(self, plan: Plan, seen: Seen, tell: Callable[[], None] = lambda: None) -> float:
         """Until every request of the plan has ended; `tell` is called ten times a second. Seconds that it took.
@@ -158,8 +155,10 @@ class Driver:
         """The request under way has its answer."""
         now_ns = time.monotonic_ns()
         index, connection.index = connection.index, -1
-        if index < 0:
-            return  # what nobody asked for
+        if index < 0:  # nobody asked: a server that is full says so as it closes
+            if connection.why:
+                connection.abort()
+            return
         self._record(index, now_ns - connection.begun_ns, now_ns, status, body)
         if connection.why:
             connection.abort()
@@ -203,7 +202,7 @@ class Driver:
             self._alone_since_ns = time.monotonic_ns()
         if connection.index >= 0:
             self._seen.failed("timeout" if why == "timeout" else "connection lost", "" if why == "timeout" else why)
-        self._pause_s = 0.0 if connection.answers else self._longer()
+        self._pause_s = 0.0 if connection.has_served else self._longer()
         if self._plan is not None and not self._closed:
             self._fill()
             self._settle(time.monotonic_ns())

@@ -143,6 +143,29 @@ def test_a_connection_that_is_lost_is_one_failure_and_another_takes_its_place() 
     assert (seen.failures["connection lost"].count, len(seen.latencies_ns)) == (5, 15)
 
 
+@pytest.mark.parametrize("plan", [Closed(requests=6), dues(0, 1, 2, 3, 4, 5)])
+def test_a_server_that_takes_no_more_connections(plan: Plan) -> None:
+    """It says so to each that comes, and closes it, asked or not."""
+    full = reply(b'{"error":"too many"}', "503 Unavailable", "Connection: close\r\n")
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(full)
+        writer.close()
+
+    async def go() -> Seen:
+        seen = Seen()
+        async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+            driver = Driver(Address(*server.sockets[0].getsockname()), Rotation(REQUESTS, 1), 4, 5.0)
+            await asyncio.wait_for(driver.run(plan, seen), 30)
+            await driver.close()
+        return seen
+
+    seen = run(go())
+    assert len(seen.latencies_ns) == 0
+    assert set(seen.failures) <= {"503", "connection lost", "not sent"}
+    assert sum(failure.count for failure in seen.failures.values()) == 6
+
+
 def test_what_takes_too_long_has_failed() -> None:
     async def answer(number: int, body: bytes, writer: asyncio.StreamWriter) -> None:
         if number:

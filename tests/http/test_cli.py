@@ -234,8 +234,8 @@ def test_a_wrong_command_line_is_one_line(arguments: list[str], capsys: pytest.C
 def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     ran = Ran(capsys)
     assert ran.code == 2
-    assert all(command in ran.out for command in ("serve", "compile", "inspect", "tune", "models", "infer"))
-    assert len(app.registered_commands) == 6
+    assert all(command in ran.out for command in ("serve", "compile", "inspect", "tune", "bench", "models", "infer"))
+    assert len(app.registered_commands) == 7
 
 
 # -- infer -----------------------------------------------------------------------------------------------------------

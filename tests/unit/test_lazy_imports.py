@@ -34,8 +34,8 @@ def _asked_for(imports: str) -> set[str]:
     return set(ran.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["app.main", "engines"])
-def test_the_server_starts_without_compilers_and_gpus(module: str) -> None:
+@pytest.mark.parametrize("module", ["app.main", "app.cli", "app.bench.child", "engines"])
+def test_servers_commands_and_loads_start_without_compilers_and_gpus(module: str) -> None:
     asked = _asked_for(f"import {module}")
     assert module.partition(".")[0] in asked
     assert asked & (GPU | HEAVY) == set()
