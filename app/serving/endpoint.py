@@ -258,9 +258,15 @@ class Endpoint:
             if len(self._known_shapes) >= _MAX_KNOWN_SHAPES:
                 self._known_shapes.clear()
             self._known_shapes.add(batch.tickets[0].shape_key)
+            spent: list[tuple[int | None, int]] = []
             for ticket, part in zip(batch.tickets, parts, strict=True):
+                launched_ns = ticket.launched_ns
                 self._settle(ticket, part)
-            self._count(batch)
+                if launched_ns:  # a cancelled one was counted when it was cancelled
+                    # its own end: the last of a large batch is answered later than the first by all that lies between
+                    whole_ns = None if ticket.timed_by_sink else self._host.now_ns() - ticket.received_ns
+                    spent.append((whole_ns, launched_ns - ticket.enqueued_ns))
+            self._count(batch, spent)
         self._release(batch.slot)
 
     def _blame(self, ticket: Ticket, error: BaseException) -> ServingError:
@@ -273,7 +279,7 @@ class Endpoint:
             return InvalidInput(f"model {self.model!r} cannot run on inputs of this shape: {shapes} (a row): {error}")
         return InferenceFailed(f"model {self.model!r} failed on this batch: {error}")
 
-    def _count(self, batch: _Batch) -> None:
+    def _count(self, batch: _Batch, spent: list[tuple[int | None, int]]) -> None:
         done_ns = self._host.now_ns()
         compute = (
             batch.gathered_ns - batch.launched_ns,
@@ -281,11 +287,6 @@ class Endpoint:
             done_ns - batch.finished_ns,
         )
         self.stats.executed(batch.rows, batch.reason, compute)
-        spent = [
-            (None if ticket.timed_by_sink else done_ns - ticket.received_ns, ticket.launched_ns - ticket.enqueued_ns)
-            for ticket in batch.tickets
-            if ticket.launched_ns  # a cancelled one was counted when it was cancelled
-        ]
         self.stats.answered(spent, compute)
 
     def _end(self, ticket: Ticket, error: ServingError, outcome: Outcome) -> bool:

@@ -153,3 +153,17 @@ def test_the_counts_of_several_processes_add_up() -> None:
     assert (total.executions, total.flushes, total.batches) == (1, mine.flushes, mine.batches)
     assert mine.request_ns[Outcome.SUCCESS].count == 1
     assert summed(mine, []) is mine
+
+
+def test_a_request_ends_with_its_own_answer_not_with_its_batch() -> None:
+    bench = Bench(ModelOptions(Limits(max_batch_rows=8)))
+
+    def takes_a_millisecond() -> None:
+        bench.loop.now_ns += MS
+
+    for sent in [bench.send(1) for _ in range(4)]:  # the first runs alone, the others after it
+        sent.then(takes_a_millisecond)
+    bench.finish()
+    bench.finish()
+    assert bench.stats.executions == 2
+    assert bench.stats.request_ns["success"].total == (1 + 2 + 3 + 4) * MS
