@@ -18,6 +18,8 @@ from engines.tensor import TensorSpec
 
 __all__ = ["Announcer", "Told"]
 
+_SOON_S = 0.02
+"""Many changes come at once, and each is told with all that is served."""
 _REMEMBERED = 1024
 """Endpoints that are no longer served, which a call that is under way may still name."""
 
@@ -59,7 +61,7 @@ class Announcer:
     def _changed(self) -> None:
         if not self._is_due:
             self._is_due = True
-            asyncio.get_running_loop().call_soon(self._tell_all)
+            asyncio.get_running_loop().call_later(_SOON_S, self._tell_all)
 
     def _tell_all(self) -> None:
         self._is_due = False

@@ -38,7 +38,7 @@ class ProcessCells:
         self.cells[_UP] = int(is_up)
 
     def clear(self) -> None:
-        """As of a process that has just been started; counters of versions go on."""
+        """As of a process that does not run; counters of versions stay."""
         for index in range(_OWN_CELLS):
             self.cells[index] = 0
 

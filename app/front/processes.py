@@ -37,6 +37,8 @@ def begin_child(supervisor: int) -> None:
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
+    for number in (DRAIN, LEAVE):  # until it serves, there is nothing to drain
+        signal.signal(number, lambda *_: os._exit(0))
     if os.getppid() != supervisor:  # it has ended before it could be told to tell us
         os._exit(1)
 

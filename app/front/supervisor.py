@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from app.front.memory import SharedMemory
+from app.front.memory import ProcessCells, SharedMemory
 from app.front.processes import DRAIN, LEAVE, UP, Addresses, begin_child, run_engine, run_front_end
 from app.listening import BACKLOG, listen_shared, log_listening
 from app.settings import Settings
@@ -37,6 +37,7 @@ class _Child:
 
     name: str
     run: Callable[[], None]
+    cells: ProcessCells
     pid: int = 0
     started_s: float = 0.0
     due_s: float = 0.0
@@ -53,7 +54,7 @@ class _Supervisor:
         self._addresses = Addresses(f"{name}-links", f"{name}-http")
         self._listeners = [_listen_unix(address) for address in self._addresses]
         self._shared = SharedMemory(settings.front_ends, max(settings.max_held_bytes, settings.max_body_bytes))
-        self._engine = _Child("the engine process", self._run_engine)
+        self._engine = _Child("the engine process", self._run_engine, self._shared.cells[-1])
         self._children = [self._engine, *(self._front_end(at) for at in range(settings.front_ends))]
         self._announced = False
         self._stop_until_s = 0.0
@@ -63,10 +64,9 @@ class _Supervisor:
 
     def _front_end(self, index: int) -> _Child:
         def run() -> None:
-            self._shared.cells[index].clear()
             run_front_end(self._settings, self._shared, index, self._own_sockets(index), self._addresses)
 
-        return _Child(f"front end {index + 1}", run)
+        return _Child(f"front end {index + 1}", run, self._shared.cells[index])
 
     def _own_sockets(self, index: int) -> list[socket.socket]:
         for listener in self._listeners:
@@ -78,7 +78,6 @@ class _Supervisor:
         return self._shares[index]
 
     def _run_engine(self) -> None:
-        self._shared.cells[-1].clear()
         for share in self._shares:
             for made in share:
                 made.close()
@@ -117,6 +116,7 @@ class _Supervisor:
 
     def _ended(self, child: _Child, code: int) -> None:
         child.pid = 0
+        child.cells.clear()  # what it held and had open is gone with it
         if self._stop_until_s:
             self._code = self._code or abs(code)
             return

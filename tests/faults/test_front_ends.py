@@ -31,7 +31,7 @@ from tests.hostile.wire import (
 )
 from tests.support import fronts
 from tests.support.onnx_models import slow
-from tests.support.servers import ADMIN, Server, running, until
+from tests.support.servers import ADMIN, ROOT, Server, running, until
 from tests.support.uploads import build_of, ended, send
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -287,6 +287,23 @@ def test_children_end_with_a_supervisor_that_is_killed(server):
     server.process.kill()
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
+
+
+def test_a_server_that_is_told_to_end_while_it_starts_ends(tmp_path):
+    command = [sys.executable, "-m", "app", "serve", "--repository", str(tmp_path), "--port", "0", "--front-ends", "2"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=ROOT) as starting:
+        first = psutil.Process(starting.pid)
+        until(lambda: len(first.children()) == 3, "it has forked", every_s=0.001)
+        children = first.children()
+        starting.send_signal(signal.SIGTERM)
+        assert starting.wait(30) == 0
+        assert not psutil.wait_procs(children, timeout=1)[1]
+
+
+def test_front_ends_load_no_engine(server):
+    for child in fronts.front_ends_of(server):
+        assert not [found.path for found in child.memory_maps() if "openvino" in found.path]
+    assert [found.path for found in fronts.engine_of(server).memory_maps() if "openvino" in found.path]
 
 
 def test_a_second_server_cannot_share_the_port(server):

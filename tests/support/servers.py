@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-__all__ = ["ADMIN", "TOKEN", "Server", "free_port", "running", "until"]
+__all__ = ["ADMIN", "ROOT", "TOKEN", "Server", "free_port", "running", "until"]
 
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = "open-sesame"
