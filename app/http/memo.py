@@ -201,7 +201,10 @@ class _Cut(NamedTuple):
 
 
 def _cut(body: Body) -> _Cut | None:
-    """None also where NaN or Infinity is among the values: JSON has none, and they are read in another way."""
+    """None where the list is not flat: nobody has looked yet at how deep it is, and deep ones end the interpreter.
+
+    None also where NaN or Infinity is among the values: JSON has none, and they are read in another way.
+    """
     if not isinstance(body, bytes):  # it came in many parts: it is large
         return None
     start = body.find(b"[", body.find(b'"data"') + 1)
@@ -209,4 +212,5 @@ def _cut(body: Body) -> _Cut | None:
     if start < 0 or end <= start:
         return None
     values = body[start:end]
-    return None if b"N" in values or b"I" in values else _Cut(body[:start], values, body[end:])
+    is_plain = values.count(b"[") == 1 and not any(mark in values for mark in (b"{", b"N", b"I"))
+    return _Cut(body[:start], values, body[end:]) if is_plain else None

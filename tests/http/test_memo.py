@@ -162,6 +162,19 @@ def test_random_json_comes_to_the_same_with_and_without(seed: int) -> None:
     assert twice > 500
 
 
+@pytest.mark.parametrize(
+    "deep",
+    [b"[" * 101 + b"]" * 101, b"[" * 250_000 + b"]" * 250_000, b"[" * 250_000 + b"]", b'[{"a":' * 99_999 + b"1]"],
+)
+def test_deep_lists_in_text_that_is_known_are_refused_as_ever(deep: bytes) -> None:
+    at, memo = endpoint(), Memo()
+    for _ in range(3):
+        memo.decode(SHAPES[0].replace(b"@", b"[1,2,3,4]"), None, at)
+    body = SHAPES[0].replace(b"@", deep)
+    assert outcome(memo.decode, body, None, at) == outcome(codec.decode, body, None, at)
+    assert "nesting depth" in outcome(memo.decode, body, None, at)[1]
+
+
 def plain(number: int = 0, rows: int = 1, **keys: Any) -> tuple[bytes, bytes]:
     x = {"name": "x", "datatype": "FP32", "shape": [rows, 4], "parameters": {"binary_data_size": 16 * rows}}
     return body_of({"inputs": [x], **keys}, np.full(4 * rows, number, np.float32).tobytes())
