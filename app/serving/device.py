@@ -36,7 +36,7 @@ class Device:
 
     def __init__(self, loop: Loop, threads: int, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self.threads, self.threads_used = threads, 0
-        self._loop, self._clock = loop, clock
+        self._loop, self.now_ns = loop, clock
         self._share: FairShare[Endpoint] = FairShare(_QUANTUM_NS)
         self._waiting: dict[Endpoint, None] = {}  # in order of arrival
         self._estimate_ns: dict[Endpoint, int] = {}
@@ -47,9 +47,6 @@ class Device:
         self._held = False
 
     # -- Host, for endpoints -------------------------------------------------------------------------------------
-
-    def now_ns(self) -> int:
-        return self._clock()
 
     def on_loop(self, call: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(call)
@@ -92,7 +89,7 @@ class Device:
     def _pump(self) -> None:
         """Expire, then launch while something may run, then sleep until the next deadline or queue delay."""
         self._pump_scheduled = False
-        now_ns = self._clock()
+        now_ns = self.now_ns()
         offers: dict[Endpoint, Offer] = {}
         until_ns: int | None = None
         for endpoint in list(self._waiting):

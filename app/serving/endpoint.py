@@ -84,6 +84,9 @@ class Endpoint:
         and only those fail that fail alone."""
         self.hold_requests = 0
         """While fewer requests than this wait, nothing is launched; for tests (Triton's DELAY_SCHEDULER)."""
+        level = options.queue.level(0)
+        self.usual = level, options.queue.policy_of(level).timeout_ns(0)
+        """Priority level and timeout (0 = none) in nanoseconds of a request that asks for neither."""
         self._host = host
         self._known_shapes: set[ShapeKey] = set()
         self._free: list[Slot] = list(session.slots)
@@ -258,15 +261,16 @@ class Endpoint:
             if len(self._known_shapes) >= _MAX_KNOWN_SHAPES:
                 self._known_shapes.clear()
             self._known_shapes.add(batch.tickets[0].shape_key)
-            spent: list[tuple[int | None, int]] = []
+            request_ns: list[int] = []
+            queue_ns: list[int] = []
             for ticket, part in zip(batch.tickets, parts, strict=True):
                 launched_ns = ticket.launched_ns
                 self._settle(ticket, part)
                 if launched_ns:  # a cancelled one was counted when it was cancelled
-                    # its own end: the last of a large batch is answered later than the first by all that lies between
-                    whole_ns = None if ticket.timed_by_sink else self._host.now_ns() - ticket.received_ns
-                    spent.append((whole_ns, launched_ns - ticket.enqueued_ns))
-            self._count(batch, spent)
+                    queue_ns.append(launched_ns - ticket.enqueued_ns)
+                    if not ticket.timed_by_sink:  # to its own end: the last of a batch is answered later than the first
+                        request_ns.append(self._host.now_ns() - ticket.received_ns)
+            self._count(batch, request_ns, queue_ns)
         self._release(batch.slot)
 
     def _blame(self, ticket: Ticket, error: BaseException) -> ServingError:
@@ -279,7 +283,7 @@ class Endpoint:
             return InvalidInput(f"model {self.model!r} cannot run on inputs of this shape: {shapes} (a row): {error}")
         return InferenceFailed(f"model {self.model!r} failed on this batch: {error}")
 
-    def _count(self, batch: _Batch, spent: list[tuple[int | None, int]]) -> None:
+    def _count(self, batch: _Batch, request_ns: list[int], queue_ns: list[int]) -> None:
         done_ns = self._host.now_ns()
         compute = (
             batch.gathered_ns - batch.launched_ns,
@@ -287,7 +291,7 @@ class Endpoint:
             done_ns - batch.finished_ns,
         )
         self.stats.executed(batch.rows, batch.reason, compute)
-        self.stats.answered(spent, compute)
+        self.stats.answered(request_ns, queue_ns, compute)
 
     def _end(self, ticket: Ticket, error: ServingError, outcome: Outcome) -> bool:
         now_ns = self._host.now_ns()

@@ -67,7 +67,11 @@ class Gateway:
     ) -> Ticket:  # fmt: skip
         """The same for what is known to fit; of `call`, only what it asks for is read."""
         now_ns = self.device.now_ns()
-        queue = endpoint.options.queue
+        level, timeout_ns = endpoint.usual
+        if call.priority or call.timeout_us:
+            queue = endpoint.options.queue
+            level = queue.level(call.priority)
+            timeout_ns = queue.policy_of(level).timeout_ns(call.timeout_us * 1000)
         try:
             if self.stopping and not accepted:
                 raise Stopping(
@@ -76,12 +80,11 @@ class Gateway:
             ticket = Ticket(
                 fitted.arrays, fitted.rows, fitted.shape_key, sink,
                 outputs=call.outputs,
-                level=queue.level(call.priority),
+                level=level,
                 received_ns=received_ns,
                 enqueued_ns=now_ns,
                 sequence_id=call.sequence_id,
             )  # fmt: skip
-            timeout_ns = queue.policy_of(ticket.level).timeout_ns(call.timeout_us * 1000)
             ticket.deadline_ns = now_ns + timeout_ns if timeout_ns else 0
             endpoint.submit(ticket)
         except (QueueFull, Stopping):

@@ -126,25 +126,30 @@ def test_every_request_ends_in_exactly_one_outcome() -> None:
     assert counts == {"success": 2, "rejected": 1, "expired": 1, "cancelled": 1, "failed": 1}
 
 
+BOUNDS_NS = [round(bound * 1e9) + more for bound in BUCKETS_S for more in (0, 1)]
+
+
 def test_what_is_counted_at_once_is_what_each_histogram_counts_alone() -> None:
     rng = random.Random(3)
     fast, slow = Stats(), Stats()
     for _ in range(500):
-        spent = [(rng.choice([None, rng.randrange(10**10)]), rng.randrange(10**8)) for _ in range(rng.randrange(4))]
+        spread = rng.choice([10, 10**5, 10**7, 2 * 10**10])
+        whole = [rng.choice([rng.randrange(spread), *BOUNDS_NS]) for _ in range(rng.randrange(40))]
+        waited = [rng.randrange(spread) for _ in range(rng.randrange(40))]
         compute = (rng.randrange(10**6), rng.randrange(10**9), rng.randrange(10**5))
-        fast.answered(spent, compute)
-        for request_ns, queue_ns in spent:
-            if request_ns is not None:
-                slow.request_ns[Outcome.SUCCESS].observe(request_ns)
+        fast.answered(list(whole), list(waited), compute)
+        for request_ns in whole:
+            slow.request_ns[Outcome.SUCCESS].observe(request_ns)
+        for queue_ns in waited:
             slow.queue_ns[Outcome.SUCCESS].observe(queue_ns)
-        slow.observe_compute(Outcome.SUCCESS, compute, len(spent))
+        slow.observe_compute(Outcome.SUCCESS, compute, len(waited))
     assert fast.cells.tolist() == slow.cells.tolist()
 
 
 def test_the_counts_of_several_processes_add_up() -> None:
     mine, theirs, shared = Stats(), Stats(), memoryview(bytearray(8 * Stats.CELLS)).cast("q")
     for stats in (mine, theirs, Stats(shared)):
-        stats.answered([(1000, 10)], (1, 2, 3))
+        stats.answered([1000], [10], (1, 2, 3))
         stats.ended(Outcome.REJECTED, 7, None)
     mine.executed(4, "full", (1, 2, 3))
     total = summed(mine, [theirs.cells, shared])
