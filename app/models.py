@@ -247,6 +247,7 @@ class ModelManager:
             gone()
         else:
             version.state, version.reason = ModelState.UNLOADING, reason
+            self._registry.changed()
             self._stop(version.endpoint, gone)
 
     def _stop(self, endpoint: Endpoint, then: Callable[[], None]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from app.front.channel import Channel
@@ -18,8 +20,7 @@ from engines.tensor import TensorSpec
 
 __all__ = ["Announcer", "Told"]
 
-_SOON_S = 0.02
-"""Many changes come at once, and each is told with all that is served."""
+_HEARD_S = 5.0
 _REMEMBERED = 1024
 """Endpoints that are no longer served, which a call that is under way may still name."""
 
@@ -35,38 +36,77 @@ class Told(NamedTuple):
 class Announcer:
     """What it tells may be late: the engine resolves every call again, and front ends pass on what they do not know."""
 
-    def __init__(self, registry: Registry, shared: SharedMemory, front_ends: Callable[[], Iterable[Channel]]) -> None:
-        self._registry, self._shared, self._front_ends = registry, shared, front_ends
+    def __init__(self, registry: Registry, shared: SharedMemory) -> None:
+        self._registry, self._shared = registry, shared
+        self._number = 1
+        self._heard: dict[Channel, int] = {}
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._ids: dict[Endpoint, int] = {}
         self._told_of: dict[int, Told] = {}
         self._old: deque[int] = deque()
-        self._last_id = 0
+        self._last_id = time.monotonic_ns()  # never one of an engine process before this one
         self._places: dict[Stats, int] = {}
         self._free_places = list(range(VERSIONS - 1, -1, -1))
         self._is_due = False
         registry.changed = self._changed
 
-    def told(self, number: int) -> Told:
-        """What was told by this id; KeyError where it is long gone."""
-        return self._told_of[number]
+    def told(self, number: int) -> Told | None:
+        """What was told by this id; None where it is long gone."""
+        return self._told_of.get(number)
 
     def counted(self, stats: Stats) -> Sequence[Cells]:
         """What front ends have counted of a version."""
         place = self._places.get(stats, -1)
         return [] if place < 0 else [cells.stats(place) for cells in self._shared.cells[:-1]]
 
-    def tell(self, channel: Channel) -> None:
+    # -- telling -------------------------------------------------------------------------------------------------
+
+    def join(self, channel: Channel) -> None:
+        """A front end has come: it is told what there is."""
+        self._heard[channel] = 0
         channel.send(self._known())
 
+    def leave(self, channel: Channel) -> None:
+        self._heard.pop(channel, None)
+        self._look()
+
+    def tell(self, channel: Channel) -> None:
+        """Once more, to one that has asked for what is no longer there."""
+        channel.send(self._known())
+
+    def heard(self, channel: Channel, number: int) -> None:
+        self._heard[channel] = max(number, self._heard.get(channel, 0))
+        self._look()
+
+    async def published(self) -> None:
+        """Until every front end knows what is served now; one that does not say so in time is not waited for."""
+        self._tell_all()
+        heard = asyncio.get_running_loop().create_future()
+        self._waiting.append((self._number, heard))
+        self._look()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(heard, _HEARD_S)
+
     def _changed(self) -> None:
+        """Many changes come at once: they are told together, when all that was told before was heard."""
         if not self._is_due:
             self._is_due = True
-            asyncio.get_running_loop().call_later(_SOON_S, self._tell_all)
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        least = min(self._heard.values(), default=self._number)
+        for number, heard in self._waiting:
+            if number <= least and not heard.done():
+                heard.set_result(None)
+        self._waiting = [(number, heard) for number, heard in self._waiting if not heard.done()]
+        if self._is_due and least >= self._number:
+            self._tell_all()
 
     def _tell_all(self) -> None:
         self._is_due = False
+        self._number += 1
         known = self._known()
-        for channel in self._front_ends():
+        for channel in self._heard:
             channel.send(known)
 
     def _known(self) -> Known:
@@ -74,7 +114,8 @@ class Announcer:
         newest = {version.model: version.number for version in ready}  # `all` is ascending
         endpoints = [v.endpoint for v in ready if v.endpoint is not None]
         self._retire(set(endpoints))
-        return Known([self._version(e, is_newest=newest[e.model] == e.version) for e in endpoints if _is_flat(e)])
+        versions = [self._version(e, is_newest=newest[e.model] == e.version) for e in endpoints if _is_flat(e)]
+        return Known(self._number, versions)
 
     def _version(self, endpoint: Endpoint, *, is_newest: bool) -> Version:
         if endpoint not in self._ids:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,9 +11,6 @@ import msgspec
 from app.front.messages import Frames, FromEngine, FromFront, frame
 
 __all__ = ["Channel"]
-
-_CREDENTIALS = struct.Struct("3i")
-"""struct ucred of <sys/socket.h>: process, user and group."""
 
 
 class Channel(asyncio.Protocol):
@@ -49,18 +44,13 @@ class Channel(asyncio.Protocol):
         self._out.append(message)
 
     def _flush(self) -> None:
-        if self._out and self._transport is not None:
-            self._transport.write(frame(self._out))
-            self._out.clear()
-
-    def peer_uid(self) -> int:
-        """The user of the other side, as the system knows it; -1 where it has gone."""
-        if self._transport is None:
-            return -1
-        credentials = self._transport.get_extra_info("socket").getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
-        )
-        return int(_CREDENTIALS.unpack(credentials)[1])
+        out, self._out = self._out, []
+        if out and self._transport is not None:
+            try:
+                self._transport.write(frame(out))
+            except Exception:  # what was to be said is lost: so is the other side's trust in this connection
+                self.close()
+                raise
 
     def close(self) -> None:
         if self._transport is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from app.front.channel import Channel
 from app.front.gateway import FrontGateway
-from app.front.messages import FromEngine, Hello, Known
+from app.front.messages import FromEngine, Heard, Hello, Known
 
 __all__ = ["EngineConnection"]
 
@@ -25,12 +25,13 @@ class EngineConnection:
         self._connecting: asyncio.Task[None] | None = None
         self.first = asyncio.Event()
 
-    def start(self) -> None:
-        self._connecting = asyncio.ensure_future(self._connect())
+    def start(self, after_s: float = 0.0) -> None:
+        self._connecting = asyncio.ensure_future(self._connect(after_s))
 
-    async def _connect(self) -> None:
+    async def _connect(self, after_s: float) -> None:
         """The supervisor keeps the address: without an engine, the connection waits there for the next one."""
         loop = asyncio.get_running_loop()
+        await asyncio.sleep(after_s)
         while True:
             connection = socket.socket(socket.AF_UNIX)
             connection.setblocking(False)
@@ -49,13 +50,15 @@ class EngineConnection:
         return Channel(FromEngine, self._take, self._lost)
 
     def _take(self, channel: Channel, message: Any) -> None:
+        if isinstance(message, Known):
+            if not self._gateway.has_engine:
+                self._gateway.connected(channel)
+                self.first.set()
+            channel.send(Heard(message.number))
         self._gateway.take(message)
-        if isinstance(message, Known) and not self._gateway.has_engine:
-            self._gateway.connected(channel)
-            self.first.set()
 
     def _lost(self, channel: Channel) -> None:
         if self._gateway.has_engine:
             log.warning("the engine process has ended; requests are answered 503 until it is back")
         self._gateway.lost()
-        self.start()
+        self.start(_AGAIN_S)

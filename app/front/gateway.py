@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import time
@@ -44,6 +45,7 @@ class FrontGateway:
 
     def __init__(self, arena: Arena, known: KnownVersions) -> None:
         self.stopping = False
+        self.is_elsewhere = True
         self.known = known
         self._arena = arena
         self._channel: Channel | None = None
@@ -84,7 +86,7 @@ class FrontGateway:
             if self._channel is None:
                 raise errors.EngineGone(_GONE)
             arrays = [fitted.arrays[spec.name] for spec in endpoint.inputs]
-            block = self._block(max(layout.packed_bytes(arrays), endpoint.output_bytes(fitted.rows)))
+            block = self._block(layout.packed_bytes(arrays), endpoint.output_bytes(fitted.rows))
         except InvalidInput:
             endpoint.stats.ended(Outcome.REJECTED, time.monotonic_ns() - received_ns, None, "OTHER")
             raise
@@ -136,17 +138,23 @@ class FrontGateway:
             self.known.learn(message.versions)
             return
         asked = self._asked.pop(message.serial)
-        try:
-            if asked.sink is None:
-                return
-            if isinstance(message, Refusal):
-                self._send(asked.sink, _ERRORS[message.kind](message.message))
-            else:
-                self._answer(asked, asked.sink, message)
-        finally:
+        sink = asked.sink
+        if isinstance(message, Refusal):
             self._arena.give_back(asked.block)
+            if sink is not None:
+                self._send(sink, _ERRORS[message.kind](message.message))
+            return
+        if sink is not None:
+            try:
+                self._send(sink, self._outputs(asked, message))
+            except Exception as error:  # what cannot be read costs its own call only
+                log.exception("an answer could not be read")
+                self._send(sink, errors.InferenceFailed(f"its outputs could not be read: {error}"))
+        asked.endpoint.stats.request_ns[Outcome.SUCCESS].observe(time.monotonic_ns() - asked.received_ns)
+        self._arena.give_back(asked.block)
 
-    def _answer(self, asked: _Asked, sink: ReplySink, answer: Answer) -> None:
+    def _outputs(self, asked: _Asked, answer: Answer) -> dict[str, np.ndarray]:
+        """Views of the block, or of what came in its place."""
         endpoint = asked.endpoint
         specs = [endpoint.outputs[index] for index, _ in answer.outputs]
         memory = self._arena.view if answer.data is None else memoryview(answer.data)
@@ -154,9 +162,7 @@ class FrontGateway:
         arrays = layout.read(memory, offset, specs, [shape for _, shape in answer.outputs])
         if answer.data is not None:
             endpoint.row_bytes = max(endpoint.row_bytes, -(-len(answer.data) // asked.rows))
-        outputs: dict[str, np.ndarray] = {spec.name: array for spec, array in zip(specs, arrays, strict=True)}
-        self._send(sink, outputs)
-        endpoint.stats.request_ns[Outcome.SUCCESS].observe(time.monotonic_ns() - asked.received_ns)
+        return {spec.name: array for spec, array in zip(specs, arrays, strict=True)}
 
     def _send(self, sink: ReplySink, reply: Any) -> None:
         try:
@@ -164,9 +170,12 @@ class FrontGateway:
         except Exception:  # a broken sink is one client's loss
             log.exception("an answer could not be delivered")
 
-    def _block(self, size_bytes: int) -> Block:
+    def _block(self, input_bytes: int, output_bytes: int) -> Block:
+        """For the inputs, and for the outputs after them where there is room: else these come another way."""
         try:
-            return self._arena.take(size_bytes)
+            with contextlib.suppress(ArenaFull):
+                return self._arena.take(max(input_bytes, output_bytes))
+            return self._arena.take(input_bytes)
         except ArenaFull:
             raise QueueFull(
                 f"Exceeds maximum queue size: {self._arena.taken_bytes} bytes of inputs wait for the engine; "

@@ -21,6 +21,7 @@ __all__ = [
     "Frames",
     "FromEngine",
     "FromFront",
+    "Heard",
     "Hello",
     "Known",
     "Refusal",
@@ -67,6 +68,12 @@ class Withdraw(msgspec.Struct, array_like=True, tag=2):
     serial: int
 
 
+class Heard(msgspec.Struct, array_like=True, tag=6):
+    """The `Known` of this number is known."""
+
+    number: int
+
+
 class Version(msgspec.Struct, array_like=True):
     """A version that front ends may ask for. `place` is that of its counters, -1 where there is none left."""
 
@@ -82,8 +89,9 @@ class Version(msgspec.Struct, array_like=True):
 
 
 class Known(msgspec.Struct, array_like=True, tag=3):
-    """All versions that may be asked for, in the place of those told before."""
+    """All versions that may be asked for, in the place of those told before; to be answered with its number."""
 
+    number: int
     versions: list[Version]
 
 
@@ -106,7 +114,7 @@ class Refusal(msgspec.Struct, array_like=True, tag=5):
     message: str
 
 
-FromFront = Hello | Ask | Withdraw
+FromFront = Hello | Ask | Withdraw | Heard
 FromEngine = Known | Answer | Refusal
 
 

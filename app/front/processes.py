@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from app.front.memory import HELD_BYTES, OPEN_CONNECTIONS, SharedMemory
 from app.settings import Settings
@@ -64,10 +64,25 @@ async def _engine(settings: Settings, shared: SharedMemory, links: socket.socket
     )
     # every connection that front ends have may be here twice: while one ends, and the next one begins
     wide = settings.model_copy(update={"max_connections": 2 * settings.max_connections + 64})
-    server = DrainingServer(protocol_config(app, app.state.handler, wide), drain)
+    config = protocol_config(app, app.state.handler, wide)
+    config.http = _for_own_user(config.http)
+    server = DrainingServer(config, drain)
     listening = await asked.serve(links)
     await server.serve([http])
     listening.close()
+
+
+def _for_own_user(protocol: Any) -> Any:
+    """The same protocol for processes of this user: its socket has no permissions that would keep others out."""
+    from app.front.peers import peer_uid
+
+    class Own(protocol):  # type: ignore[misc]
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if peer_uid(transport) != os.getuid():
+                transport.abort()
+
+    return Own
 
 
 def run_front_end(
@@ -92,7 +107,8 @@ async def _front_end(
     from app.server import Drain, DrainingServer, protocol_config
 
     cells = shared.cells[index]
-    gateway = FrontGateway(Arena(shared.arenas[index]), KnownVersions(cells))
+    arena = Arena(shared.arenas[index])
+    gateway = FrontGateway(arena, KnownVersions(cells))
     room = Room(settings.max_held_bytes, shared.tally(index, HELD_BYTES))
     handler = InferHandler(gateway, settings.max_body_bytes, room=room, access_log=settings.access_log)
     drain = Drain(settings.drain_s, gateway.stop, lambda: handler.in_flight, signals=(DRAIN, LEAVE), leave_signal=LEAVE)
@@ -108,5 +124,6 @@ async def _front_end(
     engine = EngineConnection(addresses.links, index, gateway)
     engine.start()
     await engine.first.wait()
+    arena.clear()  # of what the front end before this one has left: the engine has withdrawn its calls
     await server.serve(list(sockets))
     handler.workers.close()

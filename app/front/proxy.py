@@ -70,7 +70,7 @@ class _Call:
         self._reader, self._writer = reader, writer
         headers = scope["headers"]
         self._is_chunked = any(name == b"transfer-encoding" for name, _ in headers)
-        self._waits = any(name == b"expect" for name, _ in headers)
+        self._waits = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
         self._may_send = asyncio.Event()
         self._client_left = self._has_body = False
         self._answer = _Answer(is_head=scope["method"] == "HEAD")

@@ -88,7 +88,12 @@ class _Supervisor:
         sys.stderr.flush()
         supervisor = os.getpid()
         child.started_s = time.monotonic()
-        child.pid = os.fork()
+        try:
+            child.pid = os.fork()
+        except OSError as error:  # of memory or processes, perhaps just when there was too little for the last one
+            child.due_s = child.started_s + _LONGEST_PAUSE_S
+            log.error("%s cannot be started: %s", child.name, error.strerror)
+            return
         if child.pid:
             return
         code = 1

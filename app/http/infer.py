@@ -20,7 +20,7 @@ from app.http.errors import OK, HttpError
 from app.http.held import Hold, Room
 from app.http.memo import Memo
 from app.http.workers import INLINE_BYTES, Workers
-from app.serving.errors import Cancelled, ModelNotReady, ServingError, UnknownModel
+from app.serving.errors import Cancelled, LoadedAnew, ServingError, UnknownModel
 from app.serving.fitting import Call, Served
 from app.serving.ticket import Outcome, Reply, ReplySink
 
@@ -91,6 +91,11 @@ class Door(Protocol):
 
     def cancel(self, endpoint: Any, ticket: Any) -> None: ...
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether a call may be sent back (LoadedAnew), to be looked at again."""
+        ...
+
 
 class InferHandler:
     """Synchronous and without a task or future per request: the answer goes to a callback, now or later."""
@@ -136,8 +141,8 @@ class Exchange:
     """One call from its whole body to its answer: decoded, submitted, and the sink of its ticket."""
 
     __slots__ = (
-        "_accepted", "_cancelled", "_endpoint", "_handler", "_head", "_hold", "_received_ns", "_reply", "_request_id",
-        "_rows", "_ticket", "_wanted", "answered",
+        "_accepted", "_body", "_cancelled", "_endpoint", "_handler", "_head", "_hold", "_received_ns", "_reply",
+        "_request_id", "_rows", "_ticket", "_wanted", "answered",
     )  # fmt: skip
     _endpoint: Served
     _wanted: codec.Wanted
@@ -147,6 +152,7 @@ class Exchange:
         self._handler, self._head, self._hold, self._reply = handler, head, hold, reply
         self._request_id = head.request_id or b"%b-%x" % (_ID_PREFIX, next(_ids))
         self._ticket: object | None = None
+        self._body: Body | None = None
         self._rows = 0
         self._accepted = not handler.stopping  # its decoding may outlast that; it is answered all the same
         self.answered = self._cancelled = False
@@ -166,7 +172,7 @@ class Exchange:
 
     def cancel(self) -> None:
         """The client has gone: whatever becomes of the call, nobody is told."""
-        self._cancelled = True
+        self._cancelled, self._body = True, None
         if self._ticket is not None:
             self._handler.gateway.cancel(self._endpoint, self._ticket)
         elif not self.answered:
@@ -175,7 +181,7 @@ class Exchange:
     def refuse(self, error: BaseException) -> None:
         """Answer with an error that the gateway has not seen; counted where the model is known."""
         known = isinstance(error, (HttpError, ServingError))
-        with contextlib.suppress(UnknownModel, ModelNotReady):
+        with contextlib.suppress(ServingError):  # there may be no such model, or nobody to ask
             outcome = Outcome.REJECTED if known else Outcome.FAILED
             self._resolve().stats.ended(outcome, self._age_ns(), None, "OTHER")
         self._fail(error)
@@ -183,7 +189,10 @@ class Exchange:
     def send(self, reply: Reply, *, final: bool) -> None:
         """As the sink of the ticket: encode outputs while the engine's buffers are valid."""
         if isinstance(reply, ServingError):
-            self._fail(reply)
+            if isinstance(reply, LoadedAnew) and self._body is not None:
+                self._look_again(self._body)
+            else:
+                self._fail(reply)
             return
         coding = compression.choose(self._head.accept_encoding) if self._head.accept_encoding else None
         if codec.encoding_takes_long(reply, self._wanted):
@@ -233,10 +242,22 @@ class Exchange:
             self.refuse(made)
             return
         self._hold.give_back(coded_bytes)  # what came over the wire is no longer there
-        self._decode(made)
+        self._look_again(made)
+
+    def _look_again(self, body: Body) -> None:
+        """The model may have been loaded anew meanwhile."""
+        self._ticket = None
+        try:
+            self._endpoint = self._resolve()
+        except ServingError as error:
+            self._fail(error)
+        else:
+            self._decode(body)
 
     def _decode(self, body: Body) -> None:
         """The loop decodes what it can in some milliseconds; a thread does what takes longer."""
+        if self._handler.gateway.is_elsewhere:
+            self._body = body
         try:
             if len(body) > INLINE_BYTES and codec.takes_long(body, self._head.header_length):
                 work = functools.partial(codec.decode, body, self._head.header_length, self._endpoint, self._pause)
@@ -301,7 +322,8 @@ class Exchange:
 
     def _give(self, answer: Answer) -> None:
         self.answered = True
-        self._ticket = None  # it refers to this object: nothing of a call may wait for the garbage collector
+        # the ticket refers to this object: nothing of a call may wait for the garbage collector
+        self._ticket = self._body = None
         if self._handler.access_log:
             log.info("infer", extra=self._fields(answer))
         self._reply(answer)

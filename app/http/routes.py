@@ -169,6 +169,7 @@ def _add_repository(router: APIRouter, settings: Settings, gateway: Gateway, man
         config = _config_override(asked.parameters, model, gateway.registry)
         files = await asyncio.to_thread(brought_files, asked.parameters, config, _hold(request).take)
         await manager.load(model, config, files)
+        await gateway.published()
         return Response()
 
     @router.post(
@@ -180,6 +181,7 @@ def _add_repository(router: APIRouter, settings: Settings, gateway: Gateway, man
         check_admin(settings, authorization)
         await _body(request, LoadRequest)
         manager.unload(model)
+        await gateway.published()
         return Response()
 
     @router.post("/v2/repository/{repository}/index", include_in_schema=False)

@@ -8,15 +8,27 @@ ServingError
 │   ├── QueueFull       too many rows or requests wait
 │   ├── Stopping        the server or the model admits nothing more
 │   ├── Elsewhere       another server does this
-│   └── EngineGone      the process that runs the engines has ended
+│   ├── EngineGone      the process that runs the engines has ended
+│   └── LoadedAnew      what the request was checked against is no longer what is served
 ├── DeadlineExceeded    waited longer than the request's or the queue's timeout
 ├── Cancelled           the client left; nobody reads this answer
 └── InferenceFailed     the engine raised; the whole batch failed, and nothing else
 """
 
 __all__ = [
-    "Cancelled", "DeadlineExceeded", "Elsewhere", "EngineGone", "InferenceFailed", "InvalidInput", "ModelNotReady",
-    "QueueFull", "Rejected", "ServingError", "Stopping", "UnknownModel",
+    "Cancelled",
+    "DeadlineExceeded",
+    "Elsewhere",
+    "EngineGone",
+    "InferenceFailed",
+    "InvalidInput",
+    "LoadedAnew",
+    "ModelNotReady",
+    "QueueFull",
+    "Rejected",
+    "ServingError",
+    "Stopping",
+    "UnknownModel",
 ]  # fmt: skip
 
 
@@ -56,6 +68,10 @@ class Elsewhere(Rejected):
 
 class EngineGone(Rejected):
     """The process that runs the engines has ended; it is started anew."""
+
+
+class LoadedAnew(Rejected):
+    """The model was loaded anew after the request was checked; whoever checked it looks again."""
 
 
 class DeadlineExceeded(ServingError):

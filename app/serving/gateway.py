@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from app.serving.device import Device
 from app.serving.endpoint import Endpoint
@@ -15,14 +15,22 @@ from app.serving.ticket import Outcome, ReplySink, Ticket
 __all__ = ["Gateway"]
 
 
+async def _nobody_to_tell() -> None:
+    pass
+
+
 class Gateway:
     """All methods run on the event loop."""
+
+    is_elsewhere = False
 
     def __init__(self, registry: Registry, device: Device) -> None:
         self.registry, self.device = registry, device
         self.stopping = False
         self.counted_elsewhere: Callable[[Stats], Sequence[Cells]] = lambda _: ()
         """What front ends have counted of the same version."""
+        self.published: Callable[[], Awaitable[None]] = _nobody_to_tell
+        """Waits until every front end knows what is served now."""
         self._leaving: set[Endpoint] = set()
 
     @property

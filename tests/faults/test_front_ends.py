@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import psutil
 import pytest
+from onnx import TensorProto, helper
 
-from app.front.messages import Hello, frame
 from tests.hostile.wire import (
     Client,
     assert_serves,
@@ -30,7 +32,7 @@ from tests.hostile.wire import (
     wait_in_flight,
 )
 from tests.support import fronts
-from tests.support.onnx_models import slow
+from tests.support.onnx_models import build, place, slow
 from tests.support.servers import ADMIN, ROOT, Server, running, until
 from tests.support.uploads import build_of, ended, send
 
@@ -314,16 +316,108 @@ def test_a_second_server_cannot_share_the_port(server):
         assert b"is in use" in second.stderr
 
 
-def test_nobody_else_of_the_machine_speaks_to_the_engine(server):
-    """The address of its socket is known to all; whom it listens to is decided by the user who speaks."""
+@pytest.mark.parametrize("door", ["links", "http"])
+def test_nobody_else_of_the_machine_speaks_to_the_engine(server, door):
+    """The address of its sockets is known to all; whom it listens to is decided by the user who speaks."""
     sockets = Path("/proc/net/unix").read_text().splitlines()
     names = [line.split()[-1] for line in sockets if f"bitserve-{server.process.pid}-" in line]
-    (name,) = {name for name in names if name.endswith("-links")}
+    (name,) = {name for name in names if name.endswith(f"-{door}")}
     code = (
         "import os, socket, sys; os.setgid(65534); os.setuid(65534); s = socket.socket(socket.AF_UNIX);"
-        f"s.settimeout(20); s.connect('\\0{name[1:]}'); s.sendall(bytes.fromhex(sys.argv[1]));"
-        "sys.exit(0 if s.recv(1) == b'' else 1)"
+        f"s.settimeout(20); s.connect('\\0{name[1:]}');"
+        "sys.exit(0 if s.recv(1) == b'' else 1)"  # before a word was said
     )
-    said = frame([Hello(0)]).hex()
-    assert subprocess.run([sys.executable, "-c", code, said], timeout=60, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
     assert_serves(server)
+
+
+def scaled(outputs: dict[str, float]) -> Any:
+    """A model whose outputs, in this order, are its input X [N, 4] times a number each."""
+    nodes = [helper.make_node("Mul", ["X", f"by_{name}"], [name], name=f"scale_{name}") for name in outputs]
+    factors = {f"by_{name}": np.array(factor, np.float32) for name, factor in outputs.items()}
+    shape = (TensorProto.FLOAT, ["N", 4])
+    return build(nodes, {"X": shape}, dict.fromkeys(outputs, shape), factors)
+
+
+VERSIONS = {1: {"Y": 2.0, "W": 5.0}, 2: {"W": 7.0, "Y": 3.0, "Z": 11.0}}
+
+
+def test_versions_that_come_and_go_are_never_mixed(tmp_path):
+    place(tmp_path, "mix", scaled(VERSIONS[1]))
+    stop: list[bool] = []
+
+    def drive(server: Server) -> set[str]:
+        seen = set()
+        with Client(server.port) as client:
+            while not stop:
+                reply = client.ask(post("mix", json_body(4.0, width=4)))
+                assert reply.status == 200, reply
+                answer = reply.json()
+                factors = VERSIONS[int(answer["model_version"])]
+                values = {output["name"]: output["data"] for output in answer["outputs"]}
+                assert values == {name: [4.0 * factor] * 4 for name, factor in factors.items()}
+                seen.add(answer["model_version"])
+        return seen
+
+    with running(tmp_path, "--front-ends", "2", "--watch-s", "0") as server:
+        server.wait_ready("mix")
+        with ThreadPoolExecutor(6) as pool:
+            drivers = [pool.submit(drive, server) for _ in range(6)]
+            try:
+                for cycle in range(6):
+                    if cycle % 2 == 0:
+                        place(tmp_path, "mix", scaled(VERSIONS[2]), version=2)
+                    else:
+                        shutil.rmtree(tmp_path / "mix" / "2")
+                    url = f"{server.url}/v2/repository/models/mix/load"
+                    assert httpx.post(url, headers=ADMIN, timeout=60).status_code == 200
+            finally:
+                stop.append(True)
+            assert {"1", "2"} == set.union(*(driver.result(60) for driver in drivers))
+
+
+def test_what_was_loaded_is_what_is_asked_from_the_next_request_on(tmp_path):
+    with running(tmp_path, "--front-ends", "2", "--watch-s", "0") as server:
+        clients = fronts.Clients(server)
+        connections = [client for (client,) in clients(1).values()]
+        for cycle in range(10):
+            width = 4 + cycle % 2
+            shape = (TensorProto.FLOAT, ["N", width])
+            place(tmp_path, "w", build([helper.make_node("Neg", ["X"], ["Y"], name="n")], {"X": shape}, {"Y": shape}))
+            url = f"{server.url}/v2/repository/models/w/load"
+            assert httpx.post(url, headers=ADMIN, timeout=60).status_code == 200
+            for client in connections:
+                reply = client.ask(post("w", json_body(1.0, width=width)))
+                assert reply.status == 200, reply
+                assert reply.json()["outputs"][0]["data"] == [-1.0] * width
+        clients.close()
+
+
+def test_refusals_need_no_engine(server, clients_of):
+    """What is wrong with a request's head or size is said all the same, in its turn, and costs nobody else anything."""
+    (one,), (other,) = clients_of(1).values()
+    os.kill(server.process.pid, signal.SIGSTOP)
+    try:
+        fronts.engine_of(server).kill()
+        until(lambda: other.ask(short_post("m")).status == 503, "no engine")
+        one.send(post("m", b"x").replace(b"Content-Length: 1", b"Content-Length: 999999999"))
+        assert one.read().status == 413
+        assert one.ended()
+        oversized = post("m", b"x").replace(b"Content-Length: 1", b"Content-Length: 999999999")
+        other.send(LIVE + oversized)
+        assert other.read().status == 503
+        assert other.read().status == 413
+        assert other.ended()
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+    until(lambda: served(server), "serves again", 60)
+
+
+def test_an_expectation_that_means_nothing_is_not_waited_for(server):
+    with Client(server.port, timeout_s=10) as client:
+        reply = client.ask(post("/v2/repository/index", b"{}", ["Expect: 200-ok"]))
+        assert reply.status == 200
+        client.send(post("/v2/repository/index", b"", ["Expect: 100-continue"], length=False)[:-2])
+        client.send(b"Content-Length: 2\r\n\r\n")
+        assert client.read().status == 100
+        assert client.ask(b"{}").status == 200

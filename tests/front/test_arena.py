@@ -77,3 +77,22 @@ def test_pages_of_many_large_free_blocks_go_back_to_the_system(monkeypatch: pyte
     assert shared_kib() - before <= 5 * 1024
     again = made.take(2**20)
     assert again in blocks[:4], "one whose pages are still there"
+
+
+def test_a_small_block_is_a_part_of_a_large_one_where_nothing_else_is_left() -> None:
+    made = Arena(mmap.mmap(-1, 2**16))
+    large = [made.take(2**14) for _ in range(4)]
+    made.give_back(large[2])
+    small = [made.take(600) for _ in range(16)]
+    assert {block.offset for block in small} == set(range(large[2].offset, large[2].offset + 2**14, 1024))
+    with pytest.raises(ArenaFull):
+        made.take(1)
+
+
+def test_what_was_cut_in_pieces_is_whole_again_when_all_are_free() -> None:
+    made = Arena(mmap.mmap(-1, 2**16))
+    for block in [made.take(1024) for _ in range(64)]:
+        made.give_back(block)
+    assert made.take(2**16) == Block(0, 2**16)
+    with pytest.raises(ArenaFull):
+        made.take(2**17)

@@ -17,6 +17,7 @@ from app.front.messages import (
     Frames,
     FromEngine,
     FromFront,
+    Heard,
     Hello,
     Known,
     Refusal,
@@ -28,10 +29,16 @@ from app.serving.limits import Limits
 from engines.tensor import BY_NAME, TensorSpec
 
 ASK = Ask(7, 3, None, 4096, 512, 2, ((2, 4), (2,)), ("y",), 123_456_789_012, 1, 5000, "who", accepted=True)
-OF_FRONT = [Hello(1), ASK, Withdraw(7), Ask(8, 3, 2, 0, 512, 1, ((1,),), None, 0, 0, 0, 2**64 - 1, accepted=False)]
+OF_FRONT = [
+    Hello(1),
+    ASK,
+    Withdraw(7),
+    Heard(4),
+    Ask(8, 3, 2, 0, 512, 1, ((1,),), None, 0, 0, 0, 2**64 - 1, accepted=False),
+]
 SPEC = TensorSpec("x", "FP32", (-1, 4), 0, 40, (-3, 9), 65504.0)
 OF_ENGINE = [
-    Known([Version(3, 0, "m", 1, True, (SPEC,), (SPEC,), Limits(8, (4, 8), 1000), {"y": ("cat", "dog")})]),
+    Known(4, [Version(3, 0, "m", 1, True, (SPEC,), (SPEC,), Limits(8, (4, 8), 1000), {"y": ("cat", "dog")})]),
     Answer(7, ((0, (2, 4)),)),
     Answer(8, ((0, (1,)), (1, ())), b"\0\1"),
     Refusal(9, "QueueFull", "too many"),
