@@ -246,8 +246,7 @@ class ModelManager:
         if version.endpoint is None:
             gone()
         else:
-            version.state, version.reason = ModelState.UNLOADING, reason
-            self._registry.changed()
+            self._registry.unload(version, reason)
             self._stop(version.endpoint, gone)
 
     def _stop(self, endpoint: Endpoint, then: Callable[[], None]) -> None:

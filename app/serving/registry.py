@@ -44,6 +44,11 @@ class Registry:
         self._models.setdefault(version.model, {})[version.number] = version
         self.changed()
 
+    def unload(self, version: Version, reason: str) -> None:
+        """It serves no more calls from now on, and is still known."""
+        version.state, version.reason = ModelState.UNLOADING, reason
+        self.changed()
+
     def drop(self, model: str, number: int) -> None:
         versions = self._models.get(model, {})
         versions.pop(number, None)
