@@ -263,14 +263,20 @@ class Endpoint:
             self._known_shapes.add(batch.tickets[0].shape_key)
             request_ns: list[int] = []
             queue_ns: list[int] = []
+            output_ns: list[int] = []
             for ticket, part in zip(batch.tickets, parts, strict=True):
                 launched_ns = ticket.launched_ns
                 self._settle(ticket, part)
                 if launched_ns:  # a cancelled one was counted when it was cancelled
+                    now_ns = self._host.now_ns()  # its own end: the last of a batch is answered later than the first
                     queue_ns.append(launched_ns - ticket.enqueued_ns)
-                    if not ticket.timed_by_sink:  # to its own end: the last of a batch is answered later than the first
-                        request_ns.append(self._host.now_ns() - ticket.received_ns)
-            self._count(batch, request_ns, queue_ns)
+                    output_ns.append(now_ns - batch.finished_ns)
+                    if not ticket.timed_by_sink:
+                        request_ns.append(now_ns - ticket.received_ns)
+            input_and_infer_ns = batch.gathered_ns - batch.launched_ns, batch.finished_ns - batch.gathered_ns
+            whole_output_ns = output_ns[-1] if output_ns else 0
+            self.stats.answered(request_ns, queue_ns, output_ns, input_and_infer_ns)
+            self.stats.executed(batch.rows, batch.reason, (*input_and_infer_ns, whole_output_ns))
         self._release(batch.slot)
 
     def _blame(self, ticket: Ticket, error: BaseException) -> ServingError:
@@ -282,16 +288,6 @@ class Endpoint:
             shapes = ", ".join(f"{s.name!r} {list(k)}" for s, k in zip(self.inputs, ticket.shape_key, strict=True))
             return InvalidInput(f"model {self.model!r} cannot run on inputs of this shape: {shapes} (a row): {error}")
         return InferenceFailed(f"model {self.model!r} failed on this batch: {error}")
-
-    def _count(self, batch: _Batch, request_ns: list[int], queue_ns: list[int]) -> None:
-        done_ns = self._host.now_ns()
-        compute = (
-            batch.gathered_ns - batch.launched_ns,
-            batch.finished_ns - batch.gathered_ns,
-            done_ns - batch.finished_ns,
-        )
-        self.stats.executed(batch.rows, batch.reason, compute)
-        self.stats.answered(request_ns, queue_ns, compute)
 
     def _end(self, ticket: Ticket, error: ServingError, outcome: Outcome) -> bool:
         now_ns = self._host.now_ns()

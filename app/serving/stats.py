@@ -35,6 +35,7 @@ _TOTAL, _WIDTH = len(_BUCKETS_NS) + 1, len(_BUCKETS_NS) + 2
 """Of a histogram of durations: where its sum lies, and how many cells it has."""
 _REQUEST, _QUEUE, _COMPUTE = 0, len(OUTCOMES) * _WIDTH, 2 * len(OUTCOMES) * _WIDTH
 """Where the histograms of successful requests begin; success is the first outcome."""
+_OUTPUT = _COMPUTE + PHASES.index("output") * _WIDTH
 Cells = memoryview
 """Of 64-bit signed integers ('q'), writable: nanoseconds of 290 years of requests fit each."""
 
@@ -94,9 +95,9 @@ class Histogram:
 class Stats:
     """Everything measured of one version. Durations are nanoseconds, charged per request as Triton does:
 
-    each request of a batch is charged the whole batch's compute time; `batch_*` are per execution. What is counted once
-    for each batch and has no fixed number of places (`flushes`, `batches`) is kept beside the cells: the process that
-    runs the batches is the only one to count them.
+    each request of a batch is charged the whole batch's compute time, until its own answer; `batch_*` are per execution.
+    What is counted once for each batch and has no fixed number of places (`flushes`, `batches`) is kept beside the
+    cells: the process that runs the batches is the only one to count them.
     """
 
     CELLS = (2 * len(OUTCOMES) + len(_COMPUTED) * len(PHASES)) * _WIDTH + (
@@ -139,18 +140,21 @@ class Stats:
     def last_inference_ms(self) -> int:
         return self._executed[2]
 
-    def answered(self, request_ns: list[int], queue_ns: list[int], compute: tuple[int, int, int]) -> None:
-        """The requests of one batch succeeded, each with its time in the queue. Both lists are sorted here.
+    def answered(
+        self, request_ns: list[int], queue_ns: list[int], output_ns: list[int], input_and_infer_ns: tuple[int, int]
+    ) -> None:
+        """The requests of one batch succeeded, each with its time in the queue and until it was handed its outputs.
 
-        `request_ns` has the times of those that no front end measures.
+        `request_ns` has the times of those that no front end measures. The lists are sorted here.
         """
         cells, requests = self.cells, len(queue_ns)
         if request_ns:
             _observe_all(cells, _REQUEST, request_ns)
         if queue_ns:
             _observe_all(cells, _QUEUE, queue_ns)
+            _observe_all(cells, _OUTPUT, output_ns)
         at = _COMPUTE
-        for spent_ns in compute:
+        for spent_ns in input_and_infer_ns:
             cells[at + bisect_left(_BUCKETS_NS, spent_ns)] += requests
             cells[at + _TOTAL] += spent_ns * requests
             at += _WIDTH

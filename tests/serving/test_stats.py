@@ -136,20 +136,22 @@ def test_what_is_counted_at_once_is_what_each_histogram_counts_alone() -> None:
         spread = rng.choice([10, 10**5, 10**7, 2 * 10**10])
         whole = [rng.choice([rng.randrange(spread), *BOUNDS_NS]) for _ in range(rng.randrange(40))]
         waited = [rng.randrange(spread) for _ in range(rng.randrange(40))]
-        compute = (rng.randrange(10**6), rng.randrange(10**9), rng.randrange(10**5))
-        fast.answered(list(whole), list(waited), compute)
+        handed = [rng.randrange(spread) for _ in waited]
+        input_ns, infer_ns = rng.randrange(10**6), rng.randrange(10**9)
+        fast.answered(list(whole), list(waited), list(handed), (input_ns, infer_ns))
         for request_ns in whole:
             slow.request_ns[Outcome.SUCCESS].observe(request_ns)
         for queue_ns in waited:
             slow.queue_ns[Outcome.SUCCESS].observe(queue_ns)
-        slow.observe_compute(Outcome.SUCCESS, compute, len(waited))
+        for output_ns in handed:
+            slow.observe_compute(Outcome.SUCCESS, (input_ns, infer_ns, output_ns))
     assert fast.cells.tolist() == slow.cells.tolist()
 
 
 def test_the_counts_of_several_processes_add_up() -> None:
     mine, theirs, shared = Stats(), Stats(), memoryview(bytearray(8 * Stats.CELLS)).cast("q")
     for stats in (mine, theirs, Stats(shared)):
-        stats.answered([1000], [10], (1, 2, 3))
+        stats.answered([1000], [10], [3], (1, 2))
         stats.ended(Outcome.REJECTED, 7, None)
     mine.executed(4, "full", (1, 2, 3))
     total = summed(mine, [theirs.cells, shared])
@@ -172,3 +174,5 @@ def test_a_request_ends_with_its_own_answer_not_with_its_batch() -> None:
     bench.finish()
     assert bench.stats.executions == 2
     assert bench.stats.request_ns["success"].total == (1 + 2 + 3 + 4) * MS
+    assert [phase.total for phase in bench.stats.compute_ns[Outcome.SUCCESS]] == [0, 0, (1 + 1 + 2 + 3) * MS]
+    assert {rows: entry[3] for rows, entry in bench.stats.batches.items()} == {1: MS, 3: 3 * MS}
