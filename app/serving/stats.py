@@ -95,9 +95,9 @@ class Histogram:
 class Stats:
     """Everything measured of one version. Durations are nanoseconds, charged per request as Triton does:
 
-    each request of a batch is charged the whole batch's compute time, until its own answer; `batch_*` are per execution.
-    What is counted once for each batch and has no fixed number of places (`flushes`, `batches`) is kept beside the
-    cells: the process that runs the batches is the only one to count them.
+    each request of a batch is charged the whole batch's compute time, until its own answer; `batch_*` are per
+    execution. What is counted once for each batch and has no fixed number of places (`flushes`, `batches`) is kept
+    beside the cells: the process that runs the batches is the only one to count them.
     """
 
     CELLS = (2 * len(OUTCOMES) + len(_COMPUTED) * len(PHASES)) * _WIDTH + (
