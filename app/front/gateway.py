@@ -20,10 +20,10 @@ from app.serving.errors import InvalidInput, QueueFull, Stopping
 from app.serving.fitting import Call, fit
 from app.serving.ticket import Outcome, ReplySink
 
-__all__ = ["FrontGateway"]
+__all__ = ["GONE", "FrontGateway"]
 
 log = logging.getLogger(__name__)
-_GONE = "the engine process has ended and is started anew; try again"
+GONE = "the engine process has ended and is started anew; try again"
 _ERRORS = {name: getattr(errors, name) for name in errors.__all__}
 
 
@@ -70,7 +70,7 @@ class FrontGateway:
     def resolve(self, model: str, version: int | None = None) -> KnownVersion:
         """EngineGone where there is no engine, ModelNotReady where the version has gone."""
         if self._channel is None:
-            raise errors.EngineGone(_GONE)
+            raise errors.EngineGone(GONE)
         return self.known.resolve(model, version)
 
     def submit(
@@ -84,7 +84,7 @@ class FrontGateway:
                     f"Server is stopping, scheduler for {endpoint.model} has stopped accepting new inference requests"
                 )
             if self._channel is None:
-                raise errors.EngineGone(_GONE)
+                raise errors.EngineGone(GONE)
             arrays = [fitted.arrays[spec.name] for spec in endpoint.inputs]
             block = self._block(layout.packed_bytes(arrays), endpoint.output_bytes(fitted.rows))
         except InvalidInput:
@@ -130,7 +130,7 @@ class FrontGateway:
             self._arena.give_back(one.block)
             if one.sink is not None:
                 one.endpoint.stats.ended(Outcome.FAILED, time.monotonic_ns() - one.received_ns, None)
-                self._send(one.sink, errors.EngineGone(_GONE))
+                self._send(one.sink, errors.EngineGone(GONE))
 
     def take(self, message: Known | Answer | Refusal) -> None:
         """A message of the engine."""
@@ -144,14 +144,19 @@ class FrontGateway:
             if sink is not None:
                 self._send(sink, _ERRORS[message.kind](message.message))
             return
-        if sink is not None:
-            try:
-                self._send(sink, self._outputs(asked, message))
-            except Exception as error:  # what cannot be read costs its own call only
-                log.exception("an answer could not be read")
-                self._send(sink, errors.InferenceFailed(f"its outputs could not be read: {error}"))
-        asked.endpoint.stats.request_ns[Outcome.SUCCESS].observe(time.monotonic_ns() - asked.received_ns)
+        outcome = Outcome.SUCCESS if sink is None else self._answer(asked, sink, message)
+        asked.endpoint.stats.request_ns[outcome].observe(time.monotonic_ns() - asked.received_ns)
         self._arena.give_back(asked.block)
+
+    def _answer(self, asked: _Asked, sink: ReplySink, answer: Answer) -> Outcome:
+        try:
+            outputs = self._outputs(asked, answer)
+        except Exception as error:  # what cannot be read costs its own call only
+            log.exception("an answer could not be read")
+            self._send(sink, errors.InferenceFailed(f"its outputs could not be read: {error}"))
+            return Outcome.FAILED
+        self._send(sink, outputs)
+        return Outcome.SUCCESS
 
     def _outputs(self, asked: _Asked, answer: Answer) -> dict[str, np.ndarray]:
         """Views of the block, or of what came in its place."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -18,10 +18,9 @@ from app.front.messages import Answer, Ask, FromFront, Heard, Hello, Refusal
 from app.front.peers import peer_uid
 from app.serving.endpoint import Endpoint
 from app.serving.errors import InferenceFailed, LoadedAnew, ServingError
-from app.serving.fitting import Call, Fitted
+from app.serving.fitting import Call, Fitted, row_shape
 from app.serving.gateway import Gateway
 from app.serving.ticket import Reply, Ticket
-from engines.tensor import TensorSpec
 
 __all__ = ["Links"]
 
@@ -169,14 +168,7 @@ class Links:
         named = {spec.name: array for spec, array in zip(told.inputs, arrays, strict=True)}
         sink = link.calls[ask.serial] = _Call(link, ask, endpoint)
         wish = Call({}, ask.outputs, ask.priority, ask.timeout_us, ask.sequence_id)
-        fitted = Fitted(named, ask.rows, _shape_key(told.inputs, ask.shapes))
+        key = tuple(row_shape(spec, shape) for spec, shape in zip(told.inputs, ask.shapes, strict=True))
+        fitted = Fitted(named, ask.rows, key)
         ticket = self._gateway.enqueue(endpoint, fitted, wish, sink, ask.received_ns, accepted=ask.accepted)
         sink.ticket, ticket.timed_by_sink = ticket, True
-
-
-def _shape_key(inputs: Sequence[TensorSpec], shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
-    """As `app.serving.fitting.fit` makes it."""
-    return tuple(
-        shape if spec.batch_axis is None else shape[: spec.batch_axis] + shape[spec.batch_axis + 1 :]
-        for spec, shape in zip(inputs, shapes, strict=True)
-    )

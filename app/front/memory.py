@@ -23,7 +23,7 @@ def _mapped(size_bytes: int) -> mmap.mmap:
 
 
 class ProcessCells:
-    """One front end's integers: it alone writes them, but for those of a version that has just got its place."""
+    """One process's integers: it alone writes them while it runs, but for those of a version that gets its place."""
 
     def __init__(self, cells: Cells) -> None:
         self.cells = cells
@@ -51,8 +51,8 @@ class ProcessCells:
 class SharedMemory:
     """`arenas` and `cells` by front end; the last of `cells` is the engine process's.
 
-    An arena is four times as large as what may be held (blocks are powers of two, and reused for their own size only),
-    and takes memory only where it was written.
+    An arena is four times as large as what may be held (blocks are powers of two, and free ones are not joined while
+    any is taken), and takes memory only where it was written.
     """
 
     def __init__(self, front_ends: int, held_bytes: int) -> None:

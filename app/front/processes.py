@@ -18,7 +18,6 @@ __all__ = ["DRAIN", "LEAVE", "UP", "Addresses", "begin_child", "run_engine", "ru
 DRAIN, LEAVE, UP = signal.SIGUSR1, signal.SIGUSR2, signal.SIGUSR1
 """The supervisor's words to a child; and a child's to the supervisor, that it takes connections."""
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
-_GONE = "the engine process has ended and is started anew; try again"
 
 
 class Addresses(NamedTuple):
@@ -99,7 +98,7 @@ async def _front_end(
 ) -> None:
     from app.front.arena import Arena
     from app.front.connecting import EngineConnection
-    from app.front.gateway import FrontGateway
+    from app.front.gateway import GONE, FrontGateway
     from app.front.known import KnownVersions
     from app.front.proxy import Proxy
     from app.http.held import Room
@@ -117,7 +116,7 @@ async def _front_end(
         cells.up = True
         os.kill(os.getppid(), UP)
 
-    proxy = Proxy(addresses.http, lambda: gateway.has_engine, _GONE)
+    proxy = Proxy(addresses.http, lambda: gateway.has_engine, GONE)
     open_connections = shared.tally(index, OPEN_CONNECTIONS)
     config = protocol_config(proxy, handler, settings, open_connections, lifespan="off")
     server = DrainingServer(config, drain, started)

@@ -13,7 +13,7 @@ from app.serving.stats import Stats
 from app.serving.ticket import ShapeKey
 from engines.tensor import DYNAMIC, TensorSpec
 
-__all__ = ["Call", "Fitted", "InputTensor", "Served", "fit"]
+__all__ = ["Call", "Fitted", "InputTensor", "Served", "fit", "row_shape"]
 
 _ALL_BITS = 63
 
@@ -110,7 +110,7 @@ def _fit_shapes(endpoint: Served, call: Call) -> Fitted:
         if spec.value_range is not None or spec.integer_bits < _ALL_BITS or spec.largest:
             guarded.append(spec)
         if spec.batch_axis is None:
-            key.append(shape)
+            key.append(row_shape(spec, shape))
             continue
         if rows and shape[spec.batch_axis] != rows:
             raise InvalidInput(
@@ -118,11 +118,16 @@ def _fit_shapes(endpoint: Served, call: Call) -> Fitted:
                 f"for model '{model}'"
             )
         rows = shape[spec.batch_axis]
-        key.append(shape[: spec.batch_axis] + shape[spec.batch_axis + 1 :])
+        key.append(row_shape(spec, shape))
     limit = endpoint.options.limits.max_batch_rows
     if limit and rows > limit:
         raise InvalidInput(f"inference request batch-size must be <= {limit} for '{model}', got {rows}")
     return Fitted(arrays, max(1, rows), tuple(key), tuple(guarded))
+
+
+def row_shape(spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of an array with this shape: a part of its shape key."""
+    return shape if spec.batch_axis is None else shape[: spec.batch_axis] + shape[spec.batch_axis + 1 :]
 
 
 def _unexpected(endpoint: Served, given: Mapping[str, InputTensor]) -> InvalidInput:
