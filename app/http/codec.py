@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -12,12 +11,13 @@ import numpy as np
 from app.http import tensors
 from app.http.bodies import Body
 from app.http.errors import BadRequest
+from app.http.wanted import Wanted
 from app.http.wire import InferRequest, InferResponse, RequestInput, RequestOutput, ResponseOutput
 from app.http.workers import INLINE_BYTES
 from app.serving.fitting import Call, InputTensor, Served
 from engines.tensor import DYNAMIC, TensorSpec, datatype
 
-__all__ = ["Wanted", "decode", "encode", "encoding_takes_long", "json_length", "repeated", "takes_long"]
+__all__ = ["decode", "encode", "encoding_takes_long", "json_length", "takes_long"]
 
 _decoder = msgspec.json.Decoder(InferRequest)
 _encoder = msgspec.json.Encoder()
@@ -30,27 +30,6 @@ _SPARE = 16
 _MAX_PARAMETERS = 256
 _JSON_CONSTANTS = (b"NaN", b"Infinity")
 _DIGITS = frozenset(b"0123456789")
-_MAX_HEADS = 4
-"""Of one `Wanted`: the same inputs mostly give outputs of the same shapes."""
-_Shapes = tuple[tuple[str, tuple[int, ...], int], ...]
-"""Name, shape and bytes of each output."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """How the client wants its answer: `binary_default` holds for outputs not named in `binary`."""
-
-    id: str
-    binary_default: bool
-    binary: Mapping[str, bool]
-    classes: Mapping[str, int]
-    heads: dict[_Shapes, bytes] | None = None
-    """JSON parts of answers in which all outputs are binary; None where the client is not known to ask again."""
-
-
-def repeated(wanted: Wanted) -> Wanted:
-    """The same, for calls to one endpoint that have it in common."""
-    return replace(wanted, heads={})
 
 
 def takes_long(body: Body, header_length: bytes | None) -> bool:
@@ -293,11 +272,9 @@ def encode(
     Copies everything it keeps. Raises BadRequest where a classification cannot be made of an output, and what `pause`
     raises, which is called now and then where it takes long.
     """
-    if wanted.heads is not None:
-        shapes = tuple([(name, array.shape, array.nbytes) for name, array in outputs.items()])
-        head = wanted.heads.get(shapes)
-        if head is not None:
-            return b"".join([head, *[array.tobytes() for array in outputs.values()]]), len(head)
+    made = wanted.answer(outputs) if wanted.frames is not None else None
+    if made is not None:
+        return made
     described: list[ResponseOutput] = []
     chunks: list[bytes] = []
     for spec in endpoint.outputs:
@@ -318,18 +295,11 @@ def encode(
         id=wanted.id, model_name=endpoint.model, model_version=str(endpoint.version), outputs=described
     )
     head = _encoder.encode(response)
+    if wanted.frames is not None and list(outputs) == [output.name for output in described]:
+        wanted.keep(outputs, response)
     if not any(output.parameters is not None for output in described):
         return head, None
-    if wanted.heads is not None and len(wanted.heads) < _MAX_HEADS and _is_repeated(outputs, wanted, endpoint):
-        wanted.heads[shapes] = head
     return b"".join((head, *chunks)), len(head)
-
-
-def _is_repeated(outputs: Mapping[str, np.ndarray], wanted: Wanted, endpoint: Served) -> bool:
-    """Whether the JSON part says nothing but the shapes, and the arrays' own bytes follow it in their order."""
-    plain = not wanted.classes and all(array.dtype != np.object_ for array in outputs.values())
-    binary = all(wanted.binary.get(name, wanted.binary_default) for name in outputs)
-    return plain and binary and list(outputs) == [spec.name for spec in endpoint.outputs if spec.name in outputs]
 
 
 def classify(array: np.ndarray, count: int, labels: tuple[str, ...], spec: TensorSpec) -> np.ndarray:

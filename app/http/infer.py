@@ -19,6 +19,7 @@ from app.http.bodies import Body
 from app.http.errors import OK, HttpError
 from app.http.held import Hold, Room
 from app.http.memo import Memo
+from app.http.wanted import Wanted
 from app.http.workers import INLINE_BYTES, Workers
 from app.serving.errors import Cancelled, LoadedAnew, ServingError, UnknownModel
 from app.serving.fitting import Call, Served
@@ -145,7 +146,7 @@ class Exchange:
         "_request_id", "_rows", "_ticket", "_wanted", "answered",
     )  # fmt: skip
     _endpoint: Served
-    _wanted: codec.Wanted
+    _wanted: Wanted
 
     def __init__(self, handler: InferHandler, head: Head, hold: Hold, reply: Callable[[Answer], None]) -> None:
         self._received_ns = time.monotonic_ns()
@@ -275,7 +276,7 @@ class Exchange:
             raise Cancelled("nobody waits for this request any more")
         time.sleep(0)
 
-    def _decoded(self, made: tuple[Call, codec.Wanted] | BaseException) -> None:
+    def _decoded(self, made: tuple[Call, Wanted] | BaseException) -> None:
         if self._cancelled:
             return
         if isinstance(made, BaseException):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from typing import NamedTuple
@@ -10,12 +9,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from app.http import codec, tensors
+from app.http import codec
 from app.http.bodies import Body
-from app.http.errors import BadRequest
+from app.http.numbers import FlatList
+from app.http.wanted import Wanted
 from app.serving.errors import InvalidInput
 from app.serving.fitting import Call, Fitted, Served, fit
-from engines.tensor import DataType, datatype
+from engines.tensor import datatype
 
 __all__ = ["Memo"]
 
@@ -39,7 +39,7 @@ class _Prepared(NamedTuple):
     rest_bytes: int
     call: Call
     fitted: Fitted
-    wanted: codec.Wanted
+    wanted: Wanted
 
     def filled(self, body: Body, start: int) -> Call:
         """The call whose arrays lie in `body` from `start` on."""
@@ -53,16 +53,21 @@ class _PreparedJson(NamedTuple):
     """A call of one input in JSON, without its array."""
 
     name: str
-    shape: list[int]
-    kind: DataType
+    data: FlatList
     call: Call
     fitted: Fitted
-    wanted: codec.Wanted
+    wanted: Wanted
 
-    def filled(self, values: bytes) -> Call:
-        """The call whose array is a flat list; BadRequest where it is not one of numbers, as many as there were."""
-        array = tensors.from_json(self.name, values, self.shape, self.kind)
-        return self.call._replace(fitted=self.fitted._replace(arrays={self.name: array}))
+    def filled(self, values: bytes) -> Call | None:
+        """The call whose array is a flat list; None where it is not one of numbers, as many as there were."""
+        array = self.data.read(values)
+        if array is None:
+            return None
+        _, outputs, priority, timeout_us, sequence_id, _ = self.call
+        _, rows, shape_key, guarded = self.fitted
+        return Call(
+            {}, outputs, priority, timeout_us, sequence_id, Fitted({self.name: array}, rows, shape_key, guarded)
+        )
 
 
 class Memo:
@@ -84,7 +89,7 @@ class Memo:
         self.calls = self.held_bytes = 0
         """Kept since all was dropped the last time, with those whose endpoint has gone since."""
 
-    def decode(self, body: Body, header_length: bytes | None, endpoint: Served) -> tuple[Call, codec.Wanted]:
+    def decode(self, body: Body, header_length: bytes | None, endpoint: Served) -> tuple[Call, Wanted]:
         """Raises what `codec.decode` raises. What is decoded from memory fits the model, but for its values."""
         if header_length is None:
             return self._decode_json(body, endpoint)
@@ -110,9 +115,7 @@ class Memo:
         self._seen.add(mark)
         return False
 
-    def _keep(
-        self, endpoint: Served, document: bytes, call: Call, wanted: codec.Wanted, rest_bytes: int
-    ) -> codec.Wanted:
+    def _keep(self, endpoint: Served, document: bytes, call: Call, wanted: Wanted, rest_bytes: int) -> Wanted:
         """Where it is a plain one: as many bytes behind the JSON as all its arrays have, and it fits the model."""
         arrays = {name: tensor.array for name, tensor in call.inputs.items()}
         plain = all(array.dtype not in (np.object_, np.bool_) for array in arrays.values())
@@ -127,7 +130,7 @@ class Memo:
             offset += math.prod(array.shape) * array.dtype.itemsize
         order = [spec.name for spec in endpoint.inputs]
         parts.sort(key=lambda part: order.index(part.name))
-        kept = codec.repeated(wanted)
+        kept = wanted.repeated()
         self._put(
             endpoint,
             document,
@@ -143,36 +146,39 @@ class Memo:
         self._of.setdefault(endpoint, {})[key] = prepared
         self.calls, self.held_bytes = self.calls + 1, self.held_bytes + key_bytes
 
-    def _decode_json(self, body: Body, endpoint: Served) -> tuple[Call, codec.Wanted]:
+    def _decode_json(self, body: Body, endpoint: Served) -> tuple[Call, Wanted]:
         cut = _cut(body)
-        if cut is None or len(cut.before) + len(cut.behind) > self.longest_bytes:
+        if cut is None:
             return codec.decode(body, None, endpoint)
-        key = cut.before, cut.behind
+        key, values = cut
         known = self._of.get(endpoint)
         prepared = known.get(key) if known is not None else None
         if isinstance(prepared, _PreparedJson):
-            with contextlib.suppress(BadRequest):  # what is wrong is said below
-                return prepared.filled(cut.values), prepared.wanted
-        call, wanted = codec.decode(body, None, endpoint)
-        if prepared is None and self._is_known((endpoint, *key)):
-            wanted = self._keep_json(endpoint, cut, call, wanted)
+            filled = prepared.filled(values)
+            if filled is not None:
+                return filled, prepared.wanted
+        call, wanted = codec.decode(body, None, endpoint)  # says what is wrong, too
+        if prepared is None and len(key[0]) + len(key[1]) <= self.longest_bytes and self._is_known((endpoint, *key)):
+            wanted = self._keep_json(endpoint, key, values, call, wanted)
         return call, wanted
 
-    def _keep_json(self, endpoint: Served, cut: _Cut, call: Call, wanted: codec.Wanted) -> codec.Wanted:
+    def _keep_json(
+        self, endpoint: Served, key: tuple[bytes, bytes], values: bytes, call: Call, wanted: Wanted
+    ) -> Wanted:
         """Where the list is all the data that there is."""
-        if len(call.inputs) != 1 or not cut.is_certain():
+        if len(call.inputs) != 1 or not _is_certain(*key):
             return wanted
         ((name, tensor),) = call.inputs.items()
-        kind, fitted = datatype(tensor.datatype), _fitted(endpoint, call)
-        if fitted is None or kind.name in ("BOOL", "BYTES"):
+        fitted = _fitted(endpoint, call)
+        if fitted is None or tensor.datatype in ("BF16", "BOOL", "BYTES"):
             return wanted
-        try:  # the list ends where the data does, or this is no list
-            tensors.from_json(name, cut.values, list(tensor.array.shape), kind)
-        except BadRequest:
+        data = FlatList(tensor.array.shape, datatype(tensor.datatype))
+        if data.read(values) is None:  # the list ends where the data does, or this is no list
             return wanted
-        kept = codec.repeated(wanted)
-        made = _PreparedJson(name, list(tensor.array.shape), kind, call._replace(inputs={}), fitted, kept)
-        self._put(endpoint, (cut.before, cut.behind), made, len(cut.before) + len(cut.behind))
+        kept = wanted.repeated()
+        self._put(
+            endpoint, key, _PreparedJson(name, data, call._replace(inputs={}), fitted, kept), len(key[0]) + len(key[1])
+        )
         return kept
 
 
@@ -184,26 +190,10 @@ def _fitted(endpoint: Served, call: Call) -> Fitted | None:
         return None
 
 
-class _Cut(NamedTuple):
-    """JSON around the first list behind the first "data"."""
+def _cut(body: Body) -> tuple[tuple[bytes, bytes], bytes] | None:
+    """The JSON around the first list behind the first "data", and that list; None where there is none.
 
-    before: bytes
-    values: bytes
-    behind: bytes
-
-    def is_certain(self) -> bool:
-        """Whether that "data" is a key, and the only one of this name: then any other list of numbers may stand there.
-
-        Without backslashes a name can be written in one way only, and no string holds a quote.
-        """
-        around = self.before + self.behind
-        return b"\\" not in around and around.count(b'"data"') == 1 and _DATA.search(self.before) is not None
-
-
-def _cut(body: Body) -> _Cut | None:
-    """None where the list is not flat: nobody has looked yet at how deep it is, and deep ones end the interpreter.
-
-    None also where NaN or Infinity is among the values: JSON has none, and they are read in another way.
+    The list may be anything: deep, or not even one that ends there.
     """
     if not isinstance(body, bytes):  # it came in many parts: it is large
         return None
@@ -211,6 +201,13 @@ def _cut(body: Body) -> _Cut | None:
     end = body.find(b"]", start) + 1
     if start < 0 or end <= start:
         return None
-    values = body[start:end]
-    is_plain = values.count(b"[") == 1 and not any(mark in values for mark in (b"{", b"N", b"I"))
-    return _Cut(body[:start], values, body[end:]) if is_plain else None
+    return (body[:start], body[end:]), body[start:end]
+
+
+def _is_certain(before: bytes, behind: bytes) -> bool:
+    """Whether that "data" is a key, and the only one of this name: then any other list of numbers may stand there.
+
+    Without backslashes a name can be written in one way only, and no string holds a quote.
+    """
+    around = before + behind
+    return b"\\" not in around and around.count(b'"data"') == 1 and _DATA.search(before) is not None

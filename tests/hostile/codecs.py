@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from app.http import codec
+from app.http.wanted import Wanted
 from app.serving.device import Device
 from app.serving.endpoint import Endpoint
 from app.serving.fitting import Call
@@ -40,7 +41,7 @@ def request(*inputs: Any, **keys: Any) -> bytes:
     return json.dumps({"inputs": list(inputs), **keys}).encode()
 
 
-def call(body: bytes, header: bytes | None = None, at: Endpoint | None = None) -> tuple[Call, codec.Wanted]:
+def call(body: bytes, header: bytes | None = None, at: Endpoint | None = None) -> tuple[Call, Wanted]:
     return codec.decode(body, header, at or endpoint())
 
 
@@ -58,7 +59,7 @@ def decode_one(data: Any, shape: Sequence[int], datatype: str = "FP32") -> np.nd
 def encode(array: np.ndarray, datatype: str, *, binary: bool, batch_axis: int | None = 0, **wanted: Any) -> Any:
     """One output's answer: (its description, its bytes or None)."""
     spec = TensorSpec("y", datatype, (-1,) * array.ndim, batch_axis)
-    how = codec.Wanted("", binary, {}, wanted.pop("classes", {}))
+    how = Wanted("", binary, {}, wanted.pop("classes", {}))
     body, json_bytes = codec.encode({"y": array}, how, endpoint(outputs=[spec], **wanted))
     head = json.loads(body if json_bytes is None else body[:json_bytes])
     return head["outputs"][0], None if json_bytes is None else body[json_bytes:]

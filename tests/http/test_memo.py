@@ -15,13 +15,14 @@ import pytest
 from app.http import codec
 from app.http.errors import HttpError
 from app.http.memo import Memo
+from app.http.wanted import Wanted
 from app.serving.endpoint import Endpoint
 from app.serving.errors import ServingError
 from app.serving.fitting import Call, fit
 from engines.tensor import BY_NAME, TensorSpec
 from tests.hostile.codecs import endpoint
 
-Decoded = tuple[Call, codec.Wanted]
+Decoded = tuple[Call, Wanted]
 Decode = Callable[[bytes, bytes | None, Endpoint], Decoded]
 
 INPUTS = (
@@ -130,6 +131,8 @@ SHAPES = (
     b'{"id":"1","inputs":[{"data" :\n @ ,"name":"x","shape":[2,2],"datatype":"FP32"}],"parameters":{"priority":1}}',
     b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":@}],"parameters":{"binary_data_output":true}}',
     b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"INT32","data":@}],"outputs":[{"name":"y","data":[1]}]}',
+    b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":@}],"outputs":[{"name":"y"}]}',
+    b'{"id":"7","inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":@}],"outputs":[{"name":"b"},{"name":"y"}]}',
     b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","d\\u0061ta":[1,2,3,4]}],"other":{"data":@}}',
     b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":[1,2,3,4]}],"other":{"data":@}}',
     b'{"other":{"data":@},"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":[1,2,3,4]}]}',
