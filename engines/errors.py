@@ -5,10 +5,16 @@ EngineError
 ├── BadRepository     names, versions or files on disk break the repository's rules
 ├── PlanInvalid       a compiled plan is absent, corrupt, foreign or stale: rebuild it, never trust it
 ├── EngineFailed      a session raised while it ran a batch
+├── DeviceLost        a GPU does nothing more in this process, which must be started anew
+├── OutOfMemory       a GPU has not the memory that was asked for; what it holds is as it was
+├── CaptureRefused    something cannot be part of a CUDA graph: it runs without one
 └── ValuesRefused     the engine ran, but some value would have been answered wrongly: nothing of the batch counts
 """
 
-__all__ = ["BadRepository", "EngineError", "EngineFailed", "ModelRefused", "PlanInvalid", "ValuesRefused"]
+__all__ = [
+    "BadRepository", "CaptureRefused", "DeviceLost", "EngineError", "EngineFailed", "ModelRefused", "OutOfMemory",
+    "PlanInvalid", "ValuesRefused",
+]  # fmt: skip
 
 
 class EngineError(Exception):
@@ -29,6 +35,18 @@ class PlanInvalid(EngineError):
 
 class EngineFailed(EngineError):
     """The engine raised while it ran a batch; only that batch is lost."""
+
+
+class DeviceLost(EngineError):
+    """Sticky: every later call of the driver fails as well, until the process ends."""
+
+
+class OutOfMemory(EngineError):
+    """The message has the sizes."""
+
+
+class CaptureRefused(EngineError):
+    """The message is the driver's."""
 
 
 class ValuesRefused(EngineError):

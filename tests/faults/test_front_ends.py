@@ -110,6 +110,41 @@ def test_a_front_end_that_is_killed_loses_its_own_connections_and_is_started_aga
     assert_serves(server)
 
 
+NO_FORK = """
+import errno, os
+fork = os.fork
+def refused():
+    if os.path.exists(os.environ["NO_FORK"]):
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
+os.fork = refused
+"""
+
+
+def test_while_no_process_can_be_made_the_others_serve_on_and_it_is_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NO_FORK)  # Python runs it as it starts
+    full = tmp_path / "full"
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    server = Server(repository(), "--front-ends", "2", env={"PYTHONPATH": path, "NO_FORK": str(full)})
+    clients = fronts.Clients(server)
+    try:
+        server.wait_ready()
+        connected = clients(1)
+        full.touch()
+        gone, kept = fronts.front_ends_of(server)
+        gone.kill()
+        said = "cannot be started: Resource temporarily unavailable"
+        until(lambda: any(said in line for line in list(server.log)), "what stands in the way")
+        assert fronts.front_ends_of(server) == [kept]
+        assert connected[kept.pid][0].ask(short_post("m")).status == 200
+        full.unlink()
+        until(lambda: both_up(server), "the front end")
+        assert all(client.ask(short_post("m")).status == 200 for (client,) in clients(1).values())
+    finally:
+        clients.close()
+        server.stop()
+
+
 @pytest.mark.parametrize("server", [("--delay-scheduler", "3")], indirect=True)
 def test_an_engine_process_that_is_killed_costs_503_until_it_is_back(server, clients_of):
     clients = [client for (client,) in clients_of(1).values()]

@@ -1,0 +1,78 @@
+"""TensorRT and TensorRT-RTX on GPUs: a plan becomes a session of instances, each with a context and streams of its own.
+
+It has run on simulated GPUs alone (tests/simulated); what a real one does with it was never seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from engines.errors import DeviceLost
+from engines.manifest import Manifest, PlanFile
+from engines.runtime.buckets import Batches
+from engines.runtime.driver import Driver
+from engines.runtime.tensorrt_engine import TensorRtEngine
+from engines.runtime.tensorrt_instance import TensorRtInstance
+from engines.runtime.tensorrt_slot import GpuSlot
+
+__all__ = ["TensorRtSession"]
+
+
+class TensorRtSession:
+    """`engines.runtime.session.Session` of some GPUs: `instances` of them on each, whose weights they share."""
+
+    inline_rows = 0
+    inline_slot = None
+
+    def __init__(
+        self, trt: Any, drivers: Mapping[int, Driver], data: bytes, plan: PlanFile, manifest: Manifest, *,
+        instances: int = 1, most_rows: int = 0, lost: Callable[[DeviceLost], None] = lambda error: None,
+        graphs: bool = True,
+    ) -> None:  # fmt: skip
+        """`drivers` by device number. Raises PlanInvalid, OutOfMemory, DeviceLost or EngineFailed; then nothing is
+        held, and what serves besides is as it was.
+        """
+        self._held = ExitStack()
+        self._instances: list[TensorRtInstance] = []
+        self.memory_bytes = plan.size_bytes * len(drivers)
+        rows = most_rows or manifest.max_batch or 1
+        with self._held:
+            for driver in drivers.values():
+                engine = self._engine(trt, driver, data, plan, manifest)
+                for _ in range(instances):
+                    batches = Batches(manifest.inputs, plan.profiles, rows if manifest.proof.batchable else 1)
+                    instance = TensorRtInstance(driver, engine, batches, lost, manifest.guards, graphs=graphs)
+                    self._held.callback(instance.close)
+                    self._instances.append(instance)
+            self._held = self._held.pop_all()
+
+    def _engine(self, trt: Any, driver: Driver, data: bytes, plan: PlanFile, manifest: Manifest) -> TensorRtEngine:
+        driver.attach()
+        try:
+            engine = TensorRtEngine(trt, driver, data, plan, manifest)
+        finally:
+            driver.detach()
+
+        self._held.callback(engine.close)
+        return engine
+
+    @property
+    def slots(self) -> Sequence[GpuSlot]:
+        return [slot for instance in self._instances for slot in instance.slots]
+
+    @property
+    def threads_per_batch(self) -> int:
+        return 1
+
+    def open_inline(self) -> GpuSlot:
+        """None of its batches runs on the caller's thread: that one would wait for the GPU."""
+        return self.slots[0]
+
+    def close_inline(self) -> None:
+        """There is none."""
+
+    def close(self) -> None:
+        self._instances = []
+        self._held.close()

@@ -1,0 +1,286 @@
+"""One instance of a plan on a GPU: a context, three streams, and slots that copy and compute in turn.
+
+One thread puts batches into the streams, another waits for their ends: so a batch is copied while the one before it
+computes, and nobody polls. Who is to know of an end is told from the second thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from engines.errors import CaptureRefused, DeviceLost, EngineError, EngineFailed, OutOfMemory, ValuesRefused
+from engines.manifest import GUARD_OUTPUT
+from engines.runtime.buckets import Batch, Batches, Shapes
+from engines.runtime.driver import Driver, give_back
+from engines.runtime.session import Done
+from engines.runtime.tensorrt_engine import TensorRtEngine
+from engines.runtime.tensorrt_slot import GpuSlot
+
+__all__ = ["SLOTS", "TensorRtInstance"]
+
+log = logging.getLogger(__name__)
+SLOTS = 2
+"""One is computed while the other is copied, filled, or read."""
+
+
+class _Streams(NamedTuple):
+    copy_in: int
+    compute: int
+    copy_out: int
+
+
+class TensorRtInstance:
+    """Made and closed in the thread of whoever calls; everything on the GPU happens in its own two threads.
+
+    `lost` is called, once, from one of them where the device is lost.
+    """
+
+    def __init__(
+        self, driver: Driver, engine: TensorRtEngine, batches: Batches, lost: Callable[[DeviceLost], None],
+        guards: Sequence[str] = (), *, graphs: bool = True,
+    ) -> None:  # fmt: skip
+        """Raises OutOfMemory, DeviceLost or EngineError; then nothing is held."""
+        self._driver, self._engine, self._batches, self._lost = driver, engine, batches, lost
+        self._guards, self._wants_graphs = tuple(guards), graphs
+        self.slots: list[GpuSlot] = []
+        self.device_bytes = 0
+        self._graphs: dict[tuple[Shapes, int], int] = {}
+        self._uncapturable: set[Shapes] = set()
+        self._outputs_of: dict[Shapes, tuple[tuple[int, ...], ...]] = {}
+        self._gone: DeviceLost | None = None
+        self._work: queue.SimpleQueue[tuple[GpuSlot, Done] | None] = queue.SimpleQueue()
+        self._under_way: queue.SimpleQueue[tuple[GpuSlot, Done] | None] = queue.SimpleQueue()
+        begun: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._enqueue_all, args=(begun,), name="gpu-enqueue", daemon=True),
+            threading.Thread(target=self._complete_all, name="gpu-complete", daemon=True),
+        ]
+        self._threads[0].start()
+        error = begun.get()
+        if error is not None:
+            self._threads[0].join()
+            raise error
+        self._threads[1].start()
+
+    def close(self) -> None:
+        """No launch may be in flight."""
+        self._work.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _submit(self, slot: GpuSlot, done: Done) -> None:
+        self._work.put((slot, done))
+
+    # -- the thread that fills streams -----------------------------------------------------------------------------
+
+    def _enqueue_all(self, begun: queue.SimpleQueue[BaseException | None]) -> None:
+        try:
+            with ExitStack() as held:
+                self._driver.attach()
+                held.callback(self._driver.detach)
+                self._make(held)
+                begun.put(None)
+                while (work := self._work.get()) is not None:
+                    self._begin(*work)
+                self._under_way.put(None)
+                self._threads[1].join()
+        except BaseException as error:
+            self._note(error)
+            begun.put(error)
+        finally:
+            self.slots = []
+
+    def _make(self, held: ExitStack) -> None:
+        driver = self._driver
+        self._streams = _Streams(*(_held(held, driver.stream, driver.close_stream) for _ in _Streams._fields))
+        self._context = self._engine.engine.create_execution_context()
+        if self._context is None:
+            memory, needed = driver.memory(), self._engine.engine.device_memory_size_v2
+            raise OutOfMemory(
+                f"TensorRT made no context: it needs {needed} bytes, {memory.free} of {memory.total} are free"
+            )
+        held.callback(self._drop_context)
+        sizes = self._most_bytes()
+        for number in range(SLOTS):
+            slot = GpuSlot(
+                number, driver, self._batches, self._engine.inputs, self._engine.outputs, *sizes, self._submit
+            )
+            held.callback(slot.close)
+            self.slots.append(slot)
+        self.device_bytes = sum(slot.device_bytes for slot in self.slots)
+        held.callback(self._drop_graphs)
+        for batch in self._batches.usual() if self._wants_graphs else []:
+            for slot in self.slots:
+                self._capture(slot, batch)
+
+    def _drop_context(self) -> None:
+        self._context = None
+
+    def _drop_graphs(self) -> None:
+        for graph in self._graphs.values():
+            give_back(self._driver.close_graph, graph)
+        self._graphs.clear()
+
+    def _most_bytes(self) -> tuple[list[int], list[int]]:
+        """Of each input and output, at the largest shapes of any profile."""
+        inputs, outputs = [0] * len(self._engine.inputs), [0] * len(self._engine.outputs)
+        for profile, largest in self._engine.most_shapes():
+            shapes = tuple(largest[tensor.name] for tensor in self._engine.inputs)
+            found = self._shaped(profile, shapes)
+            inputs = [max(a, t.bytes_of(s)) for a, t, s in zip(inputs, self._engine.inputs, shapes, strict=True)]
+            outputs = [max(a, t.bytes_of(s)) for a, t, s in zip(outputs, self._engine.outputs, found, strict=True)]
+        return inputs, outputs
+
+    def _shaped(self, profile: int, shapes: Shapes) -> tuple[tuple[int, ...], ...]:
+        """Tell the context the shapes of a batch; those of the outputs. EngineFailed where it does not take them."""
+        context = self._context
+        if context.active_optimization_profile != profile and not context.set_optimization_profile_async(
+            profile, self._streams.compute
+        ):
+            raise EngineFailed(f"TensorRT does not take profile {profile}")
+        for tensor, shape in zip(self._engine.inputs, shapes, strict=True):
+            if not context.set_input_shape(tensor.name, shape):
+                raise EngineFailed(f"TensorRT does not take shape {list(shape)} of input {tensor.name!r}")
+        missing = context.infer_shapes()
+        if missing:
+            raise EngineFailed(f"TensorRT does not know the shapes of {', '.join(missing)}")
+        return tuple(tuple(context.get_tensor_shape(tensor.name)) for tensor in self._engine.outputs)
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    def _begin(self, slot: GpuSlot, done: Done) -> None:
+        try:
+            if self._gone is not None:
+                raise self._gone
+            self._enqueue(slot)
+        except BaseException as error:
+            self._fail(slot, done, error)
+        else:
+            self._under_way.put((slot, done))
+
+    def _enqueue(self, slot: GpuSlot) -> None:
+        driver, streams, events = self._driver, self._streams, slot.events
+        driver.wait(streams.copy_in, events.consumed)  # what the set is filled for again, the engine has read
+        for buffer, size in zip(slot.input_buffers, slot.copied_bytes(), strict=True):
+            driver.copy_in(buffer.device, buffer.host[:size], streams.copy_in)
+        driver.record(events.copied, streams.copy_in)
+        driver.wait(streams.compute, events.copied)
+        try:
+            outputs = self._compute(slot)
+        except EngineFailed:
+            driver.memory()  # raises DeviceLost where that is why: TensorRT does not tell
+            raise
+        driver.record(events.computed, streams.compute)
+        driver.wait(streams.copy_out, events.computed)
+        for buffer, size in zip(slot.output_buffers, slot.answer_bytes(outputs), strict=True):
+            driver.copy_out(buffer.host[:size], buffer.device, streams.copy_out)
+        driver.record(events.finished, streams.copy_out)
+        slot.answers = {tensor.name: slot.view(at, outputs[at]) for at, tensor in enumerate(self._engine.outputs)}
+
+    def _compute(self, slot: GpuSlot) -> tuple[tuple[int, ...], ...]:
+        """Replay the batch's graph, or put the engine's own work into the stream. The shapes of the outputs."""
+        graph = self._graphs.get((slot.batch.shapes, slot.number))
+        if graph is None:
+            return self._run(slot)
+        self._driver.replay(graph, self._streams.compute)
+        self._driver.record(slot.events.consumed, self._streams.compute)
+        return self._outputs_of[slot.batch.shapes]
+
+    def _run(self, slot: GpuSlot, *, consumed: bool = True) -> tuple[tuple[int, ...], ...]:
+        """Without a graph. `consumed`: TensorRT records that event as soon as it has read the inputs."""
+        batch, context = slot.batch, self._context
+        outputs = self._shaped(batch.profile, batch.shapes)
+        self._outputs_of[batch.shapes] = outputs
+        tensors = (*self._engine.inputs, *self._engine.outputs)
+        for tensor, buffer in zip(tensors, (*slot.input_buffers, *slot.output_buffers), strict=True):
+            if not context.set_tensor_address(tensor.name, buffer.device):
+                raise EngineFailed(f"TensorRT does not take the address of {tensor.name!r}")
+        context.set_input_consumed_event(slot.events.consumed if consumed else 0)
+        if not context.execute_async_v3(self._streams.compute):
+            raise EngineFailed("TensorRT did not run the batch")
+        return outputs
+
+    def _capture(self, slot: GpuSlot, batch: Batch) -> None:
+        """Run it once (what is made at a first run cannot be captured), and again into a graph."""
+        driver, compute = self._driver, self._streams.compute
+        slot.batch = batch
+        self._enqueue(slot)
+        driver.synchronize(slot.events.finished)
+        if batch.shapes in self._uncapturable:
+            return
+        driver.begin_capture(compute)
+        try:
+            # an event that is recorded within a capture is the graph's own, and nobody outside may wait for it
+            self._run(slot, consumed=False)
+        except EngineFailed:
+            self._uncapturable.add(batch.shapes)
+        finally:
+            self._keep(slot, batch)
+
+    def _keep(self, slot: GpuSlot, batch: Batch) -> None:
+        try:
+            graph = self._driver.end_capture(self._streams.compute)
+        except CaptureRefused as error:
+            log.info("batches of %s run without a CUDA graph: %s", list(batch.shapes), error)
+            self._uncapturable.add(batch.shapes)
+            return
+        if batch.shapes in self._uncapturable:
+            self._driver.close_graph(graph)
+        else:
+            self._graphs[batch.shapes, slot.number] = graph
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def _complete_all(self) -> None:
+        with ExitStack() as held:
+            try:
+                self._driver.attach()
+                held.callback(self._driver.detach)
+            except EngineError as error:  # every batch is told so
+                self._note(error)
+            while (work := self._under_way.get()) is not None:
+                self._complete(*work)
+
+    def _complete(self, slot: GpuSlot, done: Done) -> None:
+        try:
+            self._driver.synchronize(slot.events.finished)
+            error: BaseException | None = self._refusal(slot)
+        except BaseException as raised:
+            self._note(raised)
+            error = raised
+        done(error)
+
+    def _fail(self, slot: GpuSlot, done: Done, error: BaseException) -> None:
+        """What of it is in the streams may still use the slot's memory, and some of its events were not recorded."""
+        try:
+            for stream in self._streams if self._gone is None else ():
+                self._driver.record(slot.events.finished, stream)
+                self._driver.synchronize(slot.events.finished)
+        except Exception as worse:
+            self._note(worse)
+        self._note(error)
+        done(error)
+
+    def _note(self, error: BaseException) -> None:
+        if isinstance(error, DeviceLost) and self._gone is None:
+            self._gone = error
+            self._lost(error)
+
+    def _refusal(self, slot: GpuSlot) -> ValuesRefused | None:
+        """What the first guard that found something says. Its counts are nobody's answer."""
+        counts = slot.answers.pop(GUARD_OUTPUT, None)
+        if counts is None:
+            return None
+        found = [text for text, count in zip(self._guards, counts, strict=True) if text and count]
+        return ValuesRefused(found[0]) if found else None
+
+
+def _held(held: ExitStack, make: Callable[[], int], close: Callable[[int], None]) -> int:
+    made = make()
+    held.callback(give_back, close, made)
+    return made

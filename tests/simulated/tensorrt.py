@@ -1,0 +1,261 @@
+"""A simulated TensorRT: the Python names that the runtime uses, on the simulated GPU, with ONNX Runtime's answers.
+
+A plan of it is an ONNX model with profiles. Sources: TensorRT's Python API, IExecutionContext (a change of the profile
+forgets the shapes; shapes must lie within the profile; every address must be set before a run; an input consumed event
+is recorded once the inputs have been read; one context cannot run twice at once), ICudaEngine and IRuntime (a plan that
+is not taken gives None, and the logger hears why).
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from engines.errors import EngineError
+from engines.runtime.driver import give_back
+from engines.tensor import ShapeRange
+from tests.simulated.gpu import current_gpu
+from tests.simulated.ordering import Place, RuleBroken
+
+__all__ = [
+    "DataType", "ICudaEngine", "IExecutionContext", "ILogger", "Runtime", "TensorIOMode", "plan_of",
+]  # fmt: skip
+
+_MAGIC = b"simulated plan"
+Shape = tuple[int, ...]
+DataType = enum.Enum("DataType", "FLOAT HALF BF16 INT8 UINT8 INT32 INT64 BOOL")  # type: ignore[misc]
+TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")  # type: ignore[misc]
+_OF_ONNX = {
+    onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF", onnx.TensorProto.BFLOAT16: "BF16",
+    onnx.TensorProto.INT8: "INT8", onnx.TensorProto.UINT8: "UINT8", onnx.TensorProto.INT32: "INT32",
+    onnx.TensorProto.INT64: "INT64", onnx.TensorProto.BOOL: "BOOL",
+}  # fmt: skip
+
+
+class _Content(msgspec.Struct):
+    model: bytes
+    profiles: list[dict[str, ShapeRange]]
+
+
+def plan_of(model: onnx.ModelProto, profiles: Sequence[Mapping[str, ShapeRange]] = ()) -> bytes:
+    """The bytes of a plan that runs the model."""
+    content = _Content(model.SerializeToString(), [dict(profile) for profile in profiles])
+    return _MAGIC + msgspec.msgpack.encode(content)
+
+
+class ILogger:
+    """What says why something failed."""
+
+    Severity = enum.Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
+
+    def log(self, severity: Any, msg: str) -> None:
+        raise NotImplementedError
+
+
+class Runtime:
+    """Deserializes."""
+
+    def __init__(self, logger: ILogger) -> None:
+        self.logger = logger
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
+        current_gpu()
+        if not serialized_engine.startswith(_MAGIC):
+            self.logger.log(ILogger.Severity.ERROR, "Magic tag does not match")
+            return None
+        content = msgspec.msgpack.decode(serialized_engine[len(_MAGIC) :], type=_Content)
+        try:
+            return ICudaEngine(onnx.load_from_string(content.model), content.profiles, self.logger)
+        except EngineError as error:
+            self.logger.log(ILogger.Severity.ERROR, str(error))
+            return None
+
+
+class ICudaEngine:
+    """`gpu`: the one that it was deserialized for. Contexts of it share the weights."""
+
+    def __init__(self, model: onnx.ModelProto, profiles: list[dict[str, ShapeRange]], logger: ILogger) -> None:
+        self.gpu, self.logger, self.model = current_gpu(), logger, model
+        self.profiles = profiles or [{}]
+        weights = {initializer.name for initializer in model.graph.initializer}
+        self.inputs = {v.name: v for v in model.graph.input if v.name not in weights}
+        self.outputs = {v.name: v for v in model.graph.output}
+        self._shapes: dict[tuple[tuple[str, Shape], ...], dict[str, Shape]] = {}
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        size_bytes = max(1, sum(len(initializer.raw_data) for initializer in model.graph.initializer))
+        self._weights = self.gpu.allocate(size_bytes, by_runtime=True)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_weights"):
+            give_back(functools.partial(self.gpu.free, by_runtime=True), self._weights)
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.inputs) + len(self.outputs)
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.profiles)
+
+    def get_tensor_name(self, index: int) -> str:
+        return [*self.inputs, *self.outputs][index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return TensorIOMode["INPUT" if name in self.inputs else "OUTPUT"]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return DataType[_OF_ONNX[self._value(name).type.tensor_type.elem_type]]
+
+    def get_tensor_shape(self, name: str) -> Shape:
+        return _dims(self._value(name))
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Shape]:
+        shape = self.get_tensor_shape(name)
+        low, best, high = self.profiles[profile_index].get(name, (shape, shape, shape))
+        return [tuple(low), tuple(best), tuple(high)]
+
+    device_memory_size_v2 = 1024
+    """Of a context's scratch memory, in bytes."""
+
+    def create_execution_context(self) -> IExecutionContext | None:
+        try:
+            return IExecutionContext(self)
+        except EngineError as error:
+            self.logger.log(ILogger.Severity.ERROR, str(error))
+            return None
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """ONNX Runtime's answers, in the order of the outputs."""
+        found: list[np.ndarray] = self._session.run(list(self.outputs), dict(inputs))
+        return found
+
+    def dtype(self, name: str) -> np.dtype:
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self._value(name).type.tensor_type.elem_type))
+
+    def shapes_for(self, given: tuple[tuple[str, Shape], ...]) -> dict[str, Shape]:
+        """Shapes of the outputs, -1 where they depend on values."""
+        if given not in self._shapes:
+            self._shapes[given] = self._inferred(given)
+        return self._shapes[given]
+
+    def _inferred(self, given: tuple[tuple[str, Shape], ...]) -> dict[str, Shape]:
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        for value in model.graph.input:
+            for name, shape in given:
+                if value.name == name:
+                    for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+                        dim.dim_value = size
+        for value in model.graph.output:  # what is written there may be too little, and is inferred anew
+            value.type.tensor_type.ClearField("shape")
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        return {value.name: _dims(value) for value in inferred.graph.output}
+
+    def _value(self, name: str) -> onnx.ValueInfoProto:
+        return self.inputs[name] if name in self.inputs else self.outputs[name]
+
+
+class IExecutionContext:
+    """Of one stream at a time."""
+
+    def __init__(self, engine: ICudaEngine) -> None:
+        self._engine, self._gpu = engine, engine.gpu
+        self.active_optimization_profile = 0
+        self._shapes: dict[str, Shape] = {}
+        self._addresses: dict[str, int] = {}
+        self._consumed = 0
+        self._itself = Place("an execution context")
+        self._require_own_gpu()
+        self._scratch = self._gpu.allocate(engine.device_memory_size_v2, by_runtime=True)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_scratch"):
+            give_back(functools.partial(self._gpu.free, by_runtime=True), self._scratch)
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self._require_own_gpu()
+        if not 0 <= profile_index < self._engine.num_optimization_profiles:
+            return self._refuse(f"there is no profile {profile_index}")
+        self.active_optimization_profile = profile_index
+        self._shapes.clear()
+        return True
+
+    def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
+        low, _, high = self._engine.get_tensor_profile_shape(name, self.active_optimization_profile)
+        given = tuple(shape)
+        if len(given) != len(low) or any(not a <= s <= b for a, s, b in zip(low, given, high, strict=True)):
+            return self._refuse(f"{name} {list(given)} is not within {list(low)} and {list(high)}")
+        self._shapes[name] = given
+        return True
+
+    def infer_shapes(self) -> list[str]:
+        return [name for name in self._engine.inputs if name not in self._shapes]
+
+    def get_tensor_shape(self, name: str) -> Shape:
+        if name in self._engine.inputs:
+            return self._shapes.get(name, self._engine.get_tensor_shape(name))
+        return self._engine.shapes_for(tuple(sorted(self._shapes.items())))[name]
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self._addresses[name] = memory
+        return True
+
+    def set_input_consumed_event(self, event: int) -> bool:
+        self._consumed = event
+        return True
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        gpu, engine = self._gpu, self._engine
+        self._require_own_gpu()
+        missing = [n for n in (*engine.inputs, *engine.outputs) if n not in self._addresses] + self.infer_shapes()
+        if missing:
+            return self._refuse(f"there is no address or shape of {missing}")
+        inputs = {name: (self._addresses[name], self._shapes[name], engine.dtype(name)) for name in engine.inputs}
+        outputs = [self._addresses[name] for name in engine.outputs]
+        read: dict[str, np.ndarray] = {}
+
+        def take() -> None:
+            for name, (address, shape, dtype) in inputs.items():
+                size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+                read[name] = gpu.memory_at(address, size).view(dtype).reshape(shape).copy()
+
+        def compute() -> None:
+            for address, array in zip(outputs, engine.run(read), strict=True):
+                flat = np.ascontiguousarray(array)
+                gpu.memory_at(address, flat.nbytes)[:] = flat.reshape(-1).view(np.uint8)
+
+        try:
+            gpu.kernel(stream_handle, "the reading of inputs", [a for a, _, _ in inputs.values()], [], take)
+            gpu.runs += 1
+            if gpu.runs in gpu.faults.fail_runs:
+                return self._refuse("a kernel could not be launched")
+            if self._consumed:
+                gpu.record(self._consumed, stream_handle)
+            gpu.kernel(stream_handle, "a computation", [], [*outputs, self._scratch], compute, [self._itself])
+        except RuleBroken:
+            raise
+        except Exception as error:
+            return self._refuse(str(error))
+        return True
+
+    def _require_own_gpu(self) -> None:
+        if current_gpu() is not self._gpu:
+            raise RuleBroken("a context is used by a thread that has another GPU current")
+
+    def _refuse(self, said: str) -> bool:
+        self._engine.logger.log(ILogger.Severity.ERROR, said)
+        return False
+
+
+def _dims(value: onnx.ValueInfoProto) -> Shape:
+    return tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim)
