@@ -143,7 +143,7 @@ class Device:
         estimate_ns = self._estimate_ns.get(endpoint, _QUANTUM_NS)
         self._share.charge(endpoint, estimate_ns)
         self._charged_ns.setdefault(endpoint, []).append(estimate_ns)
-        alone = not self.threads_used and len(self._waiting) == 1
+        alone = not self.threads_used
         self.threads_used += endpoint.threads_per_batch
         return endpoint.launch(offer, alone=alone)
 

@@ -170,8 +170,8 @@ class Endpoint:
     def launch(self, offer: Offer, *, alone: bool = False) -> bool:
         """Take the offered tickets out of the queue and start them on a free slot.
 
-        Where nothing else runs and no other endpoint waits (`alone`), a batch that takes less than a hand-over to
-        another thread runs here and now, and is answered before this returns: then True.
+        Where nothing else runs (`alone`), a batch that takes less than a hand-over to another thread runs here and now,
+        and is answered before this returns: then True. Others that wait would wait longer for the hand-over.
         """
         now_ns = self._host.now_ns()
         if offer.group is None:

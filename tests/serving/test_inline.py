@@ -1,4 +1,4 @@
-"""A batch that takes less than a hand-over runs on the loop, while nothing else waits or runs; answers are the same."""
+"""A batch that takes less than a hand-over runs on the loop, while nothing else runs; answers are the same."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_batches_of_one_model_run_one_after_the_other_with_a_turn_of_the_loop_be
     assert [one.values for one in sent] == [[0.0], [1.0], [2.0], [3.0]]
 
 
-def test_nothing_runs_inline_beside_another_model_that_waits_or_runs() -> None:
+def test_nothing_runs_inline_beside_another_model_that_runs() -> None:
     slow = Bench(name="slow", threads=2)
     quick = Bench(beside=slow, name="quick", inline_rows=8)
     waiting = slow.send()
@@ -61,12 +61,22 @@ def test_nothing_runs_inline_beside_another_model_that_waits_or_runs() -> None:
     slow.finish()
     together = slow.send(run=False), quick.send(1, 6.0, run=False)
     slow.loop.run()
-    assert inline(quick) == 0, "the other one waits"
+    assert inline(quick) == 0, "the other one came first, and runs"
     quick.finish()
     slow.finish()
     assert all(one.answered for one in (waiting, beside, *together))
     assert quick.send(1, 7.0).values == [7.0]
     assert inline(quick) == 1
+
+
+def test_models_that_wait_together_run_inline_one_after_the_other_with_a_turn_of_the_loop_between() -> None:
+    one = Bench(name="one", inline_rows=8)
+    other = Bench(beside=one, name="other", inline_rows=8)
+    sent = [one.send(1, 1.0, run=False), other.send(1, 2.0, run=False), one.send(1, 3.0, run=False)]
+    sent[0].then(lambda: one.loop.call_soon(lambda: sent.append(other.send(1, 4.0, run=False))))
+    one.loop.run()
+    assert (inline(one), inline(other)) == (1, 1)
+    assert [answered.values for answered in sent] == [[1.0], [2.0], [3.0], [4.0]]
 
 
 def test_a_slot_of_its_own_runs_what_the_loop_runs_and_nothing_else() -> None:
