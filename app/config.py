@@ -95,6 +95,7 @@ class ModelConfig(_Section):
 
     instances: int | None = Field(None, ge=1, le=64, examples=[2])
     streams: int | None = Field(None, ge=1, le=64, examples=[2])
+    gpus: list[Annotated[int, Field(ge=0, le=255)]] = Field(default_factory=list, examples=[[0, 1]])
     versions: Literal["latest", "all"] | list[Annotated[int, Field(ge=0)]] = Field("latest", examples=["latest"])
     batching: Batching = Batching()
     queue: Queueing = Queueing()
@@ -238,6 +239,7 @@ def model_options(
             ),
         ),
         instances=config.instances,
+        gpus=tuple(dict.fromkeys(config.gpus)),
         streams=config.streams,
         labels=MappingProxyType({output: _labels(folder, file) for output, file in config.labels.items()}),
         label_files=MappingProxyType(dict(config.labels)),

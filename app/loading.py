@@ -87,7 +87,9 @@ class Loader:
         manifest, session = await self.plans.open(request, manifest, options, say)
         unfit = await self.plans.unfit(manifest)
         renews = may_renew and any(plan.rebuild for plan in unfit)
-        note = "; ".join(filter(None, (_note(manifest, options), *_plan_notes(unfit, renews=renews))))
+        refused = self.plans.not_on_gpu(manifest)
+        on_cpu = printable(f"the CPU answers: {refused}") if refused else ""
+        note = "; ".join(filter(None, (_note(manifest, options), on_cpu, *_plan_notes(unfit, renews=renews))))
         renewal = functools.partial(self._renewed, files, override) if renews else None
         return Loaded(self._endpoint(files, manifest, session, options), note, renewal)
 
@@ -115,8 +117,8 @@ class Loader:
 
     def _endpoint(self, files: VersionFiles, manifest: Manifest, session: Session, options: ModelOptions) -> Endpoint:
         endpoint = Endpoint(
-            files.model, files.version, manifest.inputs, manifest.outputs, session, options, self._gateway.device,
-            self._stats.setdefault((files.model, files.version), Stats()),
+            files.model, files.version, manifest.inputs, manifest.outputs, session, options,
+            self._gateway.device_of(session), self._stats.setdefault((files.model, files.version), Stats()),
         )  # fmt: skip
         endpoint.fails_on_values = manifest.fails_on_values
         endpoint.hold_requests = self._settings.delay_scheduler

@@ -50,10 +50,13 @@ from app.settings import Settings
 from app.tally import Tally
 from engines.errors import EngineError
 from engines.runtime import usable_threads
+from engines.runtime.plans import look_here
 
 __all__ = ["create_app", "serve"]
 
 log = logging.getLogger(__name__)
+_BATCHES_PER_GPU = 4
+"""Under way at once: of each of two models, one is computed while another is copied."""
 
 
 def create_app(settings: Settings, held: Tally | None = None) -> FastAPI:
@@ -65,8 +68,13 @@ def create_app(settings: Settings, held: Tally | None = None) -> FastAPI:
     settings = with_admin_token(settings)
     loop = asyncio.get_running_loop()
     device = Device(loop, settings.threads or usable_threads())
-    gateway = Gateway(Registry(), device)
+    gateway = Gateway(Registry(), device, Device(loop, _BATCHES_PER_GPU * max(1, look_here().gpus)))
     manager = ModelManager(settings, gateway)
+
+    def lose(reason: str) -> None:
+        loop.call_soon_threadsafe(_lose, gateway, reason)
+
+    manager.plans.lost = lose
     builds = Builds(
         BuildStore(settings.repository / ".builds"),
         ServerWork(settings.repository, manager.plans, manager, gateway.registry),
@@ -105,6 +113,11 @@ def create_app(settings: Settings, held: Tally | None = None) -> FastAPI:
     _answer_errors(app, [*plane.routes, *app.routes])
     describe_inference(app)
     return app
+
+
+def _lose(gateway: Gateway, reason: str) -> None:
+    log.critical("a GPU is lost, and this process must be started anew: %s", reason)
+    gateway.lost = gateway.lost or f"a GPU is lost, and this server must be started anew: {reason}"
 
 
 def _answer_errors(app: FastAPI, routes: list[BaseRoute]) -> None:

@@ -23,6 +23,7 @@ from engines import repository
 from engines.errors import EngineError, PlanInvalid
 from engines.repository import Manifest
 from engines.request import BuildRequest
+from engines.runtime.gpus import Gpus
 from engines.runtime.plans import Unfit, look_here, unfit_plans
 from engines.runtime.session import Session
 from engines.signature import key_in
@@ -32,7 +33,7 @@ __all__ = ["Plans", "Say"]
 log = logging.getLogger(__name__)
 _KEEP_STAGING_S = 3600.0
 """Another process may be at work on what is younger."""
-_TIMINGS = ".timings"
+_TIMINGS, _CUBINS = ".timings", ".cubins"
 Say = Callable[[str], None]
 
 
@@ -51,6 +52,10 @@ class Plans:
             else None
         )
         self._distrusted: set[str] = set()
+        self.lost: Callable[[str], None] = lambda reason: None
+        """Told, from any thread, why a GPU can no longer be used."""
+        self._gpus = Gpus(lambda error: self.lost(str(error)), folder / _CUBINS)
+        self._not_on_gpu: dict[str, str] = {}
         self._limits = BuildLimits(
             settings.build_timeout_s, settings.build_memory_bytes, settings.threads, cpu_s=settings.build_cpu_s
         )
@@ -192,17 +197,41 @@ class Plans:
             raise
 
     def _import(self, manifest: Manifest, options: ModelOptions) -> Session:
-        from engines.runtime.openvino import load_session  # heavy, and not needed by an empty repository
-
-        folder = self._entry(manifest.key)
-        session = load_session(folder, manifest, streams=options.streams, instances=options.instances)
+        session = self._on_gpu(manifest, options) or self._on_cpu(manifest, options)
         try:
             warm_up(session, manifest)
-            session.inline_rows = inline_rows(session, manifest, options.limits.max_batch_rows or 1)
+            if not session.is_on_gpu:
+                session.inline_rows = inline_rows(session, manifest, options.limits.max_batch_rows or 1)
         except EngineError:  # in a thread of its own: a launch that hangs would keep close waiting
             threading.Thread(target=session.close, name="close-session", daemon=True).start()
             raise
         return session
+
+    def _on_cpu(self, manifest: Manifest, options: ModelOptions) -> Session:
+        from engines.runtime.openvino import load_session  # heavy, and not needed by an empty repository
+
+        folder = self._entry(manifest.key)
+        return load_session(folder, manifest, streams=options.streams, instances=options.instances)
+
+    def _on_gpu(self, manifest: Manifest, options: ModelOptions) -> Session | None:
+        """None where no plan fits what is here: the CPU answers, too. Without memory for one that does, nothing is
+        loaded, and what serves goes on.
+        """
+        self._not_on_gpu.pop(manifest.key, None)
+        cache = self._cache_of(manifest.key)
+        try:
+            return self._gpus.open(
+                cache.entry(manifest.key), manifest, cache.plan_key, devices=options.gpus,
+                instances=options.instances, most_rows=options.limits.max_batch_rows,
+            )  # fmt: skip
+        except PlanInvalid as error:
+            log.warning("a plan for a GPU is not used, the CPU answers: %s", error, extra={"plan": manifest.key})
+            self._not_on_gpu[manifest.key] = str(error)
+            return None
+
+    def not_on_gpu(self, manifest: Manifest) -> str:
+        """Why a plan that seemed to fit is not used; empty where there is none, or it is."""
+        return self._not_on_gpu.get(manifest.key, "")
 
     async def _key(self, request: BuildRequest) -> str:
         return await asyncio.to_thread(request.key, self._limits.threads)

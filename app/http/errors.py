@@ -90,6 +90,7 @@ _STATUS: dict[type[BaseException], HTTPStatus] = {
     serving.UnknownModel: HTTPStatus.NOT_FOUND,
     serving.ModelNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     serving.Rejected: HTTPStatus.SERVICE_UNAVAILABLE,
+    serving.DeviceGone: HTTPStatus.SERVICE_UNAVAILABLE,
     serving.DeadlineExceeded: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.auth import check_admin
 from app.config import ModelConfig, config_of
+from app.gpu_metrics import GpuMetrics
 from app.http import compression
 from app.http.errors import OK, BadRequest, BodyTooLarge, Forbidden, NotAuthorized, NotSupported
 from app.http.files import brought_files
@@ -38,7 +39,7 @@ from app.http.triton_config import from_triton, is_triton
 from app.http.workers import INLINE_BYTES
 from app.metrics import CONTENT_TYPE, Snapshot
 from app.models import ModelManager
-from app.serving.errors import ModelNotReady, UnknownModel
+from app.serving.errors import DeviceGone, ModelNotReady, UnknownModel
 from app.serving.gateway import Gateway
 from app.serving.registry import ModelState, Registry
 from app.settings import Settings
@@ -70,12 +71,16 @@ def control_plane(settings: Settings, gateway: Gateway, manager: ModelManager) -
     _add_repository(router, settings, gateway, manager)
     _add_logging(router, settings)
     if settings.metrics:
+        gpus = GpuMetrics()
         text = {"description": "The page.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 
         @router.get("/metrics", tags=["metrics"], response_class=Response, responses={**_ERRORS, OK: text})
         async def metrics() -> Response:
             """Prometheus text format: Triton's names, and bitserve's histograms in seconds."""
-            return Response(await asyncio.to_thread(Snapshot(gateway).page), media_type=CONTENT_TYPE)
+            ours, of_gpus = await asyncio.gather(
+                asyncio.to_thread(Snapshot(gateway).page), asyncio.to_thread(gpus.page)
+            )
+            return Response(ours + of_gpus, media_type=CONTENT_TYPE)
 
     return router
 
@@ -84,15 +89,21 @@ def _add_health(router: APIRouter, gateway: Gateway) -> None:
     @router.head("/v2/health/live", include_in_schema=False)  # probes use it; as GET, and no body is sent
     @router.get("/v2/health/live", tags=["health"])
     async def live() -> ServerLive:
-        """Whether the process answers. Never depends on models."""
+        """Whether the process answers. Never depends on models. 503 where a GPU is lost and nobody waits any more: then
+        it is to be started anew.
+        """
+        if gateway.lost and not gateway.in_flight:
+            raise DeviceGone(gateway.lost)
         return ServerLive()
 
     @router.head("/v2/health/ready", include_in_schema=False)
     @router.get("/v2/health/ready", tags=["health"])
     async def ready() -> ServerReady:
-        """Whether traffic is accepted: 400 from the moment the server is told to stop."""
+        """Whether traffic is accepted: 400 from the moment the server is told to stop, 503 where a GPU is lost."""
         if gateway.stopping:
             raise BadRequest("the server is stopping; it accepts no more requests")
+        if gateway.lost:
+            raise DeviceGone(gateway.lost)
         return ServerReady()
 
     @router.head("/v2/models/{model}/ready", include_in_schema=False)

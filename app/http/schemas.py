@@ -217,12 +217,12 @@ def model_config(endpoint: Endpoint) -> dict[str, Any]:
     config: dict[str, Any] = {
         "name": endpoint.model,
         "platform": "onnx_onnxv1",
-        "backend": "openvino",
+        "backend": "tensorrt" if endpoint.is_on_gpu else "openvino",
         "version_policy": _version_policy(options.version_policy),
         "max_batch_size": rows if batched else 0,
         "input": [_config_tensor(spec, batched) for spec in endpoint.inputs],
         "output": [_config_tensor(spec, batched, options.label_files.get(spec.name)) for spec in endpoint.outputs],
-        "instance_group": [{"name": endpoint.model, "kind": "KIND_CPU", "count": endpoint.instances}],
+        "instance_group": [_instance_group(endpoint)],
         "default_model_filename": "model.onnx",
         "optimization": {"priority": "PRIORITY_DEFAULT"},
         "parameters": {key: {"string_value": str(value)} for key, value in parameters.items()},
@@ -230,6 +230,14 @@ def model_config(endpoint: Endpoint) -> dict[str, Any]:
     if rows or options.queue.levels or options.queue.policy != QueuePolicy():
         config["dynamic_batching"] = _dynamic_batching(options)
     return config
+
+
+def _instance_group(endpoint: Endpoint) -> dict[str, Any]:
+    """On GPUs `count` is that of each."""
+    if not endpoint.is_on_gpu:
+        return {"name": endpoint.model, "kind": "KIND_CPU", "count": endpoint.instances}
+    count = endpoint.options.instances or 1
+    return {"name": endpoint.model, "kind": "KIND_GPU", "count": count, "gpus": list(endpoint.options.gpus)}
 
 
 def _dynamic_batching(options: ModelOptions) -> dict[str, Any]:

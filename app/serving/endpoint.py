@@ -9,12 +9,21 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.serving import batcher
-from app.serving.errors import Cancelled, DeadlineExceeded, InferenceFailed, InvalidInput, ServingError, Stopping
+from app.serving.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DeviceGone,
+    InferenceFailed,
+    InvalidInput,
+    ServingError,
+    Stopping,
+)
 from app.serving.limits import ModelOptions
 from app.serving.policy import Dispatch, Wait, decide
 from app.serving.queue import Group, Queue
 from app.serving.stats import Stats
 from app.serving.ticket import Outcome, Reply, ShapeKey, State, Ticket
+from engines.errors import DeviceLost
 from engines.runtime.session import Session, Slot
 from engines.tensor import DYNAMIC, TensorSpec
 
@@ -77,7 +86,7 @@ class Endpoint:
         self.model, self.version, self.inputs, self.outputs = model, version, tuple(inputs), tuple(outputs)
         self.options, self.stats, self.queue = options, stats or Stats(), Queue(options.queue)
         self.threads_per_batch = session.threads_per_batch
-        self.memory_bytes = session.memory_bytes
+        self.memory_bytes, self.is_on_gpu = session.memory_bytes, session.is_on_gpu
         self.instances, self.inline_rows = len(session.slots), session.inline_rows
         self.fails_on_values = False
         """Values of the inputs can make a run fail (see the manifest): then every ticket of the batch runs anew, alone,
@@ -207,7 +216,8 @@ class Endpoint:
     def _complete(self, batch: _Batch, error: BaseException | None) -> None:
         batch.finished_ns, batch.error = self._host.now_ns(), error
         self._host.finished(self, batch.finished_ns - batch.launched_ns)
-        if error is not None and self.fails_on_values and len(batch.tickets) > 1:
+        is_lost = isinstance(error, DeviceLost)
+        if error is not None and self.fails_on_values and len(batch.tickets) > 1 and not is_lost:
             self._split(batch)
         self._answer_finished()
         self._close_if_idle()
@@ -281,6 +291,8 @@ class Endpoint:
 
     def _blame(self, ticket: Ticket, error: BaseException) -> ServingError:
         """The request's fault where its values or variable dimensions may ask for what cannot be; else the engine's."""
+        if isinstance(error.__cause__, DeviceLost):
+            return DeviceGone(f"the GPU of model {self.model!r} is lost, and this server must be started anew: {error}")
         if self.fails_on_values:
             return InvalidInput(f"model {self.model!r} cannot run on the values of these inputs: {error}")
         variable = any(DYNAMIC in spec.row_shape for spec in self.inputs)

@@ -11,6 +11,7 @@ ServingError
 │   ├── EngineGone      the process that runs the engines has ended
 │   └── LoadedAnew      what the request was checked against is no longer what is served
 ├── DeadlineExceeded    waited longer than the request's or the queue's timeout
+├── DeviceGone          a GPU was lost; the process is to be started anew
 ├── Cancelled           the client left; nobody reads this answer
 └── InferenceFailed     the engine raised; the whole batch failed, and nothing else
 """
@@ -18,6 +19,7 @@ ServingError
 __all__ = [
     "Cancelled",
     "DeadlineExceeded",
+    "DeviceGone",
     "Elsewhere",
     "EngineGone",
     "InferenceFailed",
@@ -76,6 +78,10 @@ class LoadedAnew(Rejected):
 
 class DeadlineExceeded(ServingError):
     """The request waited longer than it may."""
+
+
+class DeviceGone(ServingError):
+    """The GPU that the model runs on was lost; nothing runs on it in this process any more."""
 
 
 class Cancelled(ServingError):

@@ -11,6 +11,7 @@ from app.serving.fitting import Call, Fitted, fit
 from app.serving.registry import Registry
 from app.serving.stats import Cells, Stats, summed
 from app.serving.ticket import Outcome, ReplySink, Ticket
+from engines.runtime.session import Session
 
 __all__ = ["Gateway"]
 
@@ -24,9 +25,12 @@ class Gateway:
 
     is_elsewhere = False
 
-    def __init__(self, registry: Registry, device: Device) -> None:
-        self.registry, self.device = registry, device
+    def __init__(self, registry: Registry, device: Device, gpus: Device | None = None) -> None:
+        """`device` is the CPU, `gpus` what runs batches beside it, if anything does."""
+        self.registry, self.device, self.gpus = registry, device, gpus
         self.stopping = False
+        self.lost = ""
+        """Why a GPU is lost: this process should then be started anew; empty while all is well."""
         self.counted_elsewhere: Callable[[Stats], Sequence[Cells]] = lambda _: ()
         """What front ends have counted of the same version."""
         self.published: Callable[[], Awaitable[None]] = _nobody_to_tell
@@ -104,6 +108,10 @@ class Gateway:
         """The client has gone: drop its ticket."""
         endpoint.cancel(ticket)
 
+    def device_of(self, session: Session) -> Device:
+        """Where its batches run."""
+        return self.gpus if session.is_on_gpu and self.gpus is not None else self.device
+
     def stop(self) -> None:
         """Admit nothing more. What was accepted is still answered."""
         self.stopping = True
@@ -113,7 +121,9 @@ class Gateway:
 
         def gone() -> None:
             self._leaving.discard(endpoint)
-            self.device.detach(endpoint)
+            for device in (self.device, self.gpus):
+                if device is not None:
+                    device.detach(endpoint)
             stopped()
 
         self._leaving.add(endpoint)

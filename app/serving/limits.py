@@ -69,6 +69,8 @@ class ModelOptions:
     queue: QueueOptions = QueueOptions()
     instances: int | None = None
     streams: int | None = None
+    gpus: tuple[int, ...] = ()
+    """The numbers of the GPUs that run it, each with so many instances; none: all that are here."""
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     label_files: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Where the labels came from, by output: for those who read the configuration back."""

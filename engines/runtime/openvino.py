@@ -190,6 +190,8 @@ def _port(ports: Sequence[ov.ConstOutput], name: str) -> int:
 class OpenVinoSession:
     """An engine and one slot per instance."""
 
+    is_on_gpu = False
+
     def __init__(
         self,
         engine: Engine,

@@ -22,10 +22,11 @@ _AMPERE = 80
 
 
 class Here(NamedTuple):
-    """Versions of the libraries that are installed, by target, and the SMs of the GPUs; none where there is no GPU."""
+    """Versions of the libraries that are installed, by target; the SMs of the GPUs, each once; how many GPUs there are."""
 
     versions: Mapping[str, str]
     sms: tuple[int, ...]
+    gpus: int = 0
 
 
 class Unfit(NamedTuple):
@@ -40,7 +41,8 @@ def look_here() -> Here:
     """Imports none of the libraries."""
     found = {target: _version(names) for target, names in _DISTRIBUTIONS.items()}
     versions = {target: version for target, version in found.items() if version is not None}
-    return Here(versions, tuple(dict.fromkeys(gpu.sm for gpu in gpus())))
+    seen = gpus()
+    return Here(versions, tuple(dict.fromkeys(gpu.sm for gpu in seen)), len(seen))
 
 
 def _version(names: tuple[str, ...]) -> str | None:

@@ -54,6 +54,10 @@ class PyCudaDriver(CudaDriver):
         self._streams: dict[int, Any] = {}
         self._allocations: dict[int, Any] = {}
 
+    def current_device(self) -> int:
+        """The number of the device whose context the calling thread has current."""
+        return int(self._done(self._cuda.cuCtxGetDevice()))
+
     # -- PyCUDA --------------------------------------------------------------------------------------------------
 
     def attach(self) -> None:

@@ -40,8 +40,13 @@ class Session(Protocol):
     def slots(self) -> Sequence[Slot]: ...
 
     @property
+    def is_on_gpu(self) -> bool:
+        """Whether its batches run on GPUs; else they take threads of the CPU."""
+        ...
+
+    @property
     def threads_per_batch(self) -> int:
-        """Threads that one running batch occupies; the device's unit of account."""
+        """Threads that one running batch occupies; the device's unit of account. On a GPU, a batch is one."""
         ...
 
     @property

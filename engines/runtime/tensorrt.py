@@ -23,6 +23,7 @@ __all__ = ["TensorRtSession"]
 class TensorRtSession:
     """`engines.runtime.session.Session` of some GPUs: `instances` of them on each, whose weights they share."""
 
+    is_on_gpu = True
     inline_rows = 0
     inline_slot = None
 

@@ -252,7 +252,7 @@ class TensorRtInstance:
             error: BaseException | None = self._refusal(slot)
         except BaseException as raised:
             self._note(raised)
-            error = raised
+            error = raised.with_traceback(None)
         done(error)
 
     def _fail(self, slot: GpuSlot, done: Done, error: BaseException) -> None:
@@ -264,7 +264,7 @@ class TensorRtInstance:
         except Exception as worse:
             self._note(worse)
         self._note(error)
-        done(error)
+        done(error.with_traceback(None))  # it would hold the context, and its memory, as long as anybody has the error
 
     def _note(self, error: BaseException) -> None:
         if isinstance(error, DeviceLost) and self._gone is None:

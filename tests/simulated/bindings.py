@@ -169,6 +169,7 @@ def bindings_over(gpus: Sequence[SimulatedGpu], sm: int = 86) -> types.SimpleNam
         ),
         cuDeviceGetAttribute=lambda name, device: (result.CUDA_SUCCESS, name.value),
         cuCtxSynchronize=lambda: told(lambda: current_gpu().memory() and None),
+        cuCtxGetDevice=lambda: (result.CUDA_SUCCESS, list(gpus).index(current_gpu())),
         cuEventCreate=flags_of,
         cuEventDestroy=on("close_event"),
         cuEventRecord=on("record"),

@@ -8,6 +8,7 @@ Sources, beside those of `ordering` and `streams`: CUDA Driver API, cuMemAlloc (
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -45,6 +46,8 @@ class Faults:
     """What goes wrong. `lost_at`: the number of the call, from 1 on, at which the device is lost; 0 = never."""
 
     lost_at: int = 0
+    lost_file: str = ""
+    """It is lost once there is a file of this name."""
     full_at: int = 0
     """The number of the allocation, from 1 on, for which there is no memory; 0 = none."""
     fail_runs: frozenset[int] = frozenset()
@@ -172,7 +175,7 @@ class SimulatedGpu:
             before = source.tobytes()
 
             def run() -> None:
-                if source.tobytes() != before:
+                if source.tobytes() != before and not self.is_lost:
                     self._break("the source of a copy was written to while it was under way")
                 block.memory[: source.nbytes] = source.view(np.uint8)
 
@@ -280,6 +283,8 @@ class SimulatedGpu:
         with self._lock:
             self.calls.append(name)
             if self.faults.lost_at and len(self.calls) >= self.faults.lost_at:
+                self.is_lost = True
+            if self.faults.lost_file and os.path.exists(self.faults.lost_file):
                 self.is_lost = True
             if self.is_lost:
                 raise DeviceLost("CUDA_ERROR_LAUNCH_FAILED")

@@ -120,8 +120,8 @@ class Stream:
         self._work.put(work)
 
     def _do(self, operation: Operation) -> None:
-        if not self._is_lost():
-            self._pause(operation.what)
+        self._pause(operation.what)
+        if not self._is_lost():  # what it leaves undone is nobody's any more
             operation.run()
 
     def _serve(self) -> None:

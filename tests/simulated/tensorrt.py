@@ -86,7 +86,7 @@ class ICudaEngine:
         self.profiles = profiles or [{}]
         weights = {initializer.name for initializer in model.graph.initializer}
         self.inputs = {v.name: v for v in model.graph.input if v.name not in weights}
-        self.outputs = {v.name: v for v in model.graph.output}
+        self.outputs = {v.name: v for v in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output}
         self._shapes: dict[tuple[tuple[str, Shape], ...], dict[str, Shape]] = {}
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1

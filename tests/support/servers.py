@@ -18,12 +18,16 @@ from typing import Any
 
 import httpx
 
-__all__ = ["ADMIN", "ROOT", "TOKEN", "Server", "free_port", "running", "until"]
+__all__ = ["ADMIN", "ON_GPU", "ROOT", "TOKEN", "Server", "free_port", "running", "until"]
 
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = "open-sesame"
 """Of every server that a test starts, unless it chooses another."""
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
+
+
+ON_GPU = os.environ.get("TESTS_ON_GPU", "")
+"""Whether servers run what they can on a simulated GPU."""
 
 
 def free_port() -> int:
@@ -48,9 +52,12 @@ class Server:
     """`url`, `port` (chosen by the server), `process`; stderr is kept in `log`. A variable that is None is unset."""
 
     def __init__(
-        self, repository: Path, *flags: str, env: Mapping[str, str | None] | None = None, python: Path | None = None
-    ) -> None:
-        command = [str(python or sys.executable), "-m", "app", "serve", "--repository", str(repository), "--port", "0"]
+        self, repository: Path, *flags: str, env: Mapping[str, str | None] | None = None, python: Path | None = None,
+        on_gpu: bool = bool(ON_GPU),
+    ) -> None:  # fmt: skip
+        """`on_gpu`: on a simulated one, what can."""
+        module = "tests.simulated.serve" if on_gpu and python is None else "app"
+        command = [str(python or sys.executable), "-m", module, "serve", "--repository", str(repository), "--port", "0"]
         # another Python has another install: it must not find these sources where it starts
         self._start(repository, [*command, *flags], {**os.environ, **(env or {})}, repository if python else ROOT)
         until(lambda: self._announced() or self.process.poll() is not None, "server listening")
@@ -135,7 +142,10 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(timeout_s)
+            code = self.process.wait(timeout_s)
+            broken = [line for line in list(self.log) if line.startswith("SIMULATED GPU")]
+            assert not broken, broken
+            return code
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -42,22 +43,28 @@ class CubinsOf(Protocol):
 
 
 class Kernels:
-    """The kernels on one device: each module is loaded once, when it is first asked for."""
+    """The kernels on one device: each module is loaded once, when it is first asked for. Thread-safe."""
 
     def __init__(self, driver: Driver, cubins: CubinsOf) -> None:
         self._driver, self._cubins = driver, cubins
         self._modules: dict[str, int] = {}
         self._functions: dict[tuple[str, str], int] = {}
+        self._lock = threading.Lock()
 
     def prepare(self, launch: Launch) -> int:
         """The function of a launch; loading takes long, and must not be left to a run that is captured."""
         key = launch.source, launch.entry
         if key not in self._functions:
-            if launch.source not in self._modules:
-                image = self._cubins(launch.source, self._driver.sm())
-                self._modules[launch.source] = self._driver.load_module(image)
-            self._functions[key] = self._driver.function(self._modules[launch.source], launch.entry)
+            with self._lock:
+                self._load(launch)
         return self._functions[key]
+
+    def _load(self, launch: Launch) -> None:
+        if launch.source not in self._modules:
+            image = self._cubins(launch.source, self._driver.sm())
+            self._modules[launch.source] = self._driver.load_module(image)
+        function = self._driver.function(self._modules[launch.source], launch.entry)
+        self._functions[launch.source, launch.entry] = function
 
     def run(self, launch: Launch, pointers: Sequence[int], stream: int) -> None:
         """Put it into the stream."""

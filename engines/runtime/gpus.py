@@ -1,0 +1,111 @@
+"""The GPUs of this process: a driver for each, the libraries of their plans, and sessions on them.
+
+Nothing of CUDA, TensorRT or NVML is imported before a session is opened.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from engines.errors import DeviceLost, PlanInvalid
+from engines.manifest import Manifest, PlanFile
+from engines.plugins.gpu.driver import Kernels
+from engines.runtime.driver import Driver
+from engines.runtime.plans import Here, look_here, read_plan
+from engines.runtime.pycuda_driver import PyCudaDriver
+from engines.runtime.tensorrt import TensorRtSession
+
+__all__ = ["Gpus"]
+
+log = logging.getLogger(__name__)
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+class Gpus:
+    """`lost` is told, from any thread, that a device is lost; `cubins` is where kernels of plugins are kept."""
+
+    def __init__(self, lost: Callable[[DeviceLost], None], cubins: Path) -> None:
+        self._lost, self._cubins = lost, cubins
+        self._drivers: dict[int, PyCudaDriver] = {}
+        self._kernels: dict[int, Kernels] = {}
+        self._libraries: dict[str, Any] = {}
+        self._held = ExitStack()
+        self._lock = threading.Lock()
+
+    def open(
+        self, folder: Path, manifest: Manifest, key: bytes | None, *, devices: Sequence[int] = (),
+        instances: int | None = None, most_rows: int = 0,
+    ) -> TensorRtSession | None:  # fmt: skip
+        """A session of the first plan that fits all these devices (all that are here unless named), None without one.
+
+        Raises PlanInvalid where a plan that fits is not what it seems; OutOfMemory, DeviceLost or EngineError.
+        """
+        here = look_here()
+        wanted = tuple(devices) or tuple(range(here.gpus))
+        if not wanted or not manifest.plans:
+            return None
+        if strange := [number for number in wanted if number >= here.gpus]:
+            raise PlanInvalid(f"there is no GPU {strange[0]}: {here.gpus} are here")
+        found = _first_that_fits(folder, manifest, key, here)
+        if found is None:
+            return None
+        plan, data = found
+        with self._lock:
+            trt = self._library(plan)
+            drivers: dict[int, Driver] = {number: self._driver(number) for number in wanted}
+        return TensorRtSession(
+            trt, drivers, data, plan, manifest, instances=instances or 1, most_rows=most_rows, lost=self._lost
+        )
+
+    def _driver(self, number: int) -> PyCudaDriver:
+        if number not in self._drivers:
+            os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as NVML counts them
+            self._drivers[number] = PyCudaDriver(number)
+        return self._drivers[number]
+
+    def _library(self, plan: PlanFile) -> Any:
+        """Its module. The plugins of binary layers stay registered as long as the process lives."""
+        trt = self._libraries.get(plan.target)
+        if trt is None:
+            try:
+                trt = self._libraries[plan.target] = importlib.import_module(_MODULES[plan.target])
+            except ImportError as error:
+                raise PlanInvalid(f"{plan.target} cannot be imported: {error.msg}") from error
+            if plan.plugins:
+                self._register(trt)
+        return trt
+
+    def _register(self, trt: Any) -> None:
+        from engines.plugins.gpu.tensorrt import registered
+
+        self._held.enter_context(registered(trt, lambda reason: log.error("a plugin: %s", reason), self._kernels_here))
+
+    def _kernels_here(self) -> Kernels:
+        """Of the device that the calling thread has current."""
+        from engines.plugins.cuda.cubins import cubin
+
+        driver = next(iter(self._drivers.values()))
+        number = driver.current_device()
+        with self._lock:
+            if number not in self._kernels:
+                self._kernels[number] = Kernels(
+                    self._driver(number), lambda source, sm: cubin(source, sm, self._cubins)
+                )
+            return self._kernels[number]
+
+
+def _first_that_fits(folder: Path, manifest: Manifest, key: bytes | None, here: Here) -> tuple[PlanFile, bytes] | None:
+    """TensorRT's before TensorRT-RTX's. What is not read, `unfit_plans` says."""
+    for plan in sorted(manifest.plans, key=lambda plan: list(_MODULES).index(plan.target)):
+        try:
+            return plan, read_plan(folder, plan, key, here)
+        except PlanInvalid as error:
+            log.info("a plan is not used: %s", error)
+    return None

@@ -1,0 +1,117 @@
+"""`python -m tests.simulated.serve serve ...`: the server, with simulated GPUs that have a plan of every model.
+
+The plan is made of the model's own graph when it is loaded, by nobody's builder. What is not of TensorRT (strings, a
+guard) has none, and the CPU answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+
+import app.plans
+from app.__main__ import main
+from engines.canonical import canonical
+from engines.errors import EngineError, PlanInvalid
+from engines.frontend import onnx as frontend
+from engines.manifest import Manifest, PlanFile
+from engines.passes.dynamic_batch import with_batch_axes
+from engines.request import BuildRequest
+from engines.runtime.tensorrt import TensorRtSession
+from engines.tensor import DYNAMIC, ShapeRange
+from tests.simulated import tensorrt as trt
+from tests.simulated.gpu import Faults, SimulatedGpu
+
+_SETTING = "SIMULATED_GPU"
+"""JSON: the fields of `Faults`."""
+_requests: dict[str, BuildRequest] = {}
+
+
+class SimulatedGpus:
+    """In the place of `engines.runtime.gpus.Gpus`."""
+
+    def __init__(self, lost: Any, cubins: Path) -> None:
+        self._lost = lost
+        given = os.environ.get(_SETTING, "")
+        self._gpu = SimulatedGpu(msgspec.json.decode(given, type=Faults) if given else Faults(slowest_s=0.00002))
+        self._gpu.broken = _Told()
+
+    def open(
+        self, folder: Path, manifest: Manifest, key: bytes | None, *, devices: Sequence[int] = (),
+        instances: int | None = None, most_rows: int = 0,
+    ) -> TensorRtSession | None:  # fmt: skip
+        if any(number for number in devices):
+            raise PlanInvalid(f"there is no GPU {max(devices)}: 1 are here")
+        request = _requests[manifest.key]
+        rows = (most_rows or manifest.max_batch or 1) if manifest.proof.batchable else 1
+        profiles = _profiles(manifest, rows)
+        try:
+            data = trt.plan_of(_graph(request, manifest), profiles)
+        except EngineError:
+            raise
+        except Exception as error:
+            raise PlanInvalid(f"no plan is made of it: {error}") from error
+        plan = PlanFile(
+            target="tensorrt", file="plan", sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data),
+            precision="fp32", version="11.4.0", sms=(86,), profiles=profiles,
+        )  # fmt: skip
+        return TensorRtSession(
+            trt, {0: self._gpu}, data, plan, manifest, instances=instances or 1, most_rows=rows, lost=self._lost
+        )
+
+
+class _Told(list[str]):
+    """What a test looks for in the log."""
+
+    def append(self, rule: str) -> None:
+        super().append(rule)
+        sys.stderr.write(f"SIMULATED GPU: {rule}\n")
+        sys.stderr.flush()
+
+
+def _graph(request: BuildRequest, manifest: Manifest) -> onnx.ModelProto:
+    sent, _, _ = frontend.read(request.source, request.read_spec())
+    model, _ = canonical(sent)
+    axes = {spec.name: spec.batch_axis for spec in manifest.inputs if spec.batch_axis is not None}
+    made = with_batch_axes(model, axes) if axes else model
+    for value, spec in ((v, s) for v in made.graph.input for s in manifest.inputs if v.name == s.name):
+        for dim, size in zip(value.type.tensor_type.shape.dim, spec.shape, strict=True):
+            if size != DYNAMIC:
+                dim.dim_value = size
+    return made
+
+
+def _profiles(manifest: Manifest, rows: int) -> tuple[dict[str, ShapeRange], ...]:
+    """One, as `engines.gpu_plans` makes it."""
+    found: dict[str, ShapeRange] = {}
+    for spec in manifest.inputs:
+        if DYNAMIC not in spec.shape:
+            continue
+        sample = manifest.sample_shapes[spec.name]
+        sizes = [
+            (1, rows, rows) if at == spec.batch_axis
+            else (max(1, size // 2), size, 4 * size) if dim == DYNAMIC else (size, size, size)
+            for at, (dim, size) in enumerate(zip(spec.shape, sample, strict=True))
+        ]  # fmt: skip
+        found[spec.name] = tuple(tuple(one[k] for one in sizes) for k in range(3))  # type: ignore[assignment]
+    return (found,) if found else ()
+
+
+async def _open(self: app.plans.Plans, request: BuildRequest, manifest: Manifest, *more: Any) -> Any:
+    _requests[manifest.key] = request
+    return await _opened(self, request, manifest, *more)
+
+
+_opened = app.plans.Plans.open
+
+if __name__ == "__main__":
+    app.plans.Gpus = SimulatedGpus  # type: ignore[assignment, misc]
+    app.plans.Plans.open = _open  # type: ignore[method-assign]
+    main()
