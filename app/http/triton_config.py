@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.http.errors import BadRequest
 from engines.tensor import DYNAMIC, TensorSpec, datatype
@@ -32,7 +32,7 @@ _NOT_DONE = (
 )  # fmt: skip
 _KNOWN = ("name", *_MODELS_OWN, "input", "output", *_IGNORED, *_READ, *_NOT_DONE)
 _TENSOR_NOT_DONE = ("allow_ragged_batch", "is_non_linear_format_io", "is_shape_tensor", "optional", "reshape")
-_KINDS = ("KIND_AUTO", "KIND_CPU", "KIND_MODEL")
+_KINDS = ("KIND_AUTO", "KIND_CPU", "KIND_GPU", "KIND_MODEL")
 _CAPITAL = re.compile(r"(?<=[a-z0-9])([A-Z])")
 
 
@@ -67,8 +67,9 @@ def from_triton(
         batching["max_batch_size"] = rows
     if max_rows is not None:
         queue["max_rows"] = max_rows
+    instances, gpus = _instances(given.get("instance_group", []))
     ours = {
-        "instances": _instances(given.get("instance_group", [])),
+        "instances": instances, "gpus": gpus,
         "versions": _versions(given.get("version_policy", {})),
         "batching": batching, "queue": queue, "priorities": priorities, "labels": labels,
     }  # fmt: skip
@@ -145,23 +146,41 @@ def _versions(value: Any) -> Any:
     return [_int(number) for number in _list(specific, "versions", "version_policy.specific")]
 
 
-def _instances(value: Any) -> int | None:
+def _instances(value: Any) -> tuple[int | None, list[int]]:
+    """How many, and the numbers of GPUs, each of which has so many; none: all that there are."""
     if not isinstance(value, list):
         raise _refused("instance_group", value, "a list")
-    total = 0
-    for index, group in enumerate(value):
-        where = f"instance_group.{index}"
-        given = _section(group, where, ("name", "kind", "count", "gpus", "passive", "host_policy", "profile"))
-        if given.get("kind", "KIND_AUTO") not in _KINDS:
-            raise _refused(f"{where}.kind", given["kind"], f"one of {', '.join(_KINDS)}")
-        for key in ("gpus", "passive", "host_policy", "profile"):
-            if _asks(given.get(key)):
-                raise BadRequest(f"config: {where}.{key}: this server does not do that; leave it out")
-        count = _int(given.get("count", 1))
-        if not isinstance(count, int) or count < 0:
-            raise _refused(f"{where}.count", count, "a number of instances")
-        total += count or 1
-    return total or None
+    groups = [_instance_group(group, f"instance_group.{index}") for index, group in enumerate(value)]
+    on_gpu = [group for group in groups if group.gpus or group.kind == "KIND_GPU"]
+    if not on_gpu:
+        return sum(group.count for group in groups) or None, []
+    if len(on_gpu) < len(groups) or len({group.count for group in groups}) > 1:
+        raise BadRequest("config: instance_group: expected as many instances on each GPU, and none on the CPU beside")
+    numbers = sorted({number for group in groups for number in group.gpus})
+    return groups[0].count, [] if any(not group.gpus for group in groups) else numbers
+
+
+class _Group(NamedTuple):
+    kind: str
+    count: int
+    gpus: list[int]
+
+
+def _instance_group(value: Any, where: str) -> _Group:
+    given = _section(value, where, ("name", "kind", "count", "gpus", "passive", "host_policy", "profile"))
+    kind = given.get("kind", "KIND_AUTO")
+    if kind not in _KINDS:
+        raise _refused(f"{where}.kind", kind, f"one of {', '.join(_KINDS)}")
+    for key in ("passive", "host_policy", "profile"):
+        if _asks(given.get(key)):
+            raise BadRequest(f"config: {where}.{key}: this server does not do that; leave it out")
+    count = _int(given.get("count", 1))
+    if not isinstance(count, int) or count < 0:
+        raise _refused(f"{where}.count", count, "a number of instances")
+    gpus = [_int(number) for number in _list(given, "gpus", where)] if given.get("gpus") else []
+    if any(not isinstance(number, int) or number < 0 for number in gpus) or (gpus and kind == "KIND_CPU"):
+        raise _refused(f"{where}.gpus", gpus, "numbers of GPUs, and kind KIND_GPU or KIND_AUTO")
+    return _Group(kind, count or 1, gpus)
 
 
 def _parameters(value: Any) -> tuple[Any, Any]:

@@ -49,11 +49,11 @@ class Gpus:
         """
         here = look_here()
         wanted = tuple(devices) or tuple(range(here.gpus))
-        if not wanted or not manifest.plans:
-            return None
         if strange := [number for number in wanted if number >= here.gpus]:
             raise PlanInvalid(f"there is no GPU {strange[0]}: {here.gpus} are here")
-        found = _first_that_fits(folder, manifest, key, here)
+        if devices and not manifest.plans:
+            raise PlanInvalid("it has no plan for a GPU; compile it for one of targets tensorrt and tensorrt-rtx")
+        found = _first_that_fits(folder, manifest, key, here) if wanted else None
         if found is None:
             return None
         plan, data = found

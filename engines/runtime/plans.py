@@ -22,7 +22,7 @@ _AMPERE = 80
 
 
 class Here(NamedTuple):
-    """Versions of the libraries that are installed, by target; the SMs of the GPUs, each once; how many GPUs there are."""
+    """Versions of the libraries that are installed, by target; SMs of the GPUs, each once; how many GPUs there are."""
 
     versions: Mapping[str, str]
     sms: tuple[int, ...]

@@ -39,6 +39,9 @@ def _translate(document: dict[str, Any]) -> ModelConfig:
         ({"instance_group": [{"count": 2}]}, {"instances": 2}),
         ({"instance_group": [{"kind": "KIND_CPU", "count": 2}, {"kind": "KIND_AUTO", "name": "b"}]}, {"instances": 3}),
         ({"instance_group": []}, {}),
+        ({"instance_group": [{"kind": "KIND_GPU", "count": 2}]}, {"instances": 2}),
+        ({"instance_group": [{"kind": "KIND_GPU", "gpus": [1]}, {"gpus": [0, 1]}]}, {"instances": 1, "gpus": [0, 1]}),
+        ({"instance_group": [{"kind": "KIND_GPU", "gpus": [1]}, {"kind": "KIND_GPU"}]}, {"instances": 1}),
         ({"dynamic_batching": {}}, {}),
         (
             {"dynamic_batching": {
@@ -63,7 +66,7 @@ def _translate(document: dict[str, Any]) -> ModelConfig:
         ),
         ({"output": [{"name": "y", "label_filename": "l.txt"}]}, {"labels": {"y": "l.txt"}}),
     ],
-    ids=range(17),
+    ids=range(20),
 )  # fmt: skip
 def test_what_is_taken(document: dict[str, Any], ours: dict[str, Any]) -> None:
     assert is_triton(document)
@@ -104,8 +107,11 @@ def test_what_describes_the_model_changes_nothing(document: dict[str, Any]) -> N
         ({"version_policy": {"specific": {"versions": 1}}}, "config: version_policy.specific.versions = '1' is not"),
         ({"version_policy": "all"}, "config: version_policy = 'all' is not allowed; expected an object"),
         ({"instance_group": {"count": 1}}, "config: instance_group = \"{'count': 1}\" is not allowed; expected a list"),
-        ({"instance_group": [{"kind": "KIND_GPU"}]}, "config: instance_group.0.kind = 'KIND_GPU' is not allowed"),
-        ({"instance_group": [{"count": 1}, {"gpus": [0]}]}, "config: instance_group.1.gpus: this server does not do"),
+        ({"instance_group": [{"kind": "KIND_TPU"}]}, "config: instance_group.0.kind = 'KIND_TPU' is not allowed"),
+        ({"instance_group": [{"count": 1}, {"gpus": [0]}]}, "config: instance_group: expected as many"),
+        ({"instance_group": [{"gpus": [0]}, {"gpus": [1], "count": 2}]}, "config: instance_group: expected as many"),
+        ({"instance_group": [{"gpus": [-1]}]}, "config: instance_group.0.gpus = '[-1]' is not allowed"),
+        ({"instance_group": [{"kind": "KIND_CPU", "gpus": [0]}]}, "config: instance_group.0.gpus = '[0]' is"),
         ({"instance_group": [{"count": "two"}]}, "config: instance_group.0.count = 'two' is not allowed"),
         ({"dynamic_batching": {"max_delay": 1}}, "config: dynamic_batching.max_delay: unknown key; allowed here: pref"),
         ({"dynamic_batching": {"preferred_batch_size": 4}}, "config: dynamic_batching.preferred_batch_size = '4' is"),
@@ -125,7 +131,7 @@ def test_what_describes_the_model_changes_nothing(document: dict[str, Any]) -> N
         ({"input": [{"name": "x", "format": "FORMAT_NCHW"}]}, "config: input.0.format = 'FORMAT_NCHW' is not allowed"),
         ({"output": [{"name": "y"}, 5]}, "config: output.1 = '5' is not allowed; expected an object"),
     ],
-    ids=range(33),
+    ids=range(36),
 )  # fmt: skip
 def test_what_is_refused_by_name(document: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRequest) as refused:

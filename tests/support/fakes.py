@@ -130,6 +130,8 @@ class HeldSlot:
 class HeldSession:
     """A session of held slots. `launched` holds the inputs of every batch, in the order of their launches."""
 
+    is_on_gpu = False
+
     def __init__(
         self, slots: int = 1, threads_per_batch: int = 1, function: Function = lambda inputs: {"y": inputs["x"]},
         inline_rows: int = 0, own_inline_slot: bool = False,
