@@ -153,16 +153,16 @@ def _instances(value: Any) -> tuple[int | None, list[int]]:
     groups = [_instance_group(group, f"instance_group.{index}") for index, group in enumerate(value)]
     on_gpu = [group for group in groups if group.gpus or group.kind == "KIND_GPU"]
     if not on_gpu:
-        return sum(group.count for group in groups) or None, []
-    if len(on_gpu) < len(groups) or len({group.count for group in groups}) > 1:
+        return sum(group.instances for group in groups) or None, []
+    if len(on_gpu) < len(groups) or len({group.instances for group in groups}) > 1:
         raise BadRequest("config: instance_group: expected as many instances on each GPU, and none on the CPU beside")
     numbers = sorted({number for group in groups for number in group.gpus})
-    return groups[0].count, [] if any(not group.gpus for group in groups) else numbers
+    return groups[0].instances, [] if any(not group.gpus for group in groups) else numbers
 
 
 class _Group(NamedTuple):
     kind: str
-    count: int
+    instances: int
     gpus: list[int]
 
 
