@@ -46,7 +46,7 @@ class PyCudaDriver(CudaDriver):
         try:
             pycuda: Any = importlib.import_module("pycuda.driver")
         except ImportError as error:
-            raise EngineError(f"no PyCUDA ({error}); pip install 'bitserve[gpu]'") from error
+            raise EngineError(f"no PyCUDA ({error}); pip install 'pycuda>=2026.1,<2027'") from error
         self._pycuda = pycuda
         with self._as_ours():
             pycuda.init()
