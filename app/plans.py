@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ from engines import repository
 from engines.errors import EngineError, PlanInvalid
 from engines.repository import Manifest
 from engines.request import BuildRequest
+from engines.runtime.fallback import WithCpu
 from engines.runtime.gpus import Gpus
 from engines.runtime.plans import Unfit, look_here, unfit_plans
 from engines.runtime.session import Session
@@ -199,7 +201,8 @@ class Plans:
     def _import(self, manifest: Manifest, options: ModelOptions) -> Session:
         session = self._on_gpu(manifest, options) or self._on_cpu(manifest, options)
         try:
-            warm_up(session, manifest)
+            alone = session.is_on_gpu and options.limits.max_batch_rows <= 1  # two are not for the plan, then
+            warm_up(session, manifest, (1, 2) if manifest.proof.batchable and not alone else (1,))
             if not session.is_on_gpu:
                 session.inline_rows = inline_rows(session, manifest, options.limits.max_batch_rows or 1)
         except EngineError:  # in a thread of its own: a launch that hangs would keep close waiting
@@ -220,7 +223,7 @@ class Plans:
         self._not_on_gpu.pop(manifest.key, None)
         cache = self._cache_of(manifest.key)
         try:
-            return self._gpus.open(
+            session = self._gpus.open(
                 cache.entry(manifest.key), manifest, cache.plan_key, devices=options.gpus,
                 instances=options.instances, most_rows=options.limits.max_batch_rows,
             )  # fmt: skip
@@ -228,6 +231,8 @@ class Plans:
             log.warning("a plan for a GPU is not used, the CPU answers: %s", error, extra={"plan": manifest.key})
             self._not_on_gpu[manifest.key] = str(error)
             return None
+        cpu = functools.partial(self._on_cpu, manifest, options)
+        return None if session is None else WithCpu(session, cpu, manifest.inputs)
 
     def not_on_gpu(self, manifest: Manifest) -> str:
         """Why a plan that seemed to fit is not used; empty where there is none, or it is."""

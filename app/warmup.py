@@ -17,14 +17,14 @@ __all__ = ["warm_up"]
 _TIMEOUT_S = 60.0
 
 
-def warm_up(session: Session, manifest: Manifest) -> None:
-    """Run one row, and two where rows may share a batch, on every slot. Blocking.
+def warm_up(session: Session, manifest: Manifest, rows: Sequence[int]) -> None:
+    """Run so many rows, one number after the other, on every slot. Blocking.
 
     Raises EngineFailed, or PlanInvalid where the engine's tensors are not those of the manifest.
     """
     for slot in session.slots:
-        for rows in (1, 2) if manifest.proof.batchable else (1,):
-            _run(slot, manifest, rows)
+        for count in rows:
+            _run(slot, manifest, count)
 
 
 def _run(slot: Slot, manifest: Manifest, rows: int) -> None:

@@ -5,6 +5,7 @@ EngineError
 ├── BadRepository     names, versions or files on disk break the repository's rules
 ├── PlanInvalid       a compiled plan is absent, corrupt, foreign or stale: rebuild it, never trust it
 ├── EngineFailed      a session raised while it ran a batch
+│   └── OutsidePlan   a plan on a GPU was built for other sizes
 ├── DeviceLost        a GPU does nothing more in this process, which must be started anew
 ├── OutOfMemory       a GPU has not the memory that was asked for; what it holds is as it was
 ├── CaptureRefused    something cannot be part of a CUDA graph: it runs without one
@@ -13,7 +14,7 @@ EngineError
 
 __all__ = [
     "BadRepository", "CaptureRefused", "DeviceLost", "EngineError", "EngineFailed", "ModelRefused", "OutOfMemory",
-    "PlanInvalid", "ValuesRefused",
+    "OutsidePlan", "PlanInvalid", "ValuesRefused",
 ]  # fmt: skip
 
 
@@ -35,6 +36,10 @@ class PlanInvalid(EngineError):
 
 class EngineFailed(EngineError):
     """The engine raised while it ran a batch; only that batch is lost."""
+
+
+class OutsidePlan(EngineFailed):
+    """A plan on a GPU was built for other sizes than a batch has."""
 
 
 class DeviceLost(EngineError):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from engines.errors import EngineFailed
+from engines.errors import OutsidePlan
 from engines.tensor import DYNAMIC, ShapeRange, TensorSpec
 
 __all__ = ["Batch", "Batches", "Profile", "Shapes", "bucket_of", "buckets_up_to", "profile_for", "with_rows"]
@@ -44,7 +44,7 @@ class Batches:
         self._known: dict[Shapes, Batch] = {}
 
     def of(self, shapes: Shapes) -> Batch:
-        """Raises EngineFailed where no profile of the plan holds them."""
+        """Raises OutsidePlan where no profile of the plan holds them."""
         known = self._known.get(shapes)
         if known is None:
             if len(self._known) >= self._most_kept:
@@ -66,7 +66,7 @@ class Batches:
         profile = None if bucket is None else profile_for(padded, self._profiles, self._inputs)
         if profile is None or bucket is None:
             said = ", ".join(f"{spec.name!r} {list(shape)}" for spec, shape in zip(self._inputs, shapes, strict=True))
-            raise EngineFailed(f"the plan for the GPU was built for other sizes than {said}")
+            raise OutsidePlan(f"the plan for the GPU was built for other sizes than {said}")
         return Batch(profile, padded, rows, bucket, self.is_fixed)
 
 

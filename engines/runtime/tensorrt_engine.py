@@ -76,6 +76,8 @@ class TensorRtEngine:
         if sorted(of_mode) != sorted(spec.name for spec in specs):
             raise PlanInvalid(f"the {target} plan has {of_mode}; its manifest says {[spec.name for spec in specs]}")
         for spec in specs:
+            if engine.is_shape_inference_io(spec.name):
+                raise PlanInvalid(f"sizes of the {target} plan are computed from the values of {spec.name!r}")
             found = _DATATYPES.get(engine.get_tensor_dtype(spec.name).name, "")
             rank = len(engine.get_tensor_shape(spec.name))
             if found != spec.datatype or rank != len(spec.shape):

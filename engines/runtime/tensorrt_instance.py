@@ -13,13 +13,22 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from engines.errors import CaptureRefused, DeviceLost, EngineError, EngineFailed, OutOfMemory, ValuesRefused
+from engines.errors import (
+    CaptureRefused,
+    DeviceLost,
+    EngineError,
+    EngineFailed,
+    OutOfMemory,
+    PlanInvalid,
+    ValuesRefused,
+)
 from engines.manifest import GUARD_OUTPUT
 from engines.runtime.buckets import Batch, Batches, Shapes
 from engines.runtime.driver import Driver, give_back
 from engines.runtime.session import Done
 from engines.runtime.tensorrt_engine import TensorRtEngine
 from engines.runtime.tensorrt_slot import GpuSlot
+from engines.tensor import DYNAMIC
 
 __all__ = ["SLOTS", "TensorRtInstance"]
 
@@ -132,9 +141,16 @@ class TensorRtInstance:
         for profile, largest in self._engine.most_shapes():
             shapes = tuple(largest[tensor.name] for tensor in self._engine.inputs)
             found = self._shaped(profile, shapes)
+            self._require_known(found)
             inputs = [max(a, t.bytes_of(s)) for a, t, s in zip(inputs, self._engine.inputs, shapes, strict=True)]
             outputs = [max(a, t.bytes_of(s)) for a, t, s in zip(outputs, self._engine.outputs, found, strict=True)]
         return inputs, outputs
+
+    def _require_known(self, outputs: Sequence[tuple[int, ...]]) -> None:
+        """Raise PlanInvalid where sizes depend on values."""
+        for tensor, shape in zip(self._engine.outputs, outputs, strict=True):
+            if DYNAMIC in shape:
+                raise PlanInvalid(f"the size of output {tensor.name!r} depends on values, {list(shape)}")
 
     def _shaped(self, profile: int, shapes: Shapes) -> tuple[tuple[int, ...], ...]:
         """Tell the context the shapes of a batch; those of the outputs. EngineFailed where it does not take them."""

@@ -77,7 +77,7 @@ class GpuSlot:
     # -- Slot ----------------------------------------------------------------------------------------------------
 
     def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        """Raises EngineFailed where no profile of the plan holds them."""
+        """Raises OutsidePlan where no profile of the plan holds them."""
         batch = self.batch = self._batches.of(tuple([shapes[name] for name in self._names]))
         return {
             tensor.name: _rows(tensor, np.ndarray(shape, tensor.dtype, buffer.host), batch.rows)

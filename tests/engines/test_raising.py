@@ -50,7 +50,9 @@ def test_a_model_is_built_of_the_samples_that_its_engine_runs(built: Build) -> N
             np.testing.assert_array_equal(answer["y"], reference(ask)["y"])
     session = load_session(done.cache.entry(done.manifest.key), done.manifest)
     try:
-        warm_up(session, done.manifest)  # with zeros, on which it raises
+        warm_up(
+            session, done.manifest, (1, 2) if done.manifest.proof.batchable else (1,)
+        )  # with zeros, on which it raises
     finally:
         session.close()
 

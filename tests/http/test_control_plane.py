@@ -299,7 +299,10 @@ def test_unload_and_load(server: Server) -> None:
         ({"config": "[" * 100_000}, "parameter 'config' is not JSON: "),
         ({"config": '{"sequence_batching": ' + '{"a": ' * 900 + "1" + "}" * 901}, ""),
         ({"config": "[1]"}, "config: the file = [1] is not allowed"),
-        ({"config": '{"batchng": 1}'}, "config: batchng = 1: unknown key; allowed here: instances, streams, versions"),
+        (
+            {"config": '{"batchng": 1}'},
+            "config: batchng = 1: unknown key; allowed here: instances, streams, gpus, versions",
+        ),
         ({"config": '{"max_batch_size": -1}'}, "config: batching.max_batch_size = -1 is not allowed; expected"),
         ({"config": '{"max_batch_size": 8, "nope": 1}'}, "config: nope: unknown key; allowed here: name, "),
         ({"config": '{"name": "other"}'}, "config: name = 'other' is not allowed; expected 'linear'"),

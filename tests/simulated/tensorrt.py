@@ -124,6 +124,9 @@ class ICudaEngine:
         low, best, high = self.profiles[profile_index].get(name, (shape, shape, shape))
         return [tuple(low), tuple(best), tuple(high)]
 
+    def is_shape_inference_io(self, name: str) -> bool:
+        return False
+
     device_memory_size_v2 = 1024
     """Of a context's scratch memory, in bytes."""
 
