@@ -93,7 +93,7 @@ class _Slot:
 
 
 class WithCpu:
-    """`engines.runtime.session.Session` of one whose slots raise OutsidePlan; `load_cpu` imports the engine for these."""
+    """A session of one whose slots raise OutsidePlan; `load_cpu` imports the engine that runs those batches."""
 
     is_on_gpu = True
     inline_rows = 0
