@@ -11,6 +11,7 @@ import numpy as np
 from app.http import tensors
 from app.http.bodies import Body
 from app.http.errors import BadRequest
+from app.http.longlist import take_long_list
 from app.http.wanted import Wanted
 from app.http.wire import InferRequest, InferResponse, RequestInput, RequestOutput, ResponseOutput
 from app.http.workers import INLINE_BYTES
@@ -50,11 +51,32 @@ def decode(
     if json_bytes == 0 and header_length is not None:
         return _decode_raw(body, endpoint)
     document = body if json_bytes == len(body) else body[:json_bytes]
-    tensors.check_keys(document, pause)
-    request = _parse(document)
+    request = _without_long_list(document, pause) or _whole(document, pause)
     _check_counts(request, endpoint)
     inputs = _inputs(request, memoryview(body)[json_bytes:], endpoint.model, pause)
     return _call(request, inputs), _wanted(request)
+
+
+def _without_long_list(document: Body, pause: Callable[[], None]) -> InferRequest | None:
+    """None where there is no such list, it is no tensor's, or the rest is not right, which the whole tells better."""
+    taken = take_long_list(document)
+    if taken is None:
+        return None
+    around, values = taken
+    try:
+        request = _whole(around, pause)
+    except BadRequest:
+        return None
+    for tensor in request.inputs:
+        if len(tensor.data):
+            tensor.data = msgspec.Raw(values)
+            return request
+    return None
+
+
+def _whole(document: Body, pause: Callable[[], None]) -> InferRequest:
+    tensors.check_keys(document, pause)
+    return _parse(document)
 
 
 def json_length(header: bytes | None, total: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from app.http import codec
 from app.http.bodies import Body
+from app.http.longlist import is_only_data
 from app.http.numbers import FlatList
 from app.http.wanted import Wanted
 from app.serving.errors import InvalidInput
@@ -20,7 +20,6 @@ from engines.tensor import datatype
 __all__ = ["Memo"]
 
 _Key = bytes | tuple[bytes, bytes]
-_DATA = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*\Z')
 
 
 class _Part(NamedTuple):
@@ -166,7 +165,7 @@ class Memo:
         self, endpoint: Served, key: tuple[bytes, bytes], values: bytes, call: Call, wanted: Wanted
     ) -> Wanted:
         """Where the list is all the data that there is."""
-        if len(call.inputs) != 1 or not _is_certain(*key):
+        if len(call.inputs) != 1 or not is_only_data(*key):
             return wanted
         ((name, tensor),) = call.inputs.items()
         fitted = _fitted(endpoint, call)
@@ -202,12 +201,3 @@ def _cut(body: Body) -> tuple[tuple[bytes, bytes], bytes] | None:
     if start < 0 or end <= start:
         return None
     return (body[:start], body[end:]), body[start:end]
-
-
-def _is_certain(before: bytes, behind: bytes) -> bool:
-    """Whether that "data" is a key, and the only one of this name: then any other list of numbers may stand there.
-
-    Without backslashes a name can be written in one way only, and no string holds a quote.
-    """
-    around = before + behind
-    return b"\\" not in around and around.count(b'"data"') == 1 and _DATA.search(before) is not None

@@ -1,4 +1,4 @@
-"""Short flat JSON lists of numbers of known length: the fast twins of `tensors.from_json` and `tensors.json_of`."""
+"""Flat JSON lists of numbers: the fast twins of `tensors.from_json` and `tensors.json_of`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from engines.tensor import BY_NAME, DataType
 
-__all__ = ["FlatList", "written"]
+__all__ = ["FlatList", "flat", "written"]
 
 _CODES = {
     "FP16": "e", "FP32": "f", "FP64": "d",
@@ -50,6 +50,18 @@ class FlatList:
             return np.ndarray(self._shape, self._dtype, self._pack(*self._decode(text)))
         except (msgspec.DecodeError, struct.error, OverflowError):
             return None
+
+
+def flat(text: bytes, kind: DataType) -> np.ndarray | None:
+    """A flat list of any length, [n], as `FlatList` reads it."""
+    code = _CODES.get(kind.name)
+    if code is None:
+        return None
+    try:
+        values = _LISTS[kind.is_float].decode(text)
+        return np.frombuffer(struct.pack(f"<{len(values)}{code}", *values), kind.numpy)
+    except (msgspec.DecodeError, struct.error, OverflowError):
+        return None
 
 
 def written(array: np.ndarray) -> bytes | None:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from app.http import numbers
 from app.http.bodies import Body
 from app.http.errors import BadRequest
 from app.http.pieces import Buffer, read_numbers
@@ -168,7 +169,8 @@ def from_json(
 
 
 def _flat(kind: DataType, piece: bytes) -> np.ndarray:
-    return _array(_values(piece, kind, 1), kind, 1)
+    fast = numbers.flat(piece, kind)
+    return fast if fast is not None else _array(_values(piece, kind, 1), kind, 1)
 
 
 def _array(values: list[Any], kind: DataType, depth: int) -> np.ndarray:

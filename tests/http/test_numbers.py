@@ -16,7 +16,7 @@ from app.http import numbers, tensors
 from app.http.errors import BadRequest
 from app.http.wanted import Wanted
 from app.http.wire import InferResponse, ResponseOutput
-from engines.tensor import BY_NAME
+from engines.tensor import BY_NAME, DataType
 
 READ = [kind for kind in BY_NAME.values() if kind.name not in ("BYTES", "BOOL", "BF16")]
 EDGES = [0, -0.0, 1, -1, 2.0, 127, 128, -129, 255, 256, 65504, 65519.99, 65520, 3.4028235e38, 3.4028236e38, 5e-324,
@@ -101,3 +101,13 @@ def test_an_answer_from_a_frame_is_the_answer_that_was_encoded_whatever_its_name
         assert wanted.answer(outputs) == (msgspec.json.encode(encoded(outputs)), None)
     infinite = {**first, "y": np.array([[1, np.inf]], np.float32)}
     assert wanted.answer(infinite) is None
+
+
+@pytest.mark.parametrize("kind", READ, ids=lambda kind: kind.name)
+@given(listed=values)
+def test_a_list_of_any_length_is_read_as_one_of_known_length(kind: DataType, listed: list[float]) -> None:
+    text = json.dumps(listed).encode()
+    fast, known = numbers.flat(text, kind), numbers.FlatList([len(listed)], kind).read(text)
+    assert (fast is None) == (known is None)
+    if fast is not None and known is not None:
+        assert (fast.dtype, fast.tobytes()) == (known.dtype, known.tobytes())
