@@ -19,7 +19,6 @@ from engines.errors import (
     EngineError,
     EngineFailed,
     OutOfMemory,
-    PlanInvalid,
     ValuesRefused,
 )
 from engines.manifest import GUARD_OUTPUT
@@ -27,6 +26,7 @@ from engines.runtime.buckets import Batch, Batches, Shapes
 from engines.runtime.driver import Driver, give_back
 from engines.runtime.session import Done
 from engines.runtime.tensorrt_engine import TensorRtEngine
+from engines.runtime.tensorrt_open import OpenOutput, open_outputs
 from engines.runtime.tensorrt_slot import GpuSlot
 from engines.tensor import DYNAMIC
 
@@ -100,21 +100,22 @@ class TensorRtInstance:
                 self._threads[1].join()
         except BaseException as error:
             self._note(error)
-            begun.put(error)
+            begun.put(error.with_traceback(None))  # it would hold the context, and its memory
         finally:
             self.slots = []
 
     def _make(self, held: ExitStack) -> None:
         driver = self._driver
         self._streams = _Streams(*(_held(held, driver.stream, driver.close_stream) for _ in _Streams._fields))
-        self._context = self._engine.engine.create_execution_context()
-        if self._context is None:
+        context = self._context = self._engine.engine.create_execution_context()
+        if context is None:
             memory, needed = driver.memory(), self._engine.engine.device_memory_size_v2
             raise OutOfMemory(
                 f"TensorRT made no context: it needs {needed} bytes, {memory.free} of {memory.total} are free"
             )
         held.callback(self._drop_context)
         sizes = self._most_bytes()
+        self._open = open_outputs(self._engine, context)
         for number in range(SLOTS):
             slot = GpuSlot(
                 number, driver, self._batches, self._engine.inputs, self._engine.outputs, *sizes, self._submit
@@ -123,12 +124,13 @@ class TensorRtInstance:
             self.slots.append(slot)
         self.device_bytes = sum(slot.device_bytes for slot in self.slots)
         held.callback(self._drop_graphs)
-        for batch in self._batches.usual() if self._wants_graphs else []:
+        for batch in self._batches.usual() if self._wants_graphs and not self._open else []:
             for slot in self.slots:
                 self._capture(slot, batch)
 
     def _drop_context(self) -> None:
         self._context = None
+        self._open = []
 
     def _drop_graphs(self) -> None:
         for graph in self._graphs.values():
@@ -140,17 +142,10 @@ class TensorRtInstance:
         inputs, outputs = [0] * len(self._engine.inputs), [0] * len(self._engine.outputs)
         for profile, largest in self._engine.most_shapes():
             shapes = tuple(largest[tensor.name] for tensor in self._engine.inputs)
-            found = self._shaped(profile, shapes)
-            self._require_known(found)
+            found = tuple(map(_known, self._shaped(profile, shapes)))
             inputs = [max(a, t.bytes_of(s)) for a, t, s in zip(inputs, self._engine.inputs, shapes, strict=True)]
             outputs = [max(a, t.bytes_of(s)) for a, t, s in zip(outputs, self._engine.outputs, found, strict=True)]
         return inputs, outputs
-
-    def _require_known(self, outputs: Sequence[tuple[int, ...]]) -> None:
-        """Raise PlanInvalid where sizes depend on values."""
-        for tensor, shape in zip(self._engine.outputs, outputs, strict=True):
-            if DYNAMIC in shape:
-                raise PlanInvalid(f"the size of output {tensor.name!r} depends on values, {list(shape)}")
 
     def _shaped(self, profile: int, shapes: Shapes) -> tuple[tuple[int, ...], ...]:
         """Tell the context the shapes of a batch; those of the outputs. EngineFailed where it does not take them."""
@@ -217,9 +212,11 @@ class TensorRtInstance:
             if not context.set_tensor_address(tensor.name, buffer.device):
                 raise EngineFailed(f"TensorRT does not take the address of {tensor.name!r}")
         context.set_input_consumed_event(slot.events.consumed if consumed else 0)
+        for output in self._open:
+            output.begin(slot)
         if not context.execute_async_v3(self._streams.compute):
-            raise EngineFailed("TensorRT did not run the batch")
-        return outputs
+            raise next((o.error for o in self._open if o.error), None) or EngineFailed("TensorRT did not run the batch")
+        return _told(outputs, self._open)
 
     def _capture(self, slot: GpuSlot, batch: Batch) -> None:
         """Run it once (what is made at a first run cannot be captured), and again into a graph."""
@@ -280,7 +277,7 @@ class TensorRtInstance:
         except Exception as worse:
             self._note(worse)
         self._note(error)
-        done(error.with_traceback(None))  # it would hold the context, and its memory, as long as anybody has the error
+        done(error.with_traceback(None))
 
     def _note(self, error: BaseException) -> None:
         if isinstance(error, DeviceLost) and self._gone is None:
@@ -294,6 +291,17 @@ class TensorRtInstance:
             return None
         found = [text for text, count in zip(self._guards, counts, strict=True) if text and count]
         return ValuesRefused(found[0]) if found else None
+
+
+def _known(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Nothing, where the size depends on values: it grows as it must."""
+    return (0,) if DYNAMIC in shape else shape
+
+
+def _told(outputs: tuple[tuple[int, ...], ...], open_: Sequence[OpenOutput]) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a run's outputs, of which TensorRT told some when it ran."""
+    told = {output.at: output.shape for output in open_}
+    return tuple(told.get(at, shape) for at, shape in enumerate(outputs))
 
 
 def _held(held: ExitStack, make: Callable[[], int], close: Callable[[int], None]) -> int:

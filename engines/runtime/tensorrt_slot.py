@@ -55,10 +55,15 @@ class GpuSlot:
         self._driver, self._batches, self._submit = driver, batches, submit
         self.inputs, self.outputs_of = tuple(inputs), tuple(outputs)
         self._held = ExitStack()
+        self.input_buffers: list[Buffer] = []
+        self.output_buffers: list[Buffer] = []
         with self._held:
             self.events = Events(*(self._event() for _ in Events._fields))
-            self.input_buffers = [self._buffer(size) for size in input_bytes]
-            self.output_buffers = [self._buffer(size) for size in output_bytes]
+            self._held.callback(self._free_buffers)
+            for size in input_bytes:
+                self.input_buffers.append(self._buffer(size))
+            for size in output_bytes:
+                self.output_buffers.append(self._buffer(size))
             self._held = self._held.pop_all()
         self.batch: Batch
         self._names = [tensor.name for tensor in inputs]
@@ -71,7 +76,6 @@ class GpuSlot:
     def close(self) -> None:
         """Nothing of it may be in a stream."""
         self.answers = {}
-        self.input_buffers, self.output_buffers = [], []
         self._held.close()
 
     # -- Slot ----------------------------------------------------------------------------------------------------
@@ -115,6 +119,16 @@ class GpuSlot:
         """The same of outputs of these shapes."""
         return [_asked_bytes(tensor, shape, self.batch) for tensor, shape in zip(self.outputs_of, shapes, strict=True)]
 
+    def grow(self, at: int, size_bytes: int) -> int:
+        """Let an output be of so many bytes at least; its address. What lay there is lost. OutOfMemory, and it is as it
+        was.
+        """
+        if self.output_buffers[at].host.nbytes < size_bytes:
+            larger = self._buffer(size_bytes)
+            self._free(self.output_buffers[at])
+            self.output_buffers[at] = larger
+        return self.output_buffers[at].device
+
     def view(self, at: int, shape: tuple[int, ...], host: np.ndarray | None = None) -> np.ndarray:
         """An output as the one who waits for it shall see it."""
         tensor, memory = self.outputs_of[at], self.output_buffers[at].host if host is None else host
@@ -130,10 +144,20 @@ class GpuSlot:
     def _buffer(self, size_bytes: int) -> Buffer:
         driver, size = self._driver, max(size_bytes, _FEWEST_BYTES)
         host = driver.pinned(size)
-        self._held.callback(give_back, driver.unpin, host)
-        device = driver.allocate(size)
-        self._held.callback(give_back, driver.free, device)
-        return Buffer(host, device)
+        try:
+            return Buffer(host, driver.allocate(size))
+        except BaseException:
+            give_back(driver.unpin, host)
+            raise
+
+    def _free_buffers(self) -> None:
+        for buffer in (*self.input_buffers, *self.output_buffers):
+            self._free(buffer)
+        self.input_buffers, self.output_buffers = [], []
+
+    def _free(self, buffer: Buffer) -> None:
+        give_back(self._driver.free, buffer.device)
+        give_back(self._driver.unpin, buffer.host)
 
 
 def _rows(tensor: Tensor, array: np.ndarray, rows: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from tests.simulated.gpu import current_gpu
 from tests.simulated.ordering import Place, RuleBroken
 
 __all__ = [
-    "DataType", "ICudaEngine", "IExecutionContext", "ILogger", "Runtime", "TensorIOMode", "plan_of",
+    "DataType", "ICudaEngine", "IExecutionContext", "ILogger", "IOutputAllocator", "Runtime", "TensorIOMode", "plan_of",
 ]  # fmt: skip
 
 _MAGIC = b"simulated plan"
@@ -168,6 +168,18 @@ class ICudaEngine:
         return self.inputs[name] if name in self.inputs else self.outputs[name]
 
 
+class IOutputAllocator:
+    """Of an output whose size is known when it has been computed."""
+
+    def reallocate_output_async(
+        self, tensor_name: str, memory: int, size: int, alignment: int, stream: int
+    ) -> int | None:
+        raise NotImplementedError
+
+    def notify_shape(self, tensor_name: str, shape: Shape) -> None:
+        raise NotImplementedError
+
+
 class IExecutionContext:
     """Of one stream at a time."""
 
@@ -177,6 +189,7 @@ class IExecutionContext:
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
         self._consumed = 0
+        self._allocators: dict[str, IOutputAllocator] = {}
         self._itself = Place("an execution context")
         self._require_own_gpu()
         self._scratch = self._gpu.allocate(engine.device_memory_size_v2, by_runtime=True)
@@ -213,6 +226,10 @@ class IExecutionContext:
         self._addresses[name] = memory
         return True
 
+    def set_output_allocator(self, name: str, output_allocator: IOutputAllocator) -> bool:
+        self._allocators[name] = output_allocator
+        return True
+
     def set_input_consumed_event(self, event: int) -> bool:
         self._consumed = event
         return True
@@ -244,11 +261,29 @@ class IExecutionContext:
                 return self._refuse("a kernel could not be launched")
             if self._consumed:
                 gpu.record(self._consumed, stream_handle)
+            if self._allocators and not self._allocate(stream_handle, read, outputs):
+                return self._refuse("an output allocator gave no memory")
             gpu.kernel(stream_handle, "a computation", [], [*outputs, self._scratch], compute, [self._itself])
         except RuleBroken:
             raise
         except Exception as error:
             return self._refuse(str(error))
+        return True
+
+    def _allocate(self, stream_handle: int, read: Mapping[str, np.ndarray], outputs: list[int]) -> bool:
+        """Waits until the inputs have been read, as TensorRT waits for what sizes follow from."""
+        event = self._gpu.event()
+        self._gpu.record(event, stream_handle)
+        self._gpu.synchronize(event)
+        self._gpu.close_event(event)
+        for at, (name, array) in enumerate(zip(self._engine.outputs, self._engine.run(read), strict=True)):
+            allocator = self._allocators.get(name)
+            if allocator is not None:
+                address = allocator.reallocate_output_async(name, outputs[at], array.nbytes, 256, stream_handle)
+                if not address:
+                    return False
+                outputs[at] = address
+                allocator.notify_shape(name, array.shape)
         return True
 
     def _require_own_gpu(self) -> None:

@@ -47,7 +47,7 @@ FAULTS = {
     "memory of the host is not pinned": (
         GpuSlot, "_buffer", "driver.pinned(size)", "np.zeros(size, np.uint8)"),
     "memory of the device is not freed": (
-        GpuSlot, "_buffer", "self._held.callback(give_back, driver.free, device)", "pass"),
+        GpuSlot, "_free", "give_back(self._driver.free, buffer.device)", "pass"),
     "graphs are not closed": (
         TensorRtInstance, "_drop_graphs", "give_back(self._driver.close_graph, graph)", "pass"),
     "a thread keeps the context": (
