@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: serve test test-faults test-targets test-native gpu-test lint bench bench-binary bench-peers samples clean
+.PHONY: serve test test-faults test-simulated test-targets test-native gpu-test lint bench bench-binary bench-peers samples clean
 
 serve: $(VENV)/.installed
 	$(BIN)/bitserve serve --host $(HOST) --port $(PORT)
@@ -16,6 +16,11 @@ test: $(VENV)/.installed-test
 test-faults: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/faults
 	BITSERVE_FRONT_ENDS=2 $(BIN)/python -m pytest tests/http tests/faults
+
+# servers that run what they can on a simulated GPU: what is compiled, and what never comes to an engine, is the same there
+ELSEWHERE := $(wildcard tests/http/test_compile*.py) $(addprefix tests/http/test_,repeats.py samples.py inspect.py)
+test-simulated: $(VENV)/.installed-test
+	TESTS_ON_GPU=1 $(BIN)/python -m pytest tests/http tests/faults $(addprefix --ignore ,$(ELSEWHERE))
 
 test-targets: $(VENV)/.installed-targets
 	$(BIN)/python -m pytest tests/targets

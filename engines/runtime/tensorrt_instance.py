@@ -216,7 +216,10 @@ class TensorRtInstance:
             output.begin(slot)
         if not context.execute_async_v3(self._streams.compute):
             raise next((o.error for o in self._open if o.error), None) or EngineFailed("TensorRT did not run the batch")
-        return _told(outputs, self._open)
+        told = _told(outputs, self._open)
+        if any(DYNAMIC in shape for shape in told):
+            raise EngineFailed("TensorRT does not tell the shapes of its outputs")
+        return told
 
     def _capture(self, slot: GpuSlot, batch: Batch) -> None:
         """Run it once (what is made at a first run cannot be captured), and again into a graph."""

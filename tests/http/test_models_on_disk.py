@@ -19,7 +19,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.support.onnx_models import build, linear, place, slow, softmax_over_batch
-from tests.support.servers import ADMIN, Server, running, until
+from tests.support.servers import ADMIN, ON_GPU, Server, running, until
 
 WATCH = ("--watch-s", "0.1")
 X: dict[str, Any] = {"x": ("FP32", [[1.0] * 16])}
@@ -264,7 +264,8 @@ def test_plans_that_came_with_a_read_only_repository_are_used(tmp_path: Path) ->
     before = listing(repository)
     with read_only(repository), running(repository) as server:
         server.wait_ready("m", "broken", "new")
-        assert [compiles(server, model) for model in ("m", "broken", "new")] == [0, 1, 1]
+        opened = not ON_GPU  # there, the engine of the CPU is not, until a batch needs it
+        assert [compiles(server, model) for model in ("m", "broken", "new")] == [0, int(opened), 1]
         assert [first(server, model) for model in ("m", "broken", "new")] == pytest.approx([1.75, 5.25, 8.75])
     assert listing(repository) == before
 

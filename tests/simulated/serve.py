@@ -14,19 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import onnx
 
 import app.plans
 from app.__main__ import main
-from engines.canonical import canonical
 from engines.errors import EngineError, PlanInvalid
-from engines.frontend import onnx as frontend
 from engines.manifest import Manifest, PlanFile
-from engines.passes.dynamic_batch import with_batch_axes
 from engines.request import BuildRequest
 from engines.runtime.tensorrt import TensorRtSession
 from engines.tensor import DYNAMIC, ShapeRange
-from tests.simulated import tensorrt as trt
 from tests.simulated.gpu import Faults, SimulatedGpu
 
 _SETTING = "SIMULATED_GPU"
@@ -49,6 +44,8 @@ class SimulatedGpus:
     ) -> TensorRtSession | None:  # fmt: skip
         if any(number for number in devices):
             raise PlanInvalid(f"there is no GPU {max(devices)}: 1 are here")
+        from tests.simulated import tensorrt as trt  # it has threads, which the supervisor of front ends must not have
+
         request = _requests[manifest.key]
         rows = (most_rows or manifest.max_batch or 1) if manifest.proof.batchable else 1
         profiles = _profiles(manifest, rows)
@@ -76,7 +73,11 @@ class _Told(list[str]):
         sys.stderr.flush()
 
 
-def _graph(request: BuildRequest, manifest: Manifest) -> onnx.ModelProto:
+def _graph(request: BuildRequest, manifest: Manifest) -> Any:
+    from engines.canonical import canonical
+    from engines.frontend import onnx as frontend
+    from engines.passes.dynamic_batch import with_batch_axes
+
     sent, _, _ = frontend.read(request.source, request.read_spec())
     model, _ = canonical(sent)
     axes = {spec.name: spec.batch_axis for spec in manifest.inputs if spec.batch_axis is not None}

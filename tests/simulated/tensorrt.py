@@ -29,6 +29,8 @@ __all__ = [
 ]  # fmt: skip
 
 _MAGIC = b"simulated plan"
+_OPEN = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
+"""Operators whose outputs have sizes that depend on values."""
 Shape = tuple[int, ...]
 DataType = enum.Enum("DataType", "FLOAT HALF BF16 INT8 UINT8 INT32 INT64 BOOL")  # type: ignore[misc]
 TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")  # type: ignore[misc]
@@ -45,7 +47,10 @@ class _Content(msgspec.Struct):
 
 
 def plan_of(model: onnx.ModelProto, profiles: Sequence[Mapping[str, ShapeRange]] = ()) -> bytes:
-    """The bytes of a plan that runs the model."""
+    """The bytes of a plan that runs the model. ValueError where it has types that TensorRT has not."""
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type not in _OF_ONNX:
+            raise ValueError(f"TensorRT has no type for {value.name!r}")
     content = _Content(model.SerializeToString(), [dict(profile) for profile in profiles])
     return _MAGIC + msgspec.msgpack.encode(content)
 
@@ -87,6 +92,7 @@ class ICudaEngine:
         weights = {initializer.name for initializer in model.graph.initializer}
         self.inputs = {v.name: v for v in model.graph.input if v.name not in weights}
         self.outputs = {v.name: v for v in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output}
+        self._is_open = any(node.op_type in _OPEN for node in model.graph.node)
         self._shapes: dict[tuple[tuple[str, Shape], ...], dict[str, Shape]] = {}
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
@@ -162,7 +168,11 @@ class ICudaEngine:
         for value in model.graph.output:  # what is written there may be too little, and is inferred anew
             value.type.tensor_type.ClearField("shape")
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        return {value.name: _dims(value) for value in inferred.graph.output}
+        found = {value.name: _dims(value) for value in inferred.graph.output}
+        if any(-1 in shape for shape in found.values()) and not self._is_open:  # TensorRT infers more than ONNX does
+            zeros = {name: np.zeros(shape, self.dtype(name)) for name, shape in given}
+            found = {name: array.shape for name, array in zip(self.outputs, self.run(zeros), strict=True)}
+        return found
 
     def _value(self, name: str) -> onnx.ValueInfoProto:
         return self.inputs[name] if name in self.inputs else self.outputs[name]

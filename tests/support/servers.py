@@ -104,7 +104,10 @@ class Server:
         """The repository index by (model, version)."""
         answer = httpx.post(f"{self.url}/v2/repository/index", timeout=10, verify=False)
         assert answer.status_code == 200, answer.text
-        return {(entry["name"], entry["version"]): entry for entry in answer.json()}
+        entries = answer.json()
+        for entry in entries if ON_GPU else ():  # a note beside those that tests are about
+            entry["reason"] = re.sub(r"(; )?the CPU answers: .*", "", entry["reason"])
+        return {(entry["name"], entry["version"]): entry for entry in entries}
 
     def state(self, model: str, version: int = 1) -> str:
         return self.index().get((model, str(version)), {}).get("state", "")
