@@ -52,12 +52,11 @@ class TensorRtSession:
     def _engine(self, trt: Any, driver: Driver, data: bytes, plan: PlanFile, manifest: Manifest) -> TensorRtEngine:
         driver.attach()
         try:
-            engine = TensorRtEngine(trt, driver, data, plan, manifest)
+            loaded = TensorRtEngine(trt, driver, data, plan, manifest)
         finally:
             driver.detach()
-
-        self._held.callback(engine.close)
-        return engine
+        self._held.callback(loaded.close)
+        return loaded
 
     @property
     def slots(self) -> Sequence[GpuSlot]:

@@ -50,11 +50,11 @@ class TensorRtInstance:
     """
 
     def __init__(
-        self, driver: Driver, engine: TensorRtEngine, batches: Batches, lost: Callable[[DeviceLost], None],
+        self, driver: Driver, plan: TensorRtEngine, batches: Batches, lost: Callable[[DeviceLost], None],
         guards: Sequence[str] = (), *, graphs: bool = True,
     ) -> None:  # fmt: skip
         """Raises OutOfMemory, DeviceLost or EngineError; then nothing is held."""
-        self._driver, self._engine, self._batches, self._lost = driver, engine, batches, lost
+        self._driver, self._plan, self._batches, self._lost = driver, plan, batches, lost
         self._guards, self._wants_graphs = tuple(guards), graphs
         self.slots: list[GpuSlot] = []
         self.device_bytes = 0
@@ -107,19 +107,19 @@ class TensorRtInstance:
     def _make(self, held: ExitStack) -> None:
         driver = self._driver
         self._streams = _Streams(*(_held(held, driver.stream, driver.close_stream) for _ in _Streams._fields))
-        context = self._context = self._engine.engine.create_execution_context()
+        trt, engine = self._plan.trt, self._plan.engine
+        # all the scratch memory now, and not with a later batch
+        context = self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.STATIC)
         if context is None:
-            memory, needed = driver.memory(), self._engine.engine.device_memory_size_v2
+            memory, needed = driver.memory(), engine.device_memory_size_v2
             raise OutOfMemory(
                 f"TensorRT made no context: it needs {needed} bytes, {memory.free} of {memory.total} are free"
             )
         held.callback(self._drop_context)
         sizes = self._most_bytes()
-        self._open = open_outputs(self._engine, context)
+        self._open = open_outputs(self._plan, context)
         for number in range(SLOTS):
-            slot = GpuSlot(
-                number, driver, self._batches, self._engine.inputs, self._engine.outputs, *sizes, self._submit
-            )
+            slot = GpuSlot(number, driver, self._batches, self._plan.inputs, self._plan.outputs, *sizes, self._submit)
             held.callback(slot.close)
             self.slots.append(slot)
         self.device_bytes = sum(slot.device_bytes for slot in self.slots)
@@ -139,12 +139,12 @@ class TensorRtInstance:
 
     def _most_bytes(self) -> tuple[list[int], list[int]]:
         """Of each input and output, at the largest shapes of any profile."""
-        inputs, outputs = [0] * len(self._engine.inputs), [0] * len(self._engine.outputs)
-        for profile, largest in self._engine.most_shapes():
-            shapes = tuple(largest[tensor.name] for tensor in self._engine.inputs)
+        inputs, outputs = [0] * len(self._plan.inputs), [0] * len(self._plan.outputs)
+        for profile, largest in self._plan.most_shapes():
+            shapes = tuple(largest[tensor.name] for tensor in self._plan.inputs)
             found = tuple(map(_known, self._shaped(profile, shapes)))
-            inputs = [max(a, t.bytes_of(s)) for a, t, s in zip(inputs, self._engine.inputs, shapes, strict=True)]
-            outputs = [max(a, t.bytes_of(s)) for a, t, s in zip(outputs, self._engine.outputs, found, strict=True)]
+            inputs = [max(a, t.bytes_of(s)) for a, t, s in zip(inputs, self._plan.inputs, shapes, strict=True)]
+            outputs = [max(a, t.bytes_of(s)) for a, t, s in zip(outputs, self._plan.outputs, found, strict=True)]
         return inputs, outputs
 
     def _shaped(self, profile: int, shapes: Shapes) -> tuple[tuple[int, ...], ...]:
@@ -154,13 +154,13 @@ class TensorRtInstance:
             profile, self._streams.compute
         ):
             raise EngineFailed(f"TensorRT does not take profile {profile}")
-        for tensor, shape in zip(self._engine.inputs, shapes, strict=True):
+        for tensor, shape in zip(self._plan.inputs, shapes, strict=True):
             if not context.set_input_shape(tensor.name, shape):
                 raise EngineFailed(f"TensorRT does not take shape {list(shape)} of input {tensor.name!r}")
         missing = context.infer_shapes()
         if missing:
             raise EngineFailed(f"TensorRT does not know the shapes of {', '.join(missing)}")
-        return tuple(tuple(context.get_tensor_shape(tensor.name)) for tensor in self._engine.outputs)
+        return tuple(tuple(context.get_tensor_shape(tensor.name)) for tensor in self._plan.outputs)
 
     # -- batches -------------------------------------------------------------------------------------------------
 
@@ -191,7 +191,7 @@ class TensorRtInstance:
         for buffer, size in zip(slot.output_buffers, slot.answer_bytes(outputs), strict=True):
             driver.copy_out(buffer.host[:size], buffer.device, streams.copy_out)
         driver.record(events.finished, streams.copy_out)
-        slot.answers = {tensor.name: slot.view(at, outputs[at]) for at, tensor in enumerate(self._engine.outputs)}
+        slot.answers = {tensor.name: slot.view(at, outputs[at]) for at, tensor in enumerate(self._plan.outputs)}
 
     def _compute(self, slot: GpuSlot) -> tuple[tuple[int, ...], ...]:
         """Replay the batch's graph, or put the engine's own work into the stream. The shapes of the outputs."""
@@ -207,7 +207,7 @@ class TensorRtInstance:
         batch, context = slot.batch, self._context
         outputs = self._shaped(batch.profile, batch.shapes)
         self._outputs_of[batch.shapes] = outputs
-        tensors = (*self._engine.inputs, *self._engine.outputs)
+        tensors = (*self._plan.inputs, *self._plan.outputs)
         for tensor, buffer in zip(tensors, (*slot.input_buffers, *slot.output_buffers), strict=True):
             if not context.set_tensor_address(tensor.name, buffer.device):
                 raise EngineFailed(f"TensorRT does not take the address of {tensor.name!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from engines.errors import EngineError
 from engines.runtime.tensorrt_engine import TensorRtEngine
@@ -12,15 +12,28 @@ from engines.tensor import DYNAMIC
 __all__ = ["OpenOutput", "open_outputs"]
 
 
-class OpenOutput(Protocol):
+class OpenOutput:
     """The output of number `at`. `shape` is that of the last run; `error`, why there was no memory for it."""
 
-    at: int
-    shape: tuple[int, ...]
-    error: EngineError | None
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.shape: tuple[int, ...] = ()
+        self.error: EngineError | None = None
+        self.allocator: Any = None
+        self._slot: GpuSlot | None = None
 
     def begin(self, slot: GpuSlot) -> None:
         """The next run is this slot's."""
+        self._slot, self.shape, self.error = slot, (), None
+
+    def memory_of(self, size_bytes: int) -> int:
+        """Where the run's output may lie; 0 where there is no memory."""
+        assert self._slot is not None
+        try:
+            return self._slot.grow(self.at, size_bytes)
+        except EngineError as error:  # TensorRT knows no exceptions, and fails without memory
+            self.error = error
+            return 0
 
 
 def open_outputs(engine: TensorRtEngine, context: Any) -> list[OpenOutput]:
@@ -28,35 +41,21 @@ def open_outputs(engine: TensorRtEngine, context: Any) -> list[OpenOutput]:
     found: list[OpenOutput] = []
     for at, tensor in enumerate(engine.outputs):
         if DYNAMIC in tuple(context.get_tensor_shape(tensor.name)):
-            found.append(_allocator(engine.trt, at))
-            context.set_output_allocator(tensor.name, found[-1])
+            found.append(OpenOutput(at))
+            found[-1].allocator = _allocator(engine.trt, found[-1])
+            context.set_output_allocator(tensor.name, found[-1].allocator)
     return found
 
 
-def _allocator(trt: Any, number: int) -> OpenOutput:
+def _allocator(trt: Any, output: OpenOutput) -> Any:
     class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IOutputAllocator.__init__(self)
-            self.at = number
-            self.shape: tuple[int, ...] = ()
-            self.error: EngineError | None = None
-            self._slot: GpuSlot | None = None
 
-        def begin(self, slot: GpuSlot) -> None:
-            self._slot, self.shape, self.error = slot, (), None
-
-        def reallocate_output_async(
-            self, tensor_name: str, memory: int, size: int, alignment: int, stream: int
-        ) -> int | None:
-            assert self._slot is not None
-            try:
-                return self._slot.grow(self.at, size)
-            except EngineError as error:  # TensorRT knows no exceptions, and fails without memory
-                self.error = error
-                return None
+        def reallocate_output_async(self, tensor_name: str, memory: int, size: int, alignment: int, stream: int) -> int:
+            return output.memory_of(size)
 
         def notify_shape(self, tensor_name: str, shape: Any) -> None:
-            self.shape = tuple(shape)
+            output.shape = tuple(shape)
 
-    made: OpenOutput = Allocator()
-    return made
+    return Allocator()

@@ -34,6 +34,9 @@ _OPEN = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
 Shape = tuple[int, ...]
 DataType = enum.Enum("DataType", "FLOAT HALF BF16 INT8 UINT8 INT32 INT64 BOOL")  # type: ignore[misc]
 TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")  # type: ignore[misc]
+ExecutionContextAllocationStrategy = enum.Enum(
+    "ExecutionContextAllocationStrategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED"
+)  # type: ignore[misc]
 _OF_ONNX = {
     onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF", onnx.TensorProto.BFLOAT16: "BF16",
     onnx.TensorProto.INT8: "INT8", onnx.TensorProto.UINT8: "UINT8", onnx.TensorProto.INT32: "INT32",
@@ -136,7 +139,7 @@ class ICudaEngine:
     device_memory_size_v2 = 1024
     """Of a context's scratch memory, in bytes."""
 
-    def create_execution_context(self) -> IExecutionContext | None:
+    def create_execution_context(self, strategy: Any) -> IExecutionContext | None:
         try:
             return IExecutionContext(self)
         except EngineError as error:

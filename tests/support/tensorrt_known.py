@@ -11,7 +11,7 @@ from typing import Literal
 from tests.support.tensorrt_signatures import Signature
 from tests.support.tensorrt_surface import Member, Surface
 
-__all__ = ["MODULE", "Compared", "Given", "Library", "Seen"]
+__all__ = ["HOOKS", "MODULE", "Compared", "Given", "Library", "Seen"]
 
 
 @dataclass
@@ -32,6 +32,8 @@ class Seen:
 
 
 MODULE = Seen("module")
+HOOKS = {"IOutputAllocator": {"reallocate_output_async": 6, "notify_shape": 3}}
+"""Methods that the bindings call by name where a derived class has them, and list nowhere; how many parameters."""
 Given = Mapping[int | str, Seen | None]
 """The arguments of a call by position or keyword, each with what it is where that is of the library."""
 
@@ -108,6 +110,12 @@ class Library:
 
     def overridden(self, node: ast.FunctionDef, classes: tuple[str, ...]) -> list[Seen | None]:
         """What the parameters of a method are that stands for one of the library, which calls it."""
+        for base in classes:
+            if node.name in HOOKS.get(base, ()):
+                self._use(base, node.name)
+                if len(node.args.args) != HOOKS[base][node.name]:
+                    self._misfit(node, f"{node.name} takes {len(node.args.args)} parameters", ())
+                return []
         owner = self.owner(classes, node.name)
         if owner is None:
             self._missing(node, classes, node.name)

@@ -20,6 +20,7 @@ from engines.targets.tensorrt import _DATATYPES
 from engines.targets.tensorrt_options import Compatibility
 from engines.targets.tensorrt_rules import _LAYERS
 from tests.packaged import DatasetMissing, wheel_tree
+from tests.support.tensorrt_known import HOOKS
 from tests.support.tensorrt_surface import LIBRARIES, Surface, lay_over_stubs
 from tests.support.tensorrt_uses import NAMES, compare
 
@@ -45,6 +46,17 @@ def test_what_the_code_uses_is_found(surfaces: dict[str, Surface]) -> None:
     tensorrt, rtx = _named(surfaces, ENGINES / "targets/tensorrt.py")
     assert tensorrt == rtx
     assert {"Builder", "OnnxParser.parse", "MemoryPoolType.WORKSPACE", "ILogger.log", "ITensor.dtype"} <= rtx
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_what_the_bindings_call_by_name_is_named_in_them(library: str) -> None:
+    try:
+        tree = wheel_tree(LIBRARIES[library][0])
+    except DatasetMissing as missing:
+        pytest.skip(str(missing))
+    (bindings,) = [file for file in tree.rglob("*.so") if file.stem.startswith("tensorrt")]
+    content = bindings.read_bytes()
+    assert all(b"\0%b\0" % name.encode() in content for hooks in HOOKS.values() for name in hooks)
 
 
 def test_what_one_library_has_is_used_for_that_library_alone(surfaces: dict[str, Surface]) -> None:
