@@ -35,7 +35,7 @@ __all__ = ["Plans", "Say"]
 log = logging.getLogger(__name__)
 _KEEP_STAGING_S = 3600.0
 """Another process may be at work on what is younger."""
-_TIMINGS, _CUBINS = ".timings", ".cubins"
+_TIMINGS, _KERNELS = ".timings", ".kernels"
 Say = Callable[[str], None]
 
 
@@ -56,7 +56,7 @@ class Plans:
         self._distrusted: set[str] = set()
         self.lost: Callable[[str], None] = lambda reason: None
         """Told, from any thread, why a GPU can no longer be used."""
-        self._gpus = Gpus(lambda error: self.lost(str(error)), folder / _CUBINS)
+        self._gpus = Gpus(lambda error: self.lost(str(error)), folder / _KERNELS)
         self._not_on_gpu: dict[str, str] = {}
         self._limits = BuildLimits(
             settings.build_timeout_s, settings.build_memory_bytes, settings.threads, cpu_s=settings.build_cpu_s

@@ -72,13 +72,15 @@ class Batches:
 
 def buckets_up_to(most_rows: int, profiles: Sequence[Profile], inputs: Sequence[TensorSpec]) -> tuple[int, ...]:
     """Numbers of rows that batches are rounded up to, ascending: those that have a profile of their own, else powers of
-    two and the most. Rows in between are computed in vain, at most as many again.
+    two and the most that the plan has. Rows in between are computed in vain, at most as many again.
     """
     axis = next(((spec.name, spec.batch_axis) for spec in inputs if spec.batch_axis is not None), None)
     if axis is None:
         return (1,)
     name, at = axis
-    fixed = sorted({low[at] for low, _, high in (p[name] for p in profiles if name in p) if low[at] == high[at]})
+    ranges = [profile[name] for profile in profiles if name in profile]
+    most_rows = min(most_rows, max((high[at] for _, _, high in ranges), default=most_rows))
+    fixed = sorted({low[at] for low, _, high in ranges if low[at] == high[at] <= most_rows})
     if fixed:
         return tuple(fixed)
     powers = [2**power for power in range(max(1, most_rows).bit_length()) if 2**power < most_rows]

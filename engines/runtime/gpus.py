@@ -5,6 +5,7 @@ Nothing of CUDA, TensorRT or NVML is imported before a session is opened.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import logging
 import os
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import DeviceLost, PlanInvalid
+from engines.hardware import gpus
 from engines.manifest import Manifest, PlanFile
 from engines.plugins.gpu.driver import Kernels
 from engines.runtime.driver import Driver
+from engines.runtime.kept_kernels import KeptKernels
 from engines.runtime.plans import Here, look_here, read_plan
 from engines.runtime.pycuda_driver import PyCudaDriver
 from engines.runtime.tensorrt import TensorRtSession
@@ -29,13 +32,14 @@ _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 class Gpus:
-    """`lost` is told, from any thread, that a device is lost; `cubins` is where kernels of plugins are kept."""
+    """`lost` is told, from any thread, that a device is lost; `folder` is where compiled kernels are kept."""
 
-    def __init__(self, lost: Callable[[DeviceLost], None], cubins: Path) -> None:
-        self._lost, self._cubins = lost, cubins
+    def __init__(self, lost: Callable[[DeviceLost], None], folder: Path) -> None:
+        self._lost, self._folder = lost, folder
         self._drivers: dict[int, PyCudaDriver] = {}
         self._kernels: dict[int, Kernels] = {}
         self._libraries: dict[str, Any] = {}
+        self._registered: set[str] = set()
         self._held = ExitStack()
         self._lock = threading.Lock()
 
@@ -61,8 +65,17 @@ class Gpus:
             trt = self._library(plan)
             drivers: dict[int, Driver] = {number: self._driver(number) for number in wanted}
         return TensorRtSession(
-            trt, drivers, data, plan, manifest, instances=instances or 1, most_rows=most_rows, lost=self._lost
-        )
+            trt, drivers, data, plan, manifest, instances=instances or 1, most_rows=most_rows, lost=self._lost,
+            kept=self._kept(plan, key),
+        )  # fmt: skip
+
+    def _kept(self, plan: PlanFile, key: bytes | None) -> KeptKernels | None:
+        """Of a plan, on the GPUs and with the driver that are here."""
+        if key is None:
+            return None
+        here = "-".join(f"{gpu.name}-{gpu.driver}" for gpu in dict.fromkeys(gpus()))
+        name = hashlib.sha256(f"{plan.sha256}-{here}".encode()).hexdigest()[:32]
+        return KeptKernels(self._folder / plan.target / name, key)
 
     def _driver(self, number: int) -> PyCudaDriver:
         if number not in self._drivers:
@@ -78,8 +91,9 @@ class Gpus:
                 trt = self._libraries[plan.target] = importlib.import_module(_MODULES[plan.target])
             except ImportError as error:
                 raise PlanInvalid(f"{plan.target} cannot be imported: {error.msg}") from error
-            if plan.plugins:
-                self._register(trt)
+        if plan.plugins and plan.target not in self._registered:
+            self._register(trt)
+            self._registered.add(plan.target)
         return trt
 
     def _register(self, trt: Any) -> None:
@@ -96,7 +110,7 @@ class Gpus:
         with self._lock:
             if number not in self._kernels:
                 self._kernels[number] = Kernels(
-                    self._driver(number), lambda source, sm: cubin(source, sm, self._cubins)
+                    self._driver(number), lambda source, sm: cubin(source, sm, self._folder / "plugins")
                 )
             return self._kernels[number]
 

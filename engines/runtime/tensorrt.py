@@ -13,6 +13,7 @@ from engines.errors import DeviceLost
 from engines.manifest import Manifest, PlanFile
 from engines.runtime.buckets import Batches
 from engines.runtime.driver import Driver
+from engines.runtime.kept_kernels import KeptKernels
 from engines.runtime.tensorrt_engine import TensorRtEngine
 from engines.runtime.tensorrt_instance import TensorRtInstance
 from engines.runtime.tensorrt_slot import GpuSlot
@@ -30,10 +31,12 @@ class TensorRtSession:
     def __init__(
         self, trt: Any, drivers: Mapping[int, Driver], data: bytes, plan: PlanFile, manifest: Manifest, *,
         instances: int = 1, most_rows: int = 0, lost: Callable[[DeviceLost], None] = lambda error: None,
-        graphs: bool = True,
+        graphs: bool = True, kept: KeptKernels | None = None,
     ) -> None:  # fmt: skip
-        """`drivers` by device number. Raises PlanInvalid, OutOfMemory, DeviceLost or EngineFailed; then nothing is
-        held, and what serves besides is as it was.
+        """`drivers` by device number; `kept`: where kernels that are compiled on the GPU may be kept.
+
+        Raises PlanInvalid, OutOfMemory, DeviceLost or EngineFailed; then nothing is held, and what serves besides is as
+        it was.
         """
         self._held = ExitStack()
         self._instances: list[TensorRtInstance] = []
@@ -41,18 +44,21 @@ class TensorRtSession:
         rows = most_rows or manifest.max_batch or 1
         with self._held:
             for driver in drivers.values():
-                engine = self._engine(trt, driver, data, plan, manifest)
+                loaded = self._loaded(trt, driver, data, plan, manifest, kept)
                 for _ in range(instances):
                     batches = Batches(manifest.inputs, plan.profiles, rows if manifest.proof.batchable else 1)
-                    instance = TensorRtInstance(driver, engine, batches, lost, manifest.guards, graphs=graphs)
+                    instance = TensorRtInstance(driver, loaded, batches, lost, manifest.guards, graphs=graphs)
                     self._held.callback(instance.close)
                     self._instances.append(instance)
+                loaded.contexts.warm()
             self._held = self._held.pop_all()
 
-    def _engine(self, trt: Any, driver: Driver, data: bytes, plan: PlanFile, manifest: Manifest) -> TensorRtEngine:
+    def _loaded(
+        self, trt: Any, driver: Driver, data: bytes, plan: PlanFile, manifest: Manifest, kept: KeptKernels | None
+    ) -> TensorRtEngine:
         driver.attach()
         try:
-            loaded = TensorRtEngine(trt, driver, data, plan, manifest)
+            loaded = TensorRtEngine(trt, driver, data, plan, manifest, kept)
         finally:
             driver.detach()
         self._held.callback(loaded.close)

@@ -10,6 +10,8 @@ import numpy as np
 from engines.errors import EngineError, OutOfMemory, PlanInvalid
 from engines.manifest import GUARD_OUTPUT, Manifest, PlanFile
 from engines.runtime.driver import Driver
+from engines.runtime.kept_kernels import KeptKernels
+from engines.runtime.tensorrt_contexts import Contexts, contexts_of
 from engines.tensor import DYNAMIC, ShapeRange, TensorSpec, datatype
 
 __all__ = ["Tensor", "TensorRtEngine"]
@@ -38,7 +40,9 @@ class TensorRtEngine:
     the engine that the manifest describes; OutOfMemory; DeviceLost.
     """
 
-    def __init__(self, trt: Any, driver: Driver, data: bytes, plan: PlanFile, manifest: Manifest) -> None:
+    def __init__(
+        self, trt: Any, driver: Driver, data: bytes, plan: PlanFile, manifest: Manifest, kept: KeptKernels | None = None
+    ) -> None:
         self.trt, self.profiles = trt, plan.profiles
         said: list[str] = []
         self._logger = _logger_of(trt, said)
@@ -50,9 +54,11 @@ class TensorRtEngine:
         self.inputs = self._tensors(manifest.inputs, trt.TensorIOMode.INPUT, plan.target)
         self.outputs = self._tensors((*manifest.outputs, *guards), trt.TensorIOMode.OUTPUT, plan.target)
         self._require_profiles()
+        self.contexts: Contexts = contexts_of(plan.target, trt, self.engine, kept)
 
     def close(self) -> None:
         """Free it, once no context of it is left."""
+        del self.contexts
         self.engine = self._runtime = None
 
     @property

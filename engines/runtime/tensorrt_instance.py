@@ -108,12 +108,12 @@ class TensorRtInstance:
         driver = self._driver
         self._streams = _Streams(*(_held(held, driver.stream, driver.close_stream) for _ in _Streams._fields))
         trt, engine = self._plan.trt, self._plan.engine
-        # all the scratch memory now, and not with a later batch
-        context = self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.STATIC)
+        context = self._context = self._plan.contexts.make()
         if context is None:
             memory, needed = driver.memory(), engine.device_memory_size_v2
             raise OutOfMemory(
-                f"TensorRT made no context: it needs {needed} bytes, {memory.free} of {memory.total} are free"
+                f"TensorRT {trt.__version__} made no context: it needs {needed} bytes, {memory.free} of "
+                f"{memory.total} are free"
             )
         held.callback(self._drop_context)
         sizes = self._most_bytes()
@@ -124,9 +124,11 @@ class TensorRtInstance:
             self.slots.append(slot)
         self.device_bytes = sum(slot.device_bytes for slot in self.slots)
         held.callback(self._drop_graphs)
-        for batch in self._batches.usual() if self._wants_graphs and not self._open else []:
+        for batch in self._batches.usual() if not self._open else []:
             for slot in self.slots:
-                self._capture(slot, batch)
+                self._warm(slot, batch)
+                if self._wants_graphs and not self._plan.contexts.captures:
+                    self._capture(slot, batch)
 
     def _drop_context(self) -> None:
         self._context = None
@@ -221,12 +223,15 @@ class TensorRtInstance:
             raise EngineFailed("TensorRT does not tell the shapes of its outputs")
         return told
 
-    def _capture(self, slot: GpuSlot, batch: Batch) -> None:
-        """Run it once (what is made at a first run cannot be captured), and again into a graph."""
-        driver, compute = self._driver, self._streams.compute
+    def _warm(self, slot: GpuSlot, batch: Batch) -> None:
+        """Run it once, to its end: what is made at a first run cannot be captured."""
         slot.batch = batch
         self._enqueue(slot)
-        driver.synchronize(slot.events.finished)
+        self._driver.synchronize(slot.events.finished)
+
+    def _capture(self, slot: GpuSlot, batch: Batch) -> None:
+        """Run what was just run again, into a graph."""
+        driver, compute = self._driver, self._streams.compute
         if batch.shapes in self._uncapturable:
             return
         driver.begin_capture(compute)

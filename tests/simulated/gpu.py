@@ -71,8 +71,10 @@ class SimulatedGpu:
         self.faults = faults or Faults()
         self.broken: list[str] = []
         self.calls: list[str] = []
-        self.launches = self.replays = self.allocations = self.runs = 0
+        self.launches = self.replays = self.allocations = self.runs = self.compiled = 0
         self.is_lost = False
+        self.fails = True
+        """Whether `fail_runs` fail, where they come."""
         self._random = random.Random(seed)
         self._lock = threading.RLock()
         self._host = Clock()

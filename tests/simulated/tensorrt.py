@@ -28,6 +28,11 @@ __all__ = [
     "DataType", "ICudaEngine", "IExecutionContext", "ILogger", "IOutputAllocator", "Runtime", "TensorIOMode", "plan_of",
 ]  # fmt: skip
 
+CudaGraphStrategy = enum.Enum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")  # type: ignore[misc]
+DynamicShapesKernelSpecializationStrategy = enum.Enum(  # type: ignore[misc]
+    "DynamicShapesKernelSpecializationStrategy", "LAZY EAGER NONE"
+)
+__version__ = "11.4.0"
 _MAGIC = b"simulated plan"
 _OPEN = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
 """Operators whose outputs have sizes that depend on values."""
@@ -139,9 +144,12 @@ class ICudaEngine:
     device_memory_size_v2 = 1024
     """Of a context's scratch memory, in bytes."""
 
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig()
+
     def create_execution_context(self, strategy: Any) -> IExecutionContext | None:
         try:
-            return IExecutionContext(self)
+            return IExecutionContext(self, strategy if isinstance(strategy, IRuntimeConfig) else None)
         except EngineError as error:
             self.logger.log(ILogger.Severity.ERROR, str(error))
             return None
@@ -181,6 +189,41 @@ class ICudaEngine:
         return self.inputs[name] if name in self.inputs else self.outputs[name]
 
 
+class IRuntimeCache:
+    """What was compiled, by shapes."""
+
+    def __init__(self) -> None:
+        self.compiled: set[bytes] = set()
+
+    def deserialize(self, blob: bytes) -> bool:
+        if not blob.startswith(_MAGIC):
+            return False
+        self.compiled = set(msgspec.msgpack.decode(blob[len(_MAGIC) :], type=list[bytes]))
+        return True
+
+    def serialize(self) -> bytes:
+        return _MAGIC + msgspec.msgpack.encode(sorted(self.compiled))
+
+
+class IRuntimeConfig:
+    """Of TensorRT-RTX: how its contexts run."""
+
+    cuda_graph_strategy = dynamic_shapes_kernel_specialization_strategy = strategy = None
+
+    def __init__(self) -> None:
+        self.cache = IRuntimeCache()
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> IRuntimeCache:
+        return IRuntimeCache()
+
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
 class IOutputAllocator:
     """Of an output whose size is known when it has been computed."""
 
@@ -196,8 +239,8 @@ class IOutputAllocator:
 class IExecutionContext:
     """Of one stream at a time."""
 
-    def __init__(self, engine: ICudaEngine) -> None:
-        self._engine, self._gpu = engine, engine.gpu
+    def __init__(self, engine: ICudaEngine, config: IRuntimeConfig | None) -> None:
+        self._engine, self._gpu, self._config = engine, engine.gpu, config
         self.active_optimization_profile = 0
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
@@ -270,7 +313,8 @@ class IExecutionContext:
         try:
             gpu.kernel(stream_handle, "the reading of inputs", [a for a, _, _ in inputs.values()], [], take)
             gpu.runs += 1
-            if gpu.runs in gpu.faults.fail_runs:
+            self._specialize()
+            if gpu.fails and gpu.runs in gpu.faults.fail_runs:
                 return self._refuse("a kernel could not be launched")
             if self._consumed:
                 gpu.record(self._consumed, stream_handle)
@@ -298,6 +342,13 @@ class IExecutionContext:
                 outputs[at] = address
                 allocator.notify_shape(name, array.shape)
         return True
+
+    def _specialize(self) -> None:
+        """TensorRT-RTX compiles kernels for shapes that are new to it."""
+        if self._config is not None:
+            key = repr(sorted(self._shapes.items())).encode()
+            self._engine.gpu.compiled += key not in self._config.cache.compiled
+            self._config.cache.compiled.add(key)
 
     def _require_own_gpu(self) -> None:
         if current_gpu() is not self._gpu:

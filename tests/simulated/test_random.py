@@ -61,10 +61,12 @@ class Serving:
         self.endpoint: Endpoint | None = None
 
     async def load(self) -> None:
+        self.gpu.fails = False  # while it is warmed up
         session = await asyncio.to_thread(
             TensorRtSession, trt, {0: self.gpu}, MODEL.data, MODEL.plan, MODEL.manifest,
             instances=self._instances, most_rows=8, lost=self.lost.append, graphs=self._graphs,
         )  # fmt: skip
+        self.gpu.fails = True
         options = ModelOptions(limits=Limits(max_batch_rows=8))
         made = Endpoint(
             "sums", 1, MODEL.manifest.inputs, MODEL.manifest.outputs, session, options, self.gateway.device_of(session)

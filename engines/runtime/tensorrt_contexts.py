@@ -1,0 +1,77 @@
+"""How contexts of an engine are made: in which TensorRT and TensorRT-RTX differ when they run."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+from engines.runtime.kept_kernels import KeptKernels
+
+__all__ = ["Contexts", "contexts_of"]
+
+
+class Contexts(Protocol):
+    """Of one engine. `captures`: it makes CUDA graphs by itself, so that nobody else must."""
+
+    captures: ClassVar[bool]
+
+    def make(self) -> Any:
+        """With all its scratch memory; None where that does not fit the GPU."""
+
+    def warm(self) -> None:
+        """All shapes that come often have been run."""
+
+
+class TensorRT:
+    """Its kernels were chosen when the plan was built."""
+
+    name: ClassVar[str] = "tensorrt"
+    captures: ClassVar[bool] = False
+
+    def __init__(self, trt: Any, engine: Any, kept: KeptKernels | None) -> None:
+        self._trt, self._engine = trt, engine
+
+    def make(self) -> Any:
+        return self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.STATIC)
+
+    def warm(self) -> None:
+        """Nothing of it is kept."""
+
+
+class Rtx:
+    """Kernels for the GPU that is here are compiled when shapes come for the first time: while it is loaded, and then
+    never again, for they are kept.
+    """
+
+    name: ClassVar[str] = "tensorrt-rtx"
+    captures: ClassVar[bool] = True
+
+    def __init__(self, trt: Any, engine: Any, kept: KeptKernels | None) -> None:
+        self._engine, self._kept = engine, kept
+        runtime_config = self._runtime_config = engine.create_runtime_config()
+        runtime_config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.STATIC)
+        runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        runtime_config.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        self._found = kept.read() if kept is not None else b""
+        self._compiled = runtime_config.create_runtime_cache()
+        if self._found:
+            self._compiled.deserialize(self._found)  # of another GPU or driver, it is refused and begins empty
+        runtime_config.set_runtime_cache(self._compiled)
+
+    def make(self) -> Any:
+        return self._engine.create_execution_context(self._runtime_config)
+
+    def warm(self) -> None:
+        content = bytes(self._compiled.serialize())
+        if self._kept is not None and content != self._found:
+            self._kept.write(content)
+            self._found = content
+
+
+_CONTEXTS: dict[str, type[TensorRT] | type[Rtx]] = {TensorRT.name: TensorRT, Rtx.name: Rtx}
+
+
+def contexts_of(target: str, trt: Any, engine: Any, kept: KeptKernels | None) -> Contexts:
+    """Of a plan's target."""
+    return _CONTEXTS[target](trt, engine, kept)
