@@ -1,0 +1,149 @@
+"""From a plan's folder to a session on the GPUs that are here: which plan, on which of them, and who signed it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import engines.runtime.gpus as module
+from engines.errors import PlanInvalid
+from engines.handover import MANIFEST_FILE
+from engines.hardware import Gpu
+from engines.manifest import Manifest, PlanFile, encode
+from engines.runtime.gpus import Gpus
+from engines.runtime.plans import Here
+from engines.signature import SIGNATURE_FILE, sign
+from tests.simulated import tensorrt as trt
+from tests.simulated.gpu import SimulatedGpu
+from tests.simulated.models import planned, scaled_sums
+
+MODEL = scaled_sums()
+KEY = b"of this installation"
+VERSIONS = {"tensorrt": "11.4.0", "tensorrt-rtx": "1.7.1.116"}
+
+
+class Machine:
+    """So many simulated GPUs of SM86, with these libraries."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, gpus: int, versions: dict[str, str] = VERSIONS) -> None:
+        self.gpus = [SimulatedGpu() for _ in range(gpus)]
+        self.registered = 0
+        here = Here(versions, (86,) if gpus else (), gpus)
+        monkeypatch.setattr(module, "look_here", lambda: here)
+        monkeypatch.setattr(module, "gpus", lambda: (Gpu("a GPU", "580", 86),) * gpus)
+        monkeypatch.setattr(module, "PyCudaDriver", lambda number: self.gpus[number])
+        monkeypatch.setattr(Gpus, "_register", self._register)
+        for name in ("tensorrt", "tensorrt_rtx"):
+            monkeypatch.setitem(sys.modules, name, trt)
+
+    def _register(self, library: Any) -> None:
+        self.registered += 1
+
+    @property
+    def used(self) -> list[bool]:
+        return ["copy_in" in gpu.calls for gpu in self.gpus]
+
+    def assert_sound(self) -> None:
+        assert all((gpu.broken, gpu.held()) == ([], {}) for gpu in self.gpus)
+
+
+def plan_for(target: str, **keys: Any) -> PlanFile:
+    made = msgspec.structs.replace(MODEL.plan, target=target, version=VERSIONS[target], file=f"{target}.plan", **keys)
+    return msgspec.structs.replace(made, sha256=hashlib.sha256(MODEL.data).hexdigest())
+
+
+def folder_with(folder: Path, *plans: PlanFile, key: bytes = KEY) -> Manifest:
+    manifest = msgspec.structs.replace(MODEL.manifest, plans=plans)
+    data = encode(manifest)
+    (folder / MANIFEST_FILE).write_bytes(data)
+    (folder / SIGNATURE_FILE).write_bytes(sign(data, key))
+    for plan in plans:
+        (folder / plan.file).write_bytes(MODEL.data)
+    return manifest
+
+
+def opened(folder: Path, manifest: Manifest, **keys: Any) -> Any:
+    return Gpus(lambda error: None, folder / "kernels").open(folder, manifest, KEY, most_rows=8, **keys)
+
+
+def serve(session: Any) -> None:
+    for slot in session.slots:
+        x = np.ones((3, 4), np.float32)
+        slot.bind({"x": x.shape})["x"][:] = x
+        assert slot.run() is None
+        np.testing.assert_allclose(slot.outputs()["y"], planned(MODEL, x), rtol=0, atol=1e-5)
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("devices", "instances", "slots", "used"),
+    [((), None, 4, [True, True]), ((1,), None, 2, [False, True]), ((0, 1), 2, 8, [True, True])],
+)
+def test_all_gpus_are_used_or_those_that_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, devices: tuple[int, ...], instances: int | None, slots: int,
+    used: list[bool],
+) -> None:  # fmt: skip
+    machine = Machine(monkeypatch, 2)
+    session = opened(tmp_path, folder_with(tmp_path, plan_for("tensorrt")), devices=devices, instances=instances)
+    assert len(session.slots) == slots
+    serve(session)
+    assert machine.used == used
+    machine.assert_sound()
+
+
+def test_tensorrt_goes_before_tensorrt_rtx_and_what_does_not_fit_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Machine(monkeypatch, 1)
+    both = folder_with(tmp_path, plan_for("tensorrt-rtx"), plan_for("tensorrt"))
+    serve(opened(tmp_path, both))
+    assert not (tmp_path / "kernels").exists(), "TensorRT compiles nothing here"
+    newer = folder_with(tmp_path, plan_for("tensorrt-rtx"), plan_for("tensorrt", sms=(90,)))
+    serve(opened(tmp_path, newer))
+    assert list((tmp_path / "kernels" / "tensorrt-rtx").iterdir())
+    machine.assert_sound()
+
+
+def test_plugins_are_registered_once_and_by_the_first_plan_that_has_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Machine(monkeypatch, 1)
+    gpus = Gpus(lambda error: None, tmp_path / "kernels")
+    counts = []
+    for plugins in ((), ("BinaryConv2d",), ("BinaryGemm",)):
+        manifest = folder_with(tmp_path, plan_for("tensorrt", plugins=plugins))
+        session = gpus.open(tmp_path, manifest, KEY, most_rows=8)
+        assert session is not None
+        serve(session)
+        counts.append(machine.registered)
+    assert counts == [0, 1, 1]
+
+
+@pytest.mark.parametrize("case", ["no GPU", "no plan", "another's signature", "no library", "another version"])
+def test_without_a_plan_that_fits_there_is_no_session(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    versions = {"no library": {}, "another version": {"tensorrt": "12.0"}}.get(case, VERSIONS)
+    Machine(monkeypatch, 0 if case == "no GPU" else 1, versions)
+    key = b"somebody else's" if case == "another's signature" else KEY
+    manifest = folder_with(tmp_path, *(() if case == "no plan" else (plan_for("tensorrt"),)), key=key)
+    assert opened(tmp_path, manifest) is None
+    assert ("a plan is not used" in caplog.text) == (case in ("another's signature", "no library", "another version"))
+
+
+def test_a_device_that_is_not_here_and_a_plan_that_was_not_made_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Machine(monkeypatch, 1)
+    with pytest.raises(PlanInvalid, match="there is no GPU 1: 1 are here"):
+        opened(tmp_path, folder_with(tmp_path, plan_for("tensorrt")), devices=(0, 1))
+    with pytest.raises(PlanInvalid, match="it has no plan for a GPU; compile it for one of targets"):
+        opened(tmp_path, folder_with(tmp_path), devices=(0,))
