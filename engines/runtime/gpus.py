@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from engines.errors import DeviceLost, PlanInvalid
+from engines.errors import DeviceLost, EngineError, PlanInvalid
 from engines.hardware import gpus
 from engines.manifest import Manifest, PlanFile
 from engines.plugins.gpu.driver import Kernels
@@ -80,7 +80,12 @@ class Gpus:
     def _driver(self, number: int) -> PyCudaDriver:
         if number not in self._drivers:
             os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as NVML counts them
-            self._drivers[number] = PyCudaDriver(number)
+            try:
+                self._drivers[number] = PyCudaDriver(number)
+            except DeviceLost:
+                raise
+            except EngineError as error:  # NVML sees a GPU that cannot be used: PyCUDA may not be installed
+                raise PlanInvalid(str(error)) from error
         return self._drivers[number]
 
     def _library(self, plan: PlanFile) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import engines.runtime.gpus as module
-from engines.errors import PlanInvalid
+from engines.errors import EngineError, PlanInvalid
 from engines.handover import MANIFEST_FILE
 from engines.hardware import Gpu
 from engines.manifest import Manifest, PlanFile, encode
@@ -137,6 +137,17 @@ def test_without_a_plan_that_fits_there_is_no_session(
     manifest = folder_with(tmp_path, *(() if case == "no plan" else (plan_for("tensorrt"),)), key=key)
     assert opened(tmp_path, manifest) is None
     assert ("a plan is not used" in caplog.text) == (case in ("another's signature", "no library", "another version"))
+
+
+def test_a_gpu_that_nothing_can_use_is_a_reason_for_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Machine(monkeypatch, 1)
+
+    def missing(number: int) -> SimulatedGpu:
+        raise EngineError("no PyCUDA")
+
+    monkeypatch.setattr(module, "PyCudaDriver", missing)
+    with pytest.raises(PlanInvalid, match="no PyCUDA"):
+        opened(tmp_path, folder_with(tmp_path, plan_for("tensorrt")))
 
 
 def test_a_device_that_is_not_here_and_a_plan_that_was_not_made_are_named(
