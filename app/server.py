@@ -23,11 +23,11 @@ from app.logs import configure_logging
 from app.settings import Settings
 from app.tally import Tally
 
-__all__ = ["Drain", "DrainingServer", "prepare_process", "protocol_config"]
+__all__ = ["SWITCH_INTERVAL_S", "Drain", "DrainingServer", "prepare_process", "protocol_config"]
 
 _TICK_S = 0.1
 """Of uvicorn's main loop: what it decides, it decides so late."""
-_SWITCH_S = 0.0005
+SWITCH_INTERVAL_S = 0.0005
 """A thread that has a batch's answer waits so long at most for the loop to let go of the interpreter; Python's own 5 ms
 are many times what a small model takes.
 """
@@ -53,7 +53,7 @@ class Drain:
 
 def prepare_process(settings: Settings) -> None:
     """What holds for every process of the server: its log, and limits of the interpreter and of the system."""
-    sys.setswitchinterval(_SWITCH_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     configure_logging(settings.log_level)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:  # connections are bounded by a setting, not by a shell's default

@@ -10,7 +10,18 @@ import sys
 
 from benchmarks.report import write_readme, write_result
 
-NAMES = ("resnet18", "small_models", "guards", "builds", "precision", "plans", "binary", "binary_resnet18", "steps")
+NAMES = (
+    "resnet18",
+    "small_models",
+    "guards",
+    "builds",
+    "precision",
+    "plans",
+    "binary",
+    "binary_resnet18",
+    "steps",
+    "completion",
+)
 ASKED_FOR = ("peers",)
 
 
