@@ -18,7 +18,7 @@ test-faults: $(VENV)/.installed-test
 	BITSERVE_FRONT_ENDS=2 $(BIN)/python -m pytest tests/http tests/faults
 
 # servers that run what they can on a simulated GPU; left out is what ends before an engine is asked, and builds, which
-# are the same there (all of both folders passes, too, in half as long again)
+# are the same there
 ELSEWHERE := $(wildcard tests/http/test_compile*.py) $(addprefix tests/http/test_,repeats.py samples.py inspect.py cli.py) \
 	$(addprefix tests/faults/test_,build_limits.py builds.py fallback.py full_disk.py killed_builds.py publish.py tune.py)
 test-simulated: $(VENV)/.installed-test
