@@ -37,6 +37,7 @@ FAULTS = {
         TensorRtInstance, "_compute", "(slot.batch.shapes, slot.number)", "(slot.batch.shapes, 1 - slot.number)"),
     "the graph of a smaller bucket is replayed": (
         TensorRtInstance, "_compute", "self._graphs.get((slot.batch.shapes, slot.number))",
+        "self._graphs.get((slot.batch.shapes, slot.number)) and "
         "min((s, g) for (s, n), g in self._graphs.items() if n == slot.number)[1]"),
     "a graph records the event that others wait for": (
         TensorRtInstance, "_capture", "consumed=False", "consumed=True"),
