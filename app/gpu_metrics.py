@@ -58,10 +58,13 @@ class GpuMetrics:
             nvml.nvmlInit()
             self._nvml = nvml
         nvml = self._nvml
-        gpus = [nvml.nvmlDeviceGetHandleByIndex(at) for at in range(nvml.nvmlDeviceGetCount())]
-        labels = [f'gpu_uuid="{nvml.nvmlDeviceGetUUID(gpu)}"' for gpu in gpus]
+        gpus: dict[str, Any] = {}
+        for at in range(nvml.nvmlDeviceGetCount()):
+            with contextlib.suppress(Exception):  # one that is lost has no handle
+                gpu = nvml.nvmlDeviceGetHandleByIndex(at)
+                gpus[f'gpu_uuid="{nvml.nvmlDeviceGetUUID(gpu)}"'] = gpu
         for family in _FAMILIES:
-            found = [(label, _told(family, nvml, gpu)) for label, gpu in zip(labels, gpus, strict=True)]
+            found = [(label, _told(family, nvml, gpu)) for label, gpu in gpus.items()]
             samples = [f"{family.name}{{{label}}} {value}\n" for label, value in found if value]
             if samples:
                 yield f"# HELP {family.name} {family.help}\n# TYPE {family.name} {family.kind}\n"

@@ -117,7 +117,7 @@ def create_app(settings: Settings, held: Tally | None = None) -> FastAPI:
 
 def _lose(gateway: Gateway, reason: str) -> None:
     log.critical("a GPU is lost, and this process must be started anew: %s", reason)
-    gateway.lost = gateway.lost or f"a GPU is lost, and this server must be started anew: {reason}"
+    gateway.lose(f"a GPU is lost, and this server must be started anew: {reason}")
 
 
 def _answer_errors(app: FastAPI, routes: list[BaseRoute]) -> None:

@@ -205,7 +205,7 @@ class Plans:
             warm_up(session, manifest, (1, 2) if manifest.proof.batchable and not alone else (1,))
             if not session.is_on_gpu:
                 session.inline_rows = inline_rows(session, manifest, options.limits.max_batch_rows or 1)
-        except EngineError:  # in a thread of its own: a launch that hangs would keep close waiting
+        except BaseException:  # in a thread of its own: a launch that hangs would keep close waiting
             threading.Thread(target=session.close, name="close-session", daemon=True).start()
             raise
         return session

@@ -89,10 +89,10 @@ def _add_health(router: APIRouter, gateway: Gateway) -> None:
     @router.head("/v2/health/live", include_in_schema=False)  # probes use it; as GET, and no body is sent
     @router.get("/v2/health/live", tags=["health"])
     async def live() -> ServerLive:
-        """Whether the process answers. Never depends on models. 503 where a GPU is lost and nobody waits any more: then
-        it is to be started anew.
+        """Whether the process answers. Never depends on models. 503 some seconds after a GPU was lost, or as soon as
+        nobody waits any more: then it is to be started anew.
         """
-        if gateway.lost and not gateway.in_flight:
+        if gateway.is_spent:
             raise DeviceGone(gateway.lost)
         return ServerLive()
 

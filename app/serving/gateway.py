@@ -16,6 +16,10 @@ from engines.runtime.session import Session
 __all__ = ["Gateway"]
 
 
+_LAST_WORDS_NS = 5_000_000_000
+"""Requests that other devices answer may go on for so long after a GPU was lost."""
+
+
 async def _nobody_to_tell() -> None:
     pass
 
@@ -31,6 +35,7 @@ class Gateway:
         self.stopping = False
         self.lost = ""
         """Why a GPU is lost: this process should then be started anew; empty while all is well."""
+        self._lost_ns = 0
         self.counted_elsewhere: Callable[[Stats], Sequence[Cells]] = lambda _: ()
         """What front ends have counted of the same version."""
         self.published: Callable[[], Awaitable[None]] = _nobody_to_tell
@@ -107,6 +112,16 @@ class Gateway:
     def cancel(self, endpoint: Endpoint, ticket: Ticket) -> None:
         """The client has gone: drop its ticket."""
         endpoint.cancel(ticket)
+
+    def lose(self, reason: str) -> None:
+        """A GPU is lost; nothing brings it back in this process."""
+        if not self.lost:
+            self.lost, self._lost_ns = reason, self.device.now_ns()
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether to be started anew is all that is left: a GPU is lost, and nobody waits any more, or long enough."""
+        return bool(self.lost) and (not self.in_flight or self.device.now_ns() - self._lost_ns >= _LAST_WORDS_NS)
 
     def device_of(self, session: Session) -> Device:
         """Where its batches run."""

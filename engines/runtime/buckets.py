@@ -71,18 +71,20 @@ class Batches:
 
 
 def buckets_up_to(most_rows: int, profiles: Sequence[Profile], inputs: Sequence[TensorSpec]) -> tuple[int, ...]:
-    """Numbers of rows that batches are rounded up to, ascending: those that have a profile of their own, else powers of
-    two and the most that the plan has. Rows in between are computed in vain, at most as many again.
+    """Numbers of rows that batches are rounded up to, ascending: those that have a profile of their own, as far as
+    `most_rows` needs them; else powers of two and the most that the plan has, and rows are computed in vain for at most
+    as many that were asked for.
     """
     axis = next(((spec.name, spec.batch_axis) for spec in inputs if spec.batch_axis is not None), None)
     if axis is None:
         return (1,)
     name, at = axis
     ranges = [profile[name] for profile in profiles if name in profile]
-    most_rows = min(most_rows, max((high[at] for _, _, high in ranges), default=most_rows))
-    fixed = sorted({low[at] for low, _, high in ranges if low[at] == high[at] <= most_rows})
+    fixed = sorted({low[at] for low, _, high in ranges if low[at] == high[at]})
     if fixed:
-        return tuple(fixed)
+        needed = bucket_of(most_rows, fixed) or fixed[-1]
+        return tuple(rows for rows in fixed if rows <= needed)
+    most_rows = min(most_rows, max((high[at] for _, _, high in ranges), default=most_rows))
     powers = [2**power for power in range(max(1, most_rows).bit_length()) if 2**power < most_rows]
     return (*powers, most_rows)
 

@@ -6,15 +6,15 @@ Streams, events, graphs and addresses are the driver's own handles, as whole num
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from engines.errors import DeviceLost
 
-__all__ = ["Driver", "Memory", "give_back"]
-
+__all__ = ["Driver", "Memory", "attached", "cleared", "give_back", "let_go"]
 
 _What = TypeVar("_What")
 
@@ -23,6 +23,36 @@ def give_back(call: Callable[[_What], None], what: _What) -> None:
     """Free or close something; of a lost device there is nothing left to give back."""
     with contextlib.suppress(DeviceLost):
         call(what)
+
+
+@contextlib.contextmanager
+def attached(driver: Driver) -> Iterator[None]:
+    """While the calling thread has the device's context current. DeviceLost where it cannot have it."""
+    driver.attach()
+    try:
+        yield
+    finally:
+        driver.detach()
+
+
+def let_go(error: BaseException) -> BaseException:
+    """The same error without the variables of what has failed: a traceback holds them, and these hold engines and
+    contexts, which must go while the device's context is current.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        traceback.clear_frames(found.__traceback__)
+        found.__traceback__, found = None, found.__cause__ or found.__context__
+    return error
+
+
+@contextlib.contextmanager
+def cleared() -> Iterator[None]:
+    """What fails within lets go of all it had before anything else happens."""
+    try:
+        yield
+    except BaseException as error:
+        raise let_go(error)  # noqa: B904  (it is the same)
 
 
 class Memory(NamedTuple):

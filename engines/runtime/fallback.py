@@ -6,14 +6,13 @@ is rare, and answered all the same: the CPU's engine is imported when the first 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from engines.errors import EngineError, EngineFailed, OutsidePlan
-from engines.runtime.session import Done, Session, Slot
+from engines.runtime.session import Done, Session, Slot, run_launched
 from engines.tensor import TensorSpec, datatype
 
 __all__ = ["WithCpu"]
@@ -78,15 +77,7 @@ class _Slot:
             self._gpu.launch(done)
 
     def run(self) -> BaseException | None:
-        ended, errors = threading.Event(), list[BaseException | None]()
-
-        def done(error: BaseException | None) -> None:
-            errors.append(error)
-            ended.set()
-
-        self.launch(done)
-        ended.wait()
-        return errors[0]
+        return run_launched(self)
 
     def outputs(self) -> dict[str, np.ndarray]:
         return dict(self.answers) if self.given else self._gpu.outputs()

@@ -82,7 +82,8 @@ class Gpus:
             os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as NVML counts them
             try:
                 self._drivers[number] = PyCudaDriver(number)
-            except DeviceLost:
+            except DeviceLost as error:
+                self._lost(error)
                 raise
             except EngineError as error:  # NVML sees a GPU that cannot be used: PyCUDA may not be installed
                 raise PlanInvalid(str(error)) from error

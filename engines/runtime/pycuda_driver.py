@@ -139,6 +139,10 @@ class PyCudaDriver(CudaDriver):
         graph = self._done(cuda.cuStreamEndCapture(stream))
         try:
             return int(self._done(cuda.cuGraphInstantiate(graph, 0)))
+        except DeviceLost:
+            raise
+        except EngineError as error:  # of memory, say: batches run without a graph, too
+            raise CaptureRefused(str(error)) from error
         finally:
             self._done(cuda.cuGraphDestroy(graph))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
-__all__ = ["Done", "Session", "Slot", "divided"]
+__all__ = ["Done", "Session", "Slot", "divided", "run_launched"]
 
 Done = Callable[[BaseException | None], None]
 """Called once per launch, on any thread: None, or what the engine raised."""
@@ -73,6 +74,19 @@ class Session(Protocol):
     def close(self) -> None:
         """Free the engine. No launch may be in flight."""
         ...
+
+
+def run_launched(slot: Slot) -> BaseException | None:
+    """`Slot.run` of one whose batches run in other threads: the calling thread waits for them."""
+    ended, errors = threading.Event(), list[BaseException | None]()
+
+    def done(error: BaseException | None) -> None:
+        errors.append(error)
+        ended.set()
+
+    slot.launch(done)
+    ended.wait()
+    return errors[0]
 
 
 def divided(streams: int | None, instances: int | None, measured: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Any
 from engines.errors import DeviceLost
 from engines.manifest import Manifest, PlanFile
 from engines.runtime.buckets import Batches
-from engines.runtime.driver import Driver
+from engines.runtime.driver import Driver, attached, cleared
 from engines.runtime.kept_kernels import KeptKernels
 from engines.runtime.tensorrt_engine import TensorRtEngine
 from engines.runtime.tensorrt_instance import TensorRtInstance
@@ -44,7 +44,11 @@ class TensorRtSession:
         rows = most_rows or manifest.max_batch or 1
         with self._held:
             for driver in drivers.values():
-                loaded = self._loaded(trt, driver, data, plan, manifest, kept)
+                try:
+                    loaded = self._loaded(trt, driver, data, plan, manifest, kept)
+                except DeviceLost as error:  # an instance tells of it by itself
+                    lost(error)
+                    raise
                 for _ in range(instances):
                     batches = Batches(manifest.inputs, plan.profiles, rows if manifest.proof.batchable else 1)
                     instance = TensorRtInstance(driver, loaded, batches, lost, manifest.guards, graphs=graphs)
@@ -56,12 +60,9 @@ class TensorRtSession:
     def _loaded(
         self, trt: Any, driver: Driver, data: bytes, plan: PlanFile, manifest: Manifest, kept: KeptKernels | None
     ) -> TensorRtEngine:
-        driver.attach()
-        try:
+        with attached(driver), cleared():
             loaded = TensorRtEngine(trt, driver, data, plan, manifest, kept)
-        finally:
-            driver.detach()
-        self._held.callback(loaded.close)
+        self._held.callback(_close, driver, loaded)
         return loaded
 
     @property
@@ -82,3 +83,12 @@ class TensorRtSession:
     def close(self) -> None:
         self._instances = []
         self._held.close()
+
+
+def _close(driver: Driver, loaded: TensorRtEngine) -> None:
+    """On its own device: the runtime of CUDA would take the first one, and make a context there."""
+    try:
+        with attached(driver):
+            loaded.close()
+    except DeviceLost:
+        loaded.close()

@@ -61,11 +61,6 @@ class TensorRtEngine:
         del self.contexts
         self.engine = self._runtime = None
 
-    @property
-    def weight_bytes(self) -> int:
-        """What it holds on the GPU apart from contexts, as far as TensorRT tells."""
-        return int(getattr(self.engine, "streamable_weights_size", 0) or 0)
-
     def most_shapes(self) -> list[tuple[int, dict[str, tuple[int, ...]]]]:
         """For each profile, the largest shape of each input."""
         numbers = range(max(1, self.engine.num_optimization_profiles))

@@ -23,17 +23,17 @@ from engines.errors import (
 )
 from engines.manifest import GUARD_OUTPUT
 from engines.runtime.buckets import Batch, Batches, Shapes
-from engines.runtime.driver import Driver, give_back
+from engines.runtime.driver import Driver, cleared, give_back, let_go
 from engines.runtime.session import Done
 from engines.runtime.tensorrt_engine import TensorRtEngine
 from engines.runtime.tensorrt_open import OpenOutput, open_outputs
 from engines.runtime.tensorrt_slot import GpuSlot
 from engines.tensor import DYNAMIC
 
-__all__ = ["SLOTS", "TensorRtInstance"]
+__all__ = ["TensorRtInstance"]
 
 log = logging.getLogger(__name__)
-SLOTS = 2
+_SLOTS = 2
 """One is computed while the other is copied, filled, or read."""
 
 
@@ -57,7 +57,6 @@ class TensorRtInstance:
         self._driver, self._plan, self._batches, self._lost = driver, plan, batches, lost
         self._guards, self._wants_graphs = tuple(guards), graphs
         self.slots: list[GpuSlot] = []
-        self.device_bytes = 0
         self._graphs: dict[tuple[Shapes, int], int] = {}
         self._uncapturable: set[Shapes] = set()
         self._outputs_of: dict[Shapes, tuple[tuple[int, ...], ...]] = {}
@@ -92,7 +91,8 @@ class TensorRtInstance:
             with ExitStack() as held:
                 self._driver.attach()
                 held.callback(self._driver.detach)
-                self._make(held)
+                with cleared():
+                    self._make(held)
                 begun.put(None)
                 while (work := self._work.get()) is not None:
                     self._begin(*work)
@@ -100,7 +100,7 @@ class TensorRtInstance:
                 self._threads[1].join()
         except BaseException as error:
             self._note(error)
-            begun.put(error.with_traceback(None))  # it would hold the context, and its memory
+            begun.put(let_go(error))
         finally:
             self.slots = []
 
@@ -118,11 +118,10 @@ class TensorRtInstance:
         held.callback(self._drop_context)
         sizes = self._most_bytes()
         self._open = open_outputs(self._plan, context)
-        for number in range(SLOTS):
+        for number in range(_SLOTS):
             slot = GpuSlot(number, driver, self._batches, self._plan.inputs, self._plan.outputs, *sizes, self._submit)
             held.callback(slot.close)
             self.slots.append(slot)
-        self.device_bytes = sum(slot.device_bytes for slot in self.slots)
         held.callback(self._drop_graphs)
         for batch in self._batches.usual() if not self._open else []:
             for slot in self.slots:
@@ -273,7 +272,7 @@ class TensorRtInstance:
             error: BaseException | None = self._refusal(slot)
         except BaseException as raised:
             self._note(raised)
-            error = raised.with_traceback(None)
+            error = let_go(raised)
         done(error)
 
     def _fail(self, slot: GpuSlot, done: Done, error: BaseException) -> None:
@@ -285,7 +284,7 @@ class TensorRtInstance:
         except Exception as worse:
             self._note(worse)
         self._note(error)
-        done(error.with_traceback(None))
+        done(let_go(error))
 
     def _note(self, error: BaseException) -> None:
         if isinstance(error, DeviceLost) and self._gone is None:

@@ -4,7 +4,6 @@ device, and the events that order what happens to them.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -14,7 +13,7 @@ import numpy as np
 from engines.errors import EngineFailed
 from engines.runtime.buckets import Batch, Batches
 from engines.runtime.driver import Driver, give_back
-from engines.runtime.session import Done
+from engines.runtime.session import Done, run_launched
 from engines.runtime.tensorrt_engine import Tensor
 
 __all__ = ["Buffer", "Events", "GpuSlot"]
@@ -69,10 +68,6 @@ class GpuSlot:
         self._names = [tensor.name for tensor in inputs]
         self.answers: dict[str, np.ndarray] = {}
 
-    @property
-    def device_bytes(self) -> int:
-        return sum(buffer.host.nbytes for buffer in (*self.input_buffers, *self.output_buffers))
-
     def close(self) -> None:
         """Nothing of it may be in a stream."""
         self.answers = {}
@@ -92,16 +87,7 @@ class GpuSlot:
         self._submit(self, done)
 
     def run(self) -> BaseException | None:
-        """Waits in the calling thread."""
-        ended, errors = threading.Event(), list[BaseException | None]()
-
-        def done(error: BaseException | None) -> None:
-            errors.append(error)
-            ended.set()
-
-        self.launch(done)
-        ended.wait()
-        return errors[0]
+        return run_launched(self)
 
     def outputs(self) -> dict[str, np.ndarray]:
         return self.answers
@@ -129,9 +115,9 @@ class GpuSlot:
             self.output_buffers[at] = larger
         return self.output_buffers[at].device
 
-    def view(self, at: int, shape: tuple[int, ...], host: np.ndarray | None = None) -> np.ndarray:
+    def view(self, at: int, shape: tuple[int, ...]) -> np.ndarray:
         """An output as the one who waits for it shall see it."""
-        tensor, memory = self.outputs_of[at], self.output_buffers[at].host if host is None else host
+        tensor, memory = self.outputs_of[at], self.output_buffers[at].host
         if tensor.bytes_of(shape) > memory.nbytes:
             raise EngineFailed(f"output {tensor.name!r} has shape {list(shape)}, more than its plan said")
         return _rows(tensor, np.ndarray(shape, tensor.dtype, memory), self.batch.rows)

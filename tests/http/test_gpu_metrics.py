@@ -72,6 +72,24 @@ def test_what_a_gpu_does_not_tell_is_left_out_for_it_alone(monkeypatch: pytest.M
     assert len(_READ["nv_gpu_utilization"].findall(page)) == 2
 
 
+@pytest.mark.parametrize("what", ["nvmlDeviceGetHandleByIndex", "nvmlDeviceGetUUID"])
+def test_a_gpu_that_is_lost_takes_nothing_from_the_others(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    nvml = nvml_with(2)
+    asked = getattr(nvml, what)
+
+    def lost(gpu: int) -> Any:
+        if gpu == 0:
+            raise Unsupported
+        return asked(gpu)
+
+    setattr(nvml, what, lost)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    page = GpuMetrics().page().decode()
+    assert [read.findall(page) for read in _READ.values()] == [
+        [("GPU-1", value)] for value in ("0.370", "61.234", "1234567890123", "85520809984")
+    ]
+
+
 def test_nvml_is_begun_once(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml, metrics = nvml_with(1), GpuMetrics()
     monkeypatch.setitem(sys.modules, "pynvml", nvml)

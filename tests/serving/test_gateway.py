@@ -13,7 +13,7 @@ from app.serving.gateway import Gateway
 from app.serving.limits import Limits, ModelOptions
 from app.serving.registry import ModelState, Registry, Version
 from engines.tensor import TensorSpec
-from tests.support.fakes import Bench, HeldLoop, HeldSession, Sink
+from tests.support.fakes import MS, Bench, HeldLoop, HeldSession, Sink
 
 INPUTS = [TensorSpec("x", "FP32", (-1, 16), 0), TensorSpec("state", "FP32", (2, -1, 3), 1)]
 OUTPUTS = [TensorSpec("y", "FP32", (-1, 16), 0), TensorSpec("next", "FP32", (2, -1, 3), 1)]
@@ -152,3 +152,20 @@ def test_a_stopping_server_refuses_and_answers_what_it_accepted() -> None:
     bench.finish()
     assert accepted.values == [5]
     assert bench.gateway.in_flight == 0
+
+
+def test_after_the_loss_of_a_gpu_it_is_spent_once_nobody_waits_or_some_seconds_later() -> None:
+    idle, busy = Door(), Door()
+    busy.submit(**GOOD)
+    assert busy.gateway.in_flight == 1
+    for door in (idle, busy):
+        assert not door.gateway.is_spent
+        door.gateway.lose("it fell off the bus")
+        door.gateway.lose("and again")
+        assert door.gateway.lost == "it fell off the bus"
+    assert (idle.gateway.is_spent, busy.gateway.is_spent) == (True, False)
+    busy.loop.advance(4_999 * MS)
+    busy.gateway.lose("a second one does not begin it anew")
+    assert not busy.gateway.is_spent
+    busy.loop.advance(1 * MS)
+    assert busy.gateway.is_spent, "others that are served could keep it alive for ever"

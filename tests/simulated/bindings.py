@@ -146,12 +146,17 @@ def bindings_over(gpus: Sequence[SimulatedGpu], sm: int = 86) -> types.SimpleNam
     def on(name: str) -> Callable[..., tuple[Any, ...]]:
         return lambda *args: told(getattr(current_gpu(), name), *args)
 
-    captured: dict[int, int] = {}
-
     def begin(stream: int, mode: int) -> tuple[Any, ...]:
         if mode != 1:
             raise RuleBroken("a capture that forbids other threads what they do")
         return told(current_gpu().begin_capture, stream)
+
+    def instantiate(graph: int, flags: int) -> tuple[Any, ...]:
+        """The one that was captured is the one that runs."""
+        if current_gpu().faults.refuse_graphs:
+            current_gpu().close_graph(graph)
+            return (result.CUDA_ERROR_OUT_OF_MEMORY,)
+        return (result.CUDA_SUCCESS, graph)
 
     def flags_of(flags: int) -> tuple[Any, ...]:
         if flags != 3:
@@ -177,7 +182,7 @@ def bindings_over(gpus: Sequence[SimulatedGpu], sm: int = 86) -> types.SimpleNam
         cuEventSynchronize=on("synchronize"),
         cuStreamBeginCapture=begin,
         cuStreamEndCapture=on("end_capture"),
-        cuGraphInstantiate=lambda graph, flags: (result.CUDA_SUCCESS, captured.setdefault(graph, graph)),
+        cuGraphInstantiate=instantiate,
         cuGraphDestroy=lambda graph: (result.CUDA_SUCCESS,),
         cuGraphLaunch=on("replay"),
         cuGraphExecDestroy=on("close_graph"),

@@ -53,6 +53,8 @@ class Faults:
     fail_runs: frozenset[int] = frozenset()
     """The numbers of runs of TensorRT, from 1 on, that end before their computation is in the stream."""
     refuse_captures: bool = False
+    refuse_graphs: bool = False
+    """What was captured cannot be made a graph."""
     most_bytes: int = 2**34
     slowest_s: float = 0.0002
     """An operation takes up to so long, at random."""
@@ -131,6 +133,9 @@ class SimulatedGpu:
 
     def free(self, address: int, *, by_runtime: bool = False) -> None:
         with self._call("free", safe=False, attached=not by_runtime):
+            # without a context the runtime of CUDA takes that of the first device, and makes it where there is none
+            here = getattr(_current, "gpus", [])
+            self._require(here[-1:] == [self], "memory is freed in a thread that has not its device's context")
             self._require(address in self._blocks, f"{address:#x} is freed, which was not allocated or is free already")
         if not self.is_lost:
             for stream in list(self._streams.values()):
@@ -271,6 +276,11 @@ class SimulatedGpu:
                 return [self._block(a) for a in reads], [*(self._block(a) for a in writes), *others]
 
             self._put(stream, Operation(what, uses, run))
+
+    def is_captured(self, stream: int) -> bool:
+        """Whether what is put into it is kept for a graph."""
+        with self._lock:
+            return self._stream(stream).graph is not None
 
     def memory_at(self, address: int, size_bytes: int) -> np.ndarray:
         """uint8 [size]."""

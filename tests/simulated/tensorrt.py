@@ -2,7 +2,8 @@
 
 A plan of it is an ONNX model with profiles. Sources: TensorRT's Python API, IExecutionContext (a change of the profile
 forgets the shapes; shapes must lie within the profile; every address must be set before a run; an input consumed event
-is recorded once the inputs have been read; one context cannot run twice at once), ICudaEngine and IRuntime (a plan that
+is recorded once the inputs have been read; one context cannot run twice at once), Developer Guide, "CUDA Graphs" (a
+context runs once after a change of its shapes before it is captured), ICudaEngine and IRuntime (a plan that
 is not taken gives None, and the logger hears why).
 """
 
@@ -245,6 +246,7 @@ class IExecutionContext:
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
         self._consumed = 0
+        self._ran: dict[str, Shape] = {}
         self._allocators: dict[str, IOutputAllocator] = {}
         self._itself = Place("an execution context")
         self._require_own_gpu()
@@ -296,6 +298,9 @@ class IExecutionContext:
         missing = [n for n in (*engine.inputs, *engine.outputs) if n not in self._addresses] + self.infer_shapes()
         if missing:
             return self._refuse(f"there is no address or shape of {missing}")
+        if gpu.is_captured(stream_handle) and self._ran != self._shapes:
+            raise RuleBroken("a context is captured that has not run with these shapes just before")
+        self._ran = dict(self._shapes)
         inputs = {name: (self._addresses[name], self._shapes[name], engine.dtype(name)) for name in engine.inputs}
         outputs = [self._addresses[name] for name in engine.outputs]
         read: dict[str, np.ndarray] = {}

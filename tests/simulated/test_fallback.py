@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, helper
 
 from engines.errors import EngineFailed, PlanInvalid
@@ -36,13 +34,6 @@ class Cpu:
             raise self._error
         self.loaded.append(HeldSession(function=lambda inputs: {"y": 2 * inputs["x"]}))
         return self.loaded[-1]
-
-
-@pytest.fixture
-def gpu() -> Iterator[SimulatedGpu]:
-    made = SimulatedGpu()
-    yield made
-    assert (made.broken, made.held()) == ([], {})
 
 
 def opened(gpu: SimulatedGpu, cpu: Cpu) -> WithCpu:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, helper
 
 from engines.errors import OutOfMemory
@@ -31,13 +28,6 @@ def places() -> Planned:
 
 
 MODEL = places()
-
-
-@pytest.fixture
-def gpu() -> Iterator[SimulatedGpu]:
-    made = SimulatedGpu()
-    yield made
-    assert (made.broken, made.held()) == ([], {})
 
 
 def opened(gpu: SimulatedGpu) -> TensorRtSession:

@@ -14,7 +14,7 @@ from engines.runtime.pycuda_driver import PyCudaDriver
 from engines.runtime.tensorrt import TensorRtSession
 from tests.simulated import tensorrt as trt
 from tests.simulated.bindings import bindings_over, pycuda_over
-from tests.simulated.gpu import SimulatedGpu
+from tests.simulated.gpu import Faults, SimulatedGpu
 from tests.simulated.models import planned, scaled_sums
 
 MODEL = scaled_sums()
@@ -62,9 +62,9 @@ def test_the_second_gpu_is_the_one_that_is_used(over: Over) -> None:
     assert "copy_in" in gpus[1].calls
 
 
-def test_where_captures_are_refused_it_says_so_in_our_words(over: Over) -> None:
-    gpu = SimulatedGpu()
-    gpu.faults.refuse_captures = True
+@pytest.mark.parametrize("faults", [Faults(refuse_captures=True), Faults(refuse_graphs=True)])
+def test_where_there_can_be_no_graphs_it_runs_without(over: Over, faults: Faults) -> None:
+    gpu = SimulatedGpu(faults)
     session = TensorRtSession(trt, {0: over(gpu)}, MODEL.data, MODEL.plan, MODEL.manifest)
     assert gpu.replays == 0
     session.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,13 +14,6 @@ from tests.simulated.gpu import Faults, SimulatedGpu
 from tests.simulated.models import Planned, planned, scaled_sums
 
 MODEL = scaled_sums()
-
-
-@pytest.fixture
-def gpu() -> Iterator[SimulatedGpu]:
-    made = SimulatedGpu()
-    yield made
-    assert (made.broken, made.held()) == ([], {})
 
 
 def opened(gpu: SimulatedGpu, made: Planned = MODEL, **keys: object) -> TensorRtSession:
@@ -117,17 +109,19 @@ def test_the_device_can_be_lost_at_every_call() -> None:
     for number in range(1, len(whole.calls) + 1):
         gpu = SimulatedGpu(Faults(lost_at=number, slowest_s=0))
         if number <= serving:
+            told: list[DeviceLost] = []
             with pytest.raises(DeviceLost):
-                _serve(gpu)
+                _serve(gpu, told)
+            assert len(told) == 1, f"call {number}, {gpu.calls[-1]}: readiness hears of it from nobody else"
         else:  # it is closed, and nobody waits any more
             _serve(gpu)
         assert not gpu.broken, f"call {number}, {gpu.calls[-1]}"
         assert "contexts" not in gpu.held(), f"call {number}"
 
 
-def _serve(gpu: SimulatedGpu) -> int:
+def _serve(gpu: SimulatedGpu, told: list[DeviceLost] | None = None) -> int:
     """A session is opened, asked twice and closed; how many calls were made before. Raises what it is answered."""
-    told: list[DeviceLost] = []
+    told = [] if told is None else told
     session = opened(gpu, lost=told.append)
     try:
         for slot in session.slots:
