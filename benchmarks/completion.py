@@ -1,7 +1,7 @@
 """How long the end of a batch takes from the thread that waits for a GPU to the event loop, while that is busy.
 
 The thread sleeps as one that waits for an event of CUDA, without the interpreter's lock. Awake, it needs the lock, and
-asks for it after the switch interval; but whenever the loop lets go of the lock for an instant, as in each turn, CPython
+asks after the switch interval; but whenever the loop lets go of the lock for an instant, as each turn does, CPython
 begins to count that interval anew. So a thread may starve beside turns that are shorter. No GPU is in it.
 """
 
