@@ -24,6 +24,7 @@ from engines import repository
 from engines.errors import EngineError, PlanInvalid
 from engines.repository import Manifest
 from engines.request import BuildRequest
+from engines.runtime import usable_threads
 from engines.runtime.fallback import WithCpu
 from engines.runtime.gpus import Gpus
 from engines.runtime.plans import Unfit, look_here, unfit_plans
@@ -44,12 +45,13 @@ class Plans:
 
     def __init__(self, settings: Settings) -> None:
         folder, self._repository = _writable_cache(settings), settings.repository
-        self._cache = repository.PlanCache(folder, settings.threads, _plan_key(settings, folder, make=True))
+        threads = settings.threads or usable_threads()  # once: a plan that is made later is not for fewer
+        self._cache = repository.PlanCache(folder, threads, _plan_key(settings, folder, make=True))
         self._is_temporary = folder != settings.cache_folder
         # plans that came with a read-only repository; nothing is added to them or removed
         given = settings.cache_folder
         self._given = (
-            repository.PlanCache(given, settings.threads, _plan_key(settings, given, make=False))
+            repository.PlanCache(given, threads, _plan_key(settings, given, make=False))
             if self._is_temporary
             else None
         )
@@ -59,7 +61,7 @@ class Plans:
         self._gpus = Gpus(lambda error: self.lost(str(error)), folder / _KERNELS)
         self._not_on_gpu: dict[str, str] = {}
         self._limits = BuildLimits(
-            settings.build_timeout_s, settings.build_memory_bytes, settings.threads, cpu_s=settings.build_cpu_s
+            settings.build_timeout_s, settings.build_memory_bytes, threads, cpu_s=settings.build_cpu_s
         )
         self._turn, self._pages = asyncio.Semaphore(1), asyncio.Semaphore(1)
         self._known_keys: dict[Path, tuple[tuple[int, ...], str]] = {}

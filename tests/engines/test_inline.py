@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -97,3 +99,27 @@ def test_an_engine_that_raises_is_not_inline(built: Build, monkeypatch: pytest.M
     with loaded(built, linear()) as (session, done):
         monkeypatch.setattr(session.slots[0], "_answer", lambda: RuntimeError("broken"))
         assert inline_rows(session, done.manifest, 32) == 0
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is all there is to be pinned to")
+def test_a_run_leaves_its_thread_on_all_cores(built: Build) -> None:
+    """Pinned, the loop would share the first core with every other engine, and start threads that are pinned too."""
+    cores = os.sched_getaffinity(0)
+    seen: list[set[int]] = []
+    with loaded(built, slow()) as (session, _):
+        slot = session.open_inline()
+        slot.bind({"x": (1, 4)})["x"][...] = 0
+        caller, done = threading.get_native_id(), threading.Event()
+
+        def watch() -> None:
+            while not done.is_set():
+                seen.append(os.sched_getaffinity(caller))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        for _ in range(20):
+            assert slot.run() is None
+        done.set()
+        watcher.join()
+    assert len(seen) > 20
+    assert all(found == cores for found in seen)

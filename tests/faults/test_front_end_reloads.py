@@ -85,7 +85,8 @@ def test_versions_that_come_and_go_are_never_mixed(tmp_path):
                     else:
                         shutil.rmtree(tmp_path / "mix" / "2")
                     url = f"{server.url}/v2/repository/models/mix/load"
-                    assert httpx.post(url, headers=ADMIN, timeout=60).status_code == 200
+                    answer = httpx.post(url, headers=ADMIN, timeout=60)
+                    assert answer.status_code == 200, answer.text
             finally:
                 stop.append(True)
             assert {"1", "2"} == set.union(*(driver.result(60) for driver in drivers))
@@ -100,7 +101,8 @@ def test_what_was_loaded_is_what_is_asked_from_the_next_request_on(tmp_path):
             shape = (TensorProto.FLOAT, ["N", width])
             place(tmp_path, "w", build([helper.make_node("Neg", ["X"], ["Y"], name="n")], {"X": shape}, {"Y": shape}))
             url = f"{server.url}/v2/repository/models/w/load"
-            assert httpx.post(url, headers=ADMIN, timeout=60).status_code == 200
+            answer = httpx.post(url, headers=ADMIN, timeout=60)
+            assert answer.status_code == 200, answer.text
             for client in connections:
                 reply = client.ask(post("w", json_body(1.0, width=width)))
                 assert reply.status == 200, reply
