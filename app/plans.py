@@ -51,9 +51,7 @@ class Plans:
         # plans that came with a read-only repository; nothing is added to them or removed
         given = settings.cache_folder
         self._given = (
-            repository.PlanCache(given, threads, _plan_key(settings, given, make=False))
-            if self._is_temporary
-            else None
+            repository.PlanCache(given, threads, _plan_key(settings, given, make=False)) if self._is_temporary else None
         )
         self._distrusted: set[str] = set()
         self.lost: Callable[[str], None] = lambda reason: None
