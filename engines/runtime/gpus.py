@@ -45,7 +45,7 @@ class Gpus:
 
     def open(
         self, folder: Path, manifest: Manifest, key: bytes | None, *, devices: Sequence[int] = (),
-        instances: int | None = None, most_rows: int = 0,
+        instances: int | None = None, most_rows: int = 0, graphs: bool = True,
     ) -> TensorRtSession | None:  # fmt: skip
         """A session of the first plan that fits all these devices (all that are here unless named), None without one.
 
@@ -66,7 +66,7 @@ class Gpus:
             drivers: dict[int, Driver] = {number: self._driver(number) for number in wanted}
         return TensorRtSession(
             trt, drivers, data, plan, manifest, instances=instances or 1, most_rows=most_rows, lost=self._lost,
-            kept=self._kept(plan, key),
+            graphs=graphs, kept=self._kept(plan, key),
         )  # fmt: skip
 
     def _kept(self, plan: PlanFile, key: bytes | None) -> KeptKernels | None:

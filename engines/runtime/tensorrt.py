@@ -45,7 +45,7 @@ class TensorRtSession:
         with self._held:
             for driver in drivers.values():
                 try:
-                    loaded = self._loaded(trt, driver, data, plan, manifest, kept)
+                    loaded = self._loaded(driver, trt, data, plan, manifest, kept, graphs=graphs)
                 except DeviceLost as error:  # an instance tells of it by itself
                     lost(error)
                     raise
@@ -57,11 +57,9 @@ class TensorRtSession:
                 loaded.contexts.warm()
             self._held = self._held.pop_all()
 
-    def _loaded(
-        self, trt: Any, driver: Driver, data: bytes, plan: PlanFile, manifest: Manifest, kept: KeptKernels | None
-    ) -> TensorRtEngine:
+    def _loaded(self, driver: Driver, trt: Any, *plan: Any, graphs: bool) -> TensorRtEngine:
         with attached(driver), cleared():
-            loaded = TensorRtEngine(trt, driver, data, plan, manifest, kept)
+            loaded = TensorRtEngine(trt, driver, *plan, graphs=graphs)
         self._held.callback(_close, driver, loaded)
         return loaded
 

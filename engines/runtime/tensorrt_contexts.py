@@ -27,7 +27,7 @@ class TensorRT:
     name: ClassVar[str] = "tensorrt"
     captures: ClassVar[bool] = False
 
-    def __init__(self, trt: Any, engine: Any, kept: KeptKernels | None) -> None:
+    def __init__(self, trt: Any, engine: Any, kept: KeptKernels | None, *, graphs: bool) -> None:
         self._trt, self._engine = trt, engine
 
     def make(self) -> Any:
@@ -45,11 +45,12 @@ class Rtx:
     name: ClassVar[str] = "tensorrt-rtx"
     captures: ClassVar[bool] = True
 
-    def __init__(self, trt: Any, engine: Any, kept: KeptKernels | None) -> None:
+    def __init__(self, trt: Any, engine: Any, kept: KeptKernels | None, *, graphs: bool) -> None:
         self._engine, self._kept = engine, kept
         runtime_config = self._runtime_config = engine.create_runtime_config()
         runtime_config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.STATIC)
-        runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        strategies = trt.CudaGraphStrategy
+        runtime_config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if graphs else strategies.DISABLED
         runtime_config.dynamic_shapes_kernel_specialization_strategy = (
             trt.DynamicShapesKernelSpecializationStrategy.EAGER
         )
@@ -72,6 +73,6 @@ class Rtx:
 _CONTEXTS: dict[str, type[TensorRT] | type[Rtx]] = {TensorRT.name: TensorRT, Rtx.name: Rtx}
 
 
-def contexts_of(target: str, trt: Any, engine: Any, kept: KeptKernels | None) -> Contexts:
-    """Of a plan's target."""
-    return _CONTEXTS[target](trt, engine, kept)
+def contexts_of(target: str, trt: Any, engine: Any, kept: KeptKernels | None, *, graphs: bool = True) -> Contexts:
+    """Of a plan's target; with CUDA graphs or without."""
+    return _CONTEXTS[target](trt, engine, kept, graphs=graphs)

@@ -41,8 +41,9 @@ class TensorRtEngine:
     """
 
     def __init__(
-        self, trt: Any, driver: Driver, data: bytes, plan: PlanFile, manifest: Manifest, kept: KeptKernels | None = None
-    ) -> None:
+        self, trt: Any, driver: Driver, data: bytes, plan: PlanFile, manifest: Manifest,
+        kept: KeptKernels | None = None, *, graphs: bool = True,
+    ) -> None:  # fmt: skip
         self.trt, self.profiles = trt, plan.profiles
         said: list[str] = []
         self._logger = _logger_of(trt, said)
@@ -54,7 +55,7 @@ class TensorRtEngine:
         self.inputs = self._tensors(manifest.inputs, trt.TensorIOMode.INPUT, plan.target)
         self.outputs = self._tensors((*manifest.outputs, *guards), trt.TensorIOMode.OUTPUT, plan.target)
         self._require_profiles()
-        self.contexts: Contexts = contexts_of(plan.target, trt, self.engine, kept)
+        self.contexts: Contexts = contexts_of(plan.target, trt, self.engine, kept, graphs=graphs)
 
     def close(self) -> None:
         """Free it, once no context of it is left."""

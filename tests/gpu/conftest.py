@@ -11,6 +11,7 @@ import pytest
 from tests.gpu.device import Gpu
 from tests.gpu.layers import PluginLayers
 from tests.gpu.machines import Machine, NoMachine
+from tests.gpu.places import Place, RealPlace, SimulatedPlace
 from tests.gpu.plugins import Plugins
 from tests.plugins.cuda.on_host import HostBuild
 from tests.targets.gpu.on_host import Host
@@ -70,3 +71,17 @@ def layers(request: pytest.FixtureRequest) -> Iterator[PluginLayers]:
     with Plugins(on) as plugins:
         yield PluginLayers(plugins)
     assert plugins.refused == []
+
+
+@pytest.fixture(params=["simulated TensorRT", "simulated TensorRT-RTX", "gpu"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Place]:
+    try:
+        made: Place = (
+            RealPlace(tmp_path)
+            if request.param == "gpu"
+            else SimulatedPlace(str(request.param).removeprefix("simulated ").lower(), monkeypatch, tmp_path)
+        )
+    except NoMachine as none:
+        pytest.skip(str(none))
+    with contextlib.closing(made):
+        yield made

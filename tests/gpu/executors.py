@@ -23,7 +23,7 @@ from tests.gpu.machines import Executor, Machine, NoMachine
 from tests.gpu.plugins import Plugins, run_network
 from tests.targets.gpu.on_host import Host
 
-__all__ = ["EngineExecutor", "Graph", "HostExecutor", "options_for", "plugins_on", "ready"]
+__all__ = ["EngineExecutor", "Graph", "HostExecutor", "of_gpu", "options_for", "plugins_on", "ready"]
 
 _RTX_SMS = (80, 86, 89)
 _TYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT8": np.int8, "INT32": np.int32}
@@ -58,7 +58,7 @@ class _TensorRT:
         return True
 
 
-def _of_gpu(sm: int) -> _Rtx | _TensorRT:
+def of_gpu(sm: int) -> _Rtx | _TensorRT:
     """TensorRT where it is installed, which is faster and knows all GPUs. Raises NoMachine where none is."""
     if importlib.util.find_spec("tensorrt") is not None:
         return _TensorRT()
@@ -71,7 +71,7 @@ def _of_gpu(sm: int) -> _Rtx | _TensorRT:
 def plugins_on(machine: Machine) -> Iterator[Plugins]:
     """Known to the library that `ready` takes."""
     if isinstance(machine, Gpu):
-        library = library_of(_of_gpu(machine.driver.sm()).name).trt
+        library = library_of(of_gpu(machine.driver.sm()).name).trt
         with Plugins(machine, library=library) as plugins:
             yield plugins
         return
@@ -122,7 +122,7 @@ class EngineExecutor:
 
     def __init__(self, gpu: Gpu, graph: Graph, example: Mapping[str, np.ndarray], *, has_plugins: bool) -> None:
         self._gpu, self._held = gpu, contextlib.ExitStack()
-        library = _of_gpu(gpu.driver.sm())
+        library = of_gpu(gpu.driver.sm())
         data, _ = build_apart(library.name, graph.model, options_for(graph, gpu.driver.sm(), has_plugins=has_plugins))
         trt: Any = library_of(library.name).trt
         self._logger = trt.Logger(trt.Logger.ERROR)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import psutil
-
-from tests.gpu.machines import Machine
 
 __all__ = ["Held", "grown", "held"]
 
@@ -24,6 +22,15 @@ _DEVICE_BYTES = 512
 """A change: the smallest that CUDA allocates. Of 30,000 changes it is 15 MB."""
 
 
+class Device(Protocol):
+    """What is asked of a `Machine` or a `Place`."""
+
+    @property
+    def modules(self) -> list[str]: ...
+
+    def used_bytes(self) -> int: ...
+
+
 class Held(NamedTuple):
     """`blocks` are Python's allocations, of objects whether its collector knows them or not."""
 
@@ -33,7 +40,7 @@ class Held(NamedTuple):
     modules: int
 
 
-def held(machine: Machine) -> Held:
+def held(machine: Device) -> Held:
     """Now, once all that is garbage is gone, and what was freed is given back: else it would hide as much growth."""
     gc.collect()
     if hasattr(_LIBC, "malloc_trim"):  # of glibc

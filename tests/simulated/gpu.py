@@ -98,6 +98,11 @@ class SimulatedGpu:
         }  # fmt: skip
         return {name: count for name, count in found.items() if count}
 
+    def used_bytes(self) -> int:
+        """Of its memory."""
+        with self._lock:
+            return sum(block.memory.nbytes for block in self._blocks.values())
+
     # -- Driver --------------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
@@ -115,16 +120,16 @@ class SimulatedGpu:
 
     def memory(self) -> Memory:
         with self._call("memory"):
-            return Memory(self.faults.most_bytes - self._used(), self.faults.most_bytes)
+            return Memory(self.faults.most_bytes - self.used_bytes(), self.faults.most_bytes)
 
     def allocate(self, size_bytes: int, *, by_runtime: bool = False) -> int:
         """`by_runtime`: of CUDA's runtime, which finds the device's primary context by itself."""
         with self._call("allocate", safe=False, attached=not by_runtime):
             self._require(size_bytes > 0, "an allocation of no bytes")
             self.allocations += 1
-            if self._used() + size_bytes > self.faults.most_bytes or self.allocations == self.faults.full_at:
+            if self.used_bytes() + size_bytes > self.faults.most_bytes or self.allocations == self.faults.full_at:
                 raise OutOfMemory(
-                    f"out of memory: {size_bytes} bytes; {self.faults.most_bytes - self._used()} are free"
+                    f"out of memory: {size_bytes} bytes; {self.faults.most_bytes - self.used_bytes()} are free"
                 )
             address = self._next_address
             self._next_address += -(-size_bytes // _ALIGNMENT) * _ALIGNMENT + _ALIGNMENT
@@ -337,9 +342,6 @@ class SimulatedGpu:
             self._break("a copy of memory that is not page-locked")
             raise EngineError("CUDA_ERROR_INVALID_VALUE")
         return block
-
-    def _used(self) -> int:
-        return sum(block.memory.nbytes for block in self._blocks.values())
 
     def _handle(self) -> int:
         self._next_handle += 1

@@ -106,6 +106,8 @@ class ICudaEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
+        # as `engines.reference`: ONNX Runtime's own rewriting fails on some quantized graphs in half
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         size_bytes = max(1, sum(len(initializer.raw_data) for initializer in model.graph.initializer))
         self._weights = self.gpu.allocate(size_bytes, by_runtime=True)

@@ -162,10 +162,11 @@ class Server:
 
 @contextlib.contextmanager
 def running(
-    repository: Path, *flags: str, env: Mapping[str, str | None] | None = None, python: Path | None = None
-) -> Iterator[Server]:
+    repository: Path, *flags: str, env: Mapping[str, str | None] | None = None, python: Path | None = None,
+    on_gpu: bool = bool(ON_GPU),
+) -> Iterator[Server]:  # fmt: skip
     """A live server; ended however the test ends."""
-    server = Server(repository, *flags, env=env, python=python)
+    server = Server(repository, *flags, env=env, python=python, on_gpu=on_gpu)
     try:
         server.wait_live()
         yield server
