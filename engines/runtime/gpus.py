@@ -23,6 +23,7 @@ from engines.runtime.driver import Driver
 from engines.runtime.kept_kernels import KeptKernels
 from engines.runtime.plans import Here, look_here, read_plan
 from engines.runtime.pycuda_driver import PyCudaDriver
+from engines.runtime.scratch import Scratch
 from engines.runtime.tensorrt import TensorRtSession
 
 __all__ = ["Gpus"]
@@ -37,6 +38,7 @@ class Gpus:
     def __init__(self, lost: Callable[[DeviceLost], None], folder: Path) -> None:
         self._lost, self._folder = lost, folder
         self._drivers: dict[int, PyCudaDriver] = {}
+        self._scratch: dict[int, Scratch] = {}
         self._kernels: dict[int, Kernels] = {}
         self._libraries: dict[str, Any] = {}
         self._registered: set[str] = set()
@@ -64,9 +66,10 @@ class Gpus:
         with self._lock:
             trt = self._library(plan)
             drivers: dict[int, Driver] = {number: self._driver(number) for number in wanted}
+            scratch = {number: self._scratch.setdefault(number, Scratch(on)) for number, on in drivers.items()}
         return TensorRtSession(
             trt, drivers, data, plan, manifest, instances=instances or 1, most_rows=most_rows, lost=self._lost,
-            graphs=graphs, kept=self._kept(plan, key),
+            graphs=graphs, kept=self._kept(plan, key), scratch=scratch,
         )  # fmt: skip
 
     def _kept(self, plan: PlanFile, key: bytes | None) -> KeptKernels | None:

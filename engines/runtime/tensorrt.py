@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any
 
 from engines.errors import DeviceLost
@@ -14,6 +15,7 @@ from engines.manifest import Manifest, PlanFile
 from engines.runtime.buckets import Batches
 from engines.runtime.driver import Driver, attached, cleared
 from engines.runtime.kept_kernels import KeptKernels
+from engines.runtime.scratch import Scratch
 from engines.runtime.tensorrt_engine import TensorRtEngine
 from engines.runtime.tensorrt_instance import TensorRtInstance
 from engines.runtime.tensorrt_slot import GpuSlot
@@ -31,9 +33,10 @@ class TensorRtSession:
     def __init__(
         self, trt: Any, drivers: Mapping[int, Driver], data: bytes, plan: PlanFile, manifest: Manifest, *,
         instances: int = 1, most_rows: int = 0, lost: Callable[[DeviceLost], None] = lambda error: None,
-        graphs: bool = True, kept: KeptKernels | None = None,
+        graphs: bool = True, kept: KeptKernels | None = None, scratch: Mapping[int, Scratch] = MappingProxyType({}),
     ) -> None:  # fmt: skip
-        """`drivers` by device number; `kept`: where kernels that are compiled on the GPU may be kept.
+        """`drivers` by device number; `kept`: where kernels that are compiled on the GPU may be kept; `scratch`: what
+        sessions share on a device that is too small for all.
 
         Raises PlanInvalid, OutOfMemory, DeviceLost or EngineFailed; then nothing is held, and what serves besides is as
         it was.
@@ -43,7 +46,7 @@ class TensorRtSession:
         self.memory_bytes = plan.size_bytes * len(drivers)
         rows = most_rows or manifest.max_batch or 1
         with self._held:
-            for driver in drivers.values():
+            for number, driver in drivers.items():
                 try:
                     loaded = self._loaded(driver, trt, data, plan, manifest, kept, graphs=graphs)
                 except DeviceLost as error:  # an instance tells of it by itself
@@ -51,7 +54,9 @@ class TensorRtSession:
                     raise
                 for _ in range(instances):
                     batches = Batches(manifest.inputs, plan.profiles, rows if manifest.proof.batchable else 1)
-                    instance = TensorRtInstance(driver, loaded, batches, lost, manifest.guards, graphs=graphs)
+                    instance = TensorRtInstance(
+                        driver, loaded, batches, lost, manifest.guards, graphs=graphs, scratch=scratch.get(number)
+                    )
                     self._held.callback(instance.close)
                     self._instances.append(instance)
                 loaded.contexts.warm()

@@ -14,8 +14,10 @@ class Contexts(Protocol):
 
     captures: ClassVar[bool]
 
-    def make(self) -> Any:
-        """With all its scratch memory; None where that does not fit the GPU."""
+    def make(self, *, shared: bool = False) -> Any:
+        """With all its scratch memory, or `shared`: with what it is told before each run. None where that does not fit
+        the GPU.
+        """
 
     def warm(self) -> None:
         """All shapes that come often have been run."""
@@ -30,8 +32,8 @@ class TensorRT:
     def __init__(self, trt: Any, engine: Any, kept: KeptKernels | None, *, graphs: bool) -> None:
         self._trt, self._engine = trt, engine
 
-    def make(self) -> Any:
-        return self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.STATIC)
+    def make(self, *, shared: bool = False) -> Any:
+        return self._engine.create_execution_context(_strategy(self._trt, shared=shared))
 
     def warm(self) -> None:
         """Nothing of it is kept."""
@@ -46,9 +48,8 @@ class Rtx:
     captures: ClassVar[bool] = True
 
     def __init__(self, trt: Any, engine: Any, kept: KeptKernels | None, *, graphs: bool) -> None:
-        self._engine, self._kept = engine, kept
+        self._trt, self._engine, self._kept = trt, engine, kept
         runtime_config = self._runtime_config = engine.create_runtime_config()
-        runtime_config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.STATIC)
         strategies = trt.CudaGraphStrategy
         runtime_config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if graphs else strategies.DISABLED
         runtime_config.dynamic_shapes_kernel_specialization_strategy = (
@@ -60,14 +61,21 @@ class Rtx:
             self._compiled.deserialize(self._found)  # of another GPU or driver, it is refused and begins empty
         runtime_config.set_runtime_cache(self._compiled)
 
-    def make(self) -> Any:
-        return self._engine.create_execution_context(self._runtime_config)
+    def make(self, *, shared: bool = False) -> Any:
+        runtime_config = self._runtime_config
+        runtime_config.set_execution_context_allocation_strategy(_strategy(self._trt, shared=shared))
+        return self._engine.create_execution_context(runtime_config)
 
     def warm(self) -> None:
         content = bytes(self._compiled.serialize())
         if self._kept is not None and content != self._found:
             self._kept.write(content)
             self._found = content
+
+
+def _strategy(trt: Any, *, shared: bool) -> Any:
+    strategies = trt.ExecutionContextAllocationStrategy
+    return strategies.USER_MANAGED if shared else strategies.STATIC
 
 
 _CONTEXTS: dict[str, type[TensorRT] | type[Rtx]] = {TensorRT.name: TensorRT, Rtx.name: Rtx}

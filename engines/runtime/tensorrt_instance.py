@@ -24,6 +24,7 @@ from engines.errors import (
 from engines.manifest import GUARD_OUTPUT
 from engines.runtime.buckets import Batch, Batches, Shapes
 from engines.runtime.driver import Driver, cleared, give_back, let_go
+from engines.runtime.scratch import Scratch, ScratchPlace
 from engines.runtime.session import Done
 from engines.runtime.tensorrt_engine import TensorRtEngine
 from engines.runtime.tensorrt_open import OpenOutput, open_outputs
@@ -33,6 +34,8 @@ from engines.tensor import DYNAMIC
 __all__ = ["TensorRtInstance"]
 
 log = logging.getLogger(__name__)
+_ROOM = 2
+"""An instance has scratch memory of its own while as much would be left: else none would be left to share."""
 _SLOTS = 2
 """One is computed while the other is copied, filled, or read."""
 
@@ -51,11 +54,15 @@ class TensorRtInstance:
 
     def __init__(
         self, driver: Driver, plan: TensorRtEngine, batches: Batches, lost: Callable[[DeviceLost], None],
-        guards: Sequence[str] = (), *, graphs: bool = True,
+        guards: Sequence[str] = (), *, graphs: bool = True, scratch: Scratch | None = None,
     ) -> None:  # fmt: skip
-        """Raises OutOfMemory, DeviceLost or EngineError; then nothing is held."""
+        """`scratch` is shared with others where the GPU has no room for one more.
+
+        Raises OutOfMemory, DeviceLost or EngineError; then nothing is held.
+        """
         self._driver, self._plan, self._batches, self._lost = driver, plan, batches, lost
-        self._guards, self._wants_graphs = tuple(guards), graphs
+        self._guards, self._wants_graphs = tuple(guards), graphs and not plan.contexts.captures
+        self._may_share, self._shared, self._place = scratch, False, ScratchPlace(0, 0)
         self.slots: list[GpuSlot] = []
         self._graphs: dict[tuple[Shapes, int], int] = {}
         self._uncapturable: set[Shapes] = set()
@@ -105,15 +112,38 @@ class TensorRtInstance:
             self.slots = []
 
     def _make(self, held: ExitStack) -> None:
-        driver = self._driver
+        """With scratch memory of its own as long as there is room; else, or where something does not fit, with that of
+        others.
+        """
+        free, reason = self._driver.memory().free, ""
+        if self._may_share is not None and free < _ROOM * self._scratch_bytes:
+            reason = f"it needs {self._scratch_bytes} bytes, {free} are free"
+        else:
+            try:
+                with ExitStack() as own, cleared():
+                    self._make_all(own)
+                    held.push(own.pop_all())
+            except OutOfMemory as error:
+                if self._may_share is None:
+                    raise
+                reason = str(error)
+        if reason:
+            log.info("an instance computes in scratch memory that others use in turn: %s", reason)
+            self._shared = True
+            self._make_all(held)
+
+    def _make_all(self, held: ExitStack) -> None:
+        driver, self.slots = self._driver, []
         self._streams = _Streams(*(_held(held, driver.stream, driver.close_stream) for _ in _Streams._fields))
-        trt, engine = self._plan.trt, self._plan.engine
-        context = self._context = self._plan.contexts.make()
+        if self._shared and self._may_share is not None:
+            self._may_share.join(self._scratch_bytes)
+            held.callback(self._may_share.leave)
+        context = self._context = self._plan.contexts.make(shared=self._shared)
         if context is None:
-            memory, needed = driver.memory(), engine.device_memory_size_v2
+            memory = driver.memory()
             raise OutOfMemory(
-                f"TensorRT {trt.__version__} made no context: it needs {needed} bytes, {memory.free} of "
-                f"{memory.total} are free"
+                f"TensorRT {self._plan.trt.__version__} made no context: it needs {self._scratch_bytes} bytes, "
+                f"{memory.free} of {memory.total} are free"
             )
         held.callback(self._drop_context)
         sizes = self._most_bytes()
@@ -126,8 +156,11 @@ class TensorRtInstance:
         for batch in self._batches.usual() if not self._open else []:
             for slot in self.slots:
                 self._warm(slot, batch)
-                if self._wants_graphs and not self._plan.contexts.captures:
-                    self._capture(slot, batch)
+                self._capture_if_missing(slot)
+
+    @property
+    def _scratch_bytes(self) -> int:
+        return int(self._plan.engine.device_memory_size_v2)
 
     def _drop_context(self) -> None:
         self._context = None
@@ -170,6 +203,7 @@ class TensorRtInstance:
             if self._gone is not None:
                 raise self._gone
             self._enqueue(slot)
+            self._capture_if_missing(slot)
         except BaseException as error:
             self._fail(slot, done, error)
         else:
@@ -195,7 +229,18 @@ class TensorRtInstance:
         slot.answers = {tensor.name: slot.view(at, outputs[at]) for at, tensor in enumerate(self._plan.outputs)}
 
     def _compute(self, slot: GpuSlot) -> tuple[tuple[int, ...], ...]:
-        """Replay the batch's graph, or put the engine's own work into the stream. The shapes of the outputs."""
+        """Within its turn, where the scratch memory is shared. The shapes of the outputs."""
+        if self._may_share is None or not self._shared:
+            return self._replay_or_run(slot)
+        with self._may_share.turn(self._streams.compute, self._scratch_bytes) as place:
+            if place != self._place:
+                self._context.set_device_memory(*place)
+                self._drop_graphs()  # what runs of them ends by itself
+                self._place = place
+            return self._replay_or_run(slot)
+
+    def _replay_or_run(self, slot: GpuSlot) -> tuple[tuple[int, ...], ...]:
+        """Replay the batch's graph, or put the engine's own work into the stream."""
         graph = self._graphs.get((slot.batch.shapes, slot.number))
         if graph is None:
             return self._run(slot)
@@ -227,6 +272,12 @@ class TensorRtInstance:
         slot.batch = batch
         self._enqueue(slot)
         self._driver.synchronize(slot.events.finished)
+
+    def _capture_if_missing(self, slot: GpuSlot) -> None:
+        """While it is loaded, and again where what was captured is void since the scratch memory moved."""
+        batch = slot.batch
+        if self._wants_graphs and batch.is_usual and not self._open and (batch.shapes, slot.number) not in self._graphs:
+            self._capture(slot, batch)
 
     def _capture(self, slot: GpuSlot, batch: Batch) -> None:
         """Run what was just run again, into a graph."""

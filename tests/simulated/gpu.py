@@ -50,6 +50,8 @@ class Faults:
     """It is lost once there is a file of this name."""
     full_at: int = 0
     """The number of the allocation, from 1 on, for which there is no memory; 0 = none."""
+    full_from: int = 0
+    """From which on there is none for any."""
     fail_runs: frozenset[int] = frozenset()
     """The numbers of runs of TensorRT, from 1 on, that end before their computation is in the stream."""
     refuse_captures: bool = False
@@ -127,7 +129,8 @@ class SimulatedGpu:
         with self._call("allocate", safe=False, attached=not by_runtime):
             self._require(size_bytes > 0, "an allocation of no bytes")
             self.allocations += 1
-            if self.used_bytes() + size_bytes > self.faults.most_bytes or self.allocations == self.faults.full_at:
+            is_full = self.allocations == self.faults.full_at or 0 < self.faults.full_from <= self.allocations
+            if is_full or self.used_bytes() + size_bytes > self.faults.most_bytes:
                 raise OutOfMemory(
                     f"out of memory: {size_bytes} bytes; {self.faults.most_bytes - self.used_bytes()} are free"
                 )

@@ -22,10 +22,10 @@ class Planned:
     def __init__(
         self, model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
         profiles: Sequence[Mapping[str, ShapeRange]], sample_shapes: Mapping[str, tuple[int, ...]],
-        guards: Sequence[str] = (),
+        guards: Sequence[str] = (), scratch_bytes: int = 1024,
     ) -> None:  # fmt: skip
         self.model = model
-        self.data = plan_of(model, profiles)
+        self.data = plan_of(model, profiles, scratch_bytes)
         digest = hashlib.sha256(self.data).hexdigest()
         self.plan = PlanFile(
             target="tensorrt", file="tensorrt.plan", sha256=digest, size_bytes=len(self.data), precision="fp32",
@@ -41,7 +41,9 @@ class Planned:
         )  # fmt: skip
 
 
-def scaled_sums(rows: Sequence[tuple[int, int, int]] = ((1, 8, 8),), width: int = 4) -> Planned:
+def scaled_sums(
+    rows: Sequence[tuple[int, int, int]] = ((1, 8, 8),), width: int = 4, scratch_bytes: int = 1024
+) -> Planned:
     """y [rows, 2] = x [rows, width] W + b: every row has an answer of its own. A profile for each range of `rows`."""
     rng = np.random.default_rng(7)
     weights = numpy_helper.from_array(rng.standard_normal((width, 2), dtype=np.float32), "W")
@@ -58,7 +60,7 @@ def scaled_sums(rows: Sequence[tuple[int, int, int]] = ((1, 8, 8),), width: int 
         {"x": ((low, width), (best, width), (high, width))} for low, best, high in rows
     ]
     x, y = TensorSpec("x", "FP32", (-1, width), 0), TensorSpec("y", "FP32", (-1, 2), 0)
-    return Planned(model, [x], [y], profiles, {"x": (1, width)})
+    return Planned(model, [x], [y], profiles, {"x": (1, width)}, scratch_bytes=scratch_bytes)
 
 
 def planned(made: Planned, x: np.ndarray) -> np.ndarray:

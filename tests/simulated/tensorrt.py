@@ -53,14 +53,17 @@ _OF_ONNX = {
 class _Content(msgspec.Struct):
     model: bytes
     profiles: list[dict[str, ShapeRange]]
+    scratch_bytes: int
 
 
-def plan_of(model: onnx.ModelProto, profiles: Sequence[Mapping[str, ShapeRange]] = ()) -> bytes:
+def plan_of(
+    model: onnx.ModelProto, profiles: Sequence[Mapping[str, ShapeRange]] = (), scratch_bytes: int = 1024
+) -> bytes:
     """The bytes of a plan that runs the model. ValueError where it has types that TensorRT has not."""
     for value in (*model.graph.input, *model.graph.output):
         if value.type.tensor_type.elem_type not in _OF_ONNX:
             raise ValueError(f"TensorRT has no type for {value.name!r}")
-    content = _Content(model.SerializeToString(), [dict(profile) for profile in profiles])
+    content = _Content(model.SerializeToString(), [dict(profile) for profile in profiles], scratch_bytes)
     return _MAGIC + msgspec.msgpack.encode(content)
 
 
@@ -86,7 +89,7 @@ class Runtime:
             return None
         content = msgspec.msgpack.decode(serialized_engine[len(_MAGIC) :], type=_Content)
         try:
-            return ICudaEngine(onnx.load_from_string(content.model), content.profiles, self.logger)
+            return ICudaEngine(onnx.load_from_string(content.model), content, self.logger)
         except EngineError as error:
             self.logger.log(ILogger.Severity.ERROR, str(error))
             return None
@@ -95,9 +98,11 @@ class Runtime:
 class ICudaEngine:
     """`gpu`: the one that it was deserialized for. Contexts of it share the weights."""
 
-    def __init__(self, model: onnx.ModelProto, profiles: list[dict[str, ShapeRange]], logger: ILogger) -> None:
+    def __init__(self, model: onnx.ModelProto, content: _Content, logger: ILogger) -> None:
         self.gpu, self.logger, self.model = current_gpu(), logger, model
-        self.profiles = profiles or [{}]
+        self.profiles = content.profiles or [{}]
+        self.device_memory_size_v2 = content.scratch_bytes
+        """Of a context's scratch memory."""
         weights = {initializer.name for initializer in model.graph.initializer}
         self.inputs = {v.name: v for v in model.graph.input if v.name not in weights}
         self.outputs = {v.name: v for v in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output}
@@ -144,15 +149,14 @@ class ICudaEngine:
     def is_shape_inference_io(self, name: str) -> bool:
         return False
 
-    device_memory_size_v2 = 1024
-    """Of a context's scratch memory, in bytes."""
-
     def create_runtime_config(self) -> IRuntimeConfig:
         return IRuntimeConfig()
 
     def create_execution_context(self, strategy: Any) -> IExecutionContext | None:
         try:
-            return IExecutionContext(self, strategy if isinstance(strategy, IRuntimeConfig) else None)
+            config = strategy if isinstance(strategy, IRuntimeConfig) else None
+            is_shared = (config.strategy if config else strategy) is ExecutionContextAllocationStrategy.USER_MANAGED
+            return IExecutionContext(self, config, is_shared=is_shared)
         except EngineError as error:
             self.logger.log(ILogger.Severity.ERROR, str(error))
             return None
@@ -242,8 +246,8 @@ class IOutputAllocator:
 class IExecutionContext:
     """Of one stream at a time."""
 
-    def __init__(self, engine: ICudaEngine, config: IRuntimeConfig | None) -> None:
-        self._engine, self._gpu, self._config = engine, engine.gpu, config
+    def __init__(self, engine: ICudaEngine, config: IRuntimeConfig | None, *, is_shared: bool) -> None:
+        self._engine, self._gpu, self._config, self._is_shared = engine, engine.gpu, config, is_shared
         self.active_optimization_profile = 0
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
@@ -252,10 +256,10 @@ class IExecutionContext:
         self._allocators: dict[str, IOutputAllocator] = {}
         self._itself = Place("an execution context")
         self._require_own_gpu()
-        self._scratch = self._gpu.allocate(engine.device_memory_size_v2, by_runtime=True)
+        self._scratch = 0 if is_shared else self._gpu.allocate(engine.device_memory_size_v2, by_runtime=True)
 
     def __del__(self) -> None:
-        if hasattr(self, "_scratch"):
+        if hasattr(self, "_scratch") and not self._is_shared:
             give_back(functools.partial(self._gpu.free, by_runtime=True), self._scratch)
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
@@ -290,6 +294,11 @@ class IExecutionContext:
         self._allocators[name] = output_allocator
         return True
 
+    def set_device_memory(self, memory: int, size: int) -> None:
+        if not self._is_shared or memory % 256 or size < self._engine.device_memory_size_v2:
+            raise RuleBroken(f"a context is given {size} bytes of scratch memory at {memory:#x}")
+        self._scratch = memory
+
     def set_input_consumed_event(self, event: int) -> bool:
         self._consumed = event
         return True
@@ -297,6 +306,8 @@ class IExecutionContext:
     def execute_async_v3(self, stream_handle: int) -> bool:
         gpu, engine = self._gpu, self._engine
         self._require_own_gpu()
+        if not self._scratch:
+            raise RuleBroken("a context runs without scratch memory")
         missing = [n for n in (*engine.inputs, *engine.outputs) if n not in self._addresses] + self.infer_shapes()
         if missing:
             return self._refuse(f"there is no address or shape of {missing}")

@@ -41,10 +41,10 @@ FAULTS: dict[str, tuple[type, str, str, str, str]] = {
         "driver.record(events.finished, streams.compute)",
         "a computation uses memory"),
     "the graph of another slot is replayed": (
-        TensorRtInstance, "_compute", "(slot.batch.shapes, slot.number)", "(slot.batch.shapes, 1 - slot.number)",
+        TensorRtInstance, "_replay_or_run", "(slot.batch.shapes, slot.number)", "(slot.batch.shapes, 1 - slot.number)",
         "a wrong answer"),
     "the graph of a smaller bucket is replayed": (
-        TensorRtInstance, "_compute", "self._graphs.get((slot.batch.shapes, slot.number))",
+        TensorRtInstance, "_replay_or_run", "self._graphs.get((slot.batch.shapes, slot.number))",
         "self._graphs.get((slot.batch.shapes, slot.number)) and "
         "min((s, g) for (s, n), g in self._graphs.items() if n == slot.number)[1]",
         "a wrong answer"),
@@ -55,7 +55,7 @@ FAULTS: dict[str, tuple[type, str, str, str, str]] = {
         TensorRtInstance, "_fail", "self._driver.synchronize(slot.events.finished)", "pass",
         "a copy in uses memory"),
     "everything runs in the default stream": (
-        TensorRtInstance, "_make", "_held(held, driver.stream, driver.close_stream)", "0",
+        TensorRtInstance, "_make_all", "_held(held, driver.stream, driver.close_stream)", "0",
         "the default stream is used"),
     "memory of the host is not pinned": (
         GpuSlot, "_buffer", "driver.pinned(size)", "np.zeros(size, np.uint8)",
