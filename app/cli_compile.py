@@ -164,8 +164,8 @@ def _there(
 
 def _without_links(request: BuildRequest) -> BuildRequest:
     """A link that is named on the command line is the caller's own, and followed; no build follows any."""
-    resolved = [path and path.resolve() for path in (request.calibration, request.validation)]
-    return BuildRequest(request.source.resolve(), request.spec, *resolved)
+    calibration, validation = (path and path.resolve() for path in (request.calibration, request.validation))
+    return BuildRequest(request.source.resolve(), request.spec, calibration, validation)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
 import shutil
@@ -23,13 +24,14 @@ from app.warmup import warm_up
 from engines import repository
 from engines.errors import EngineError, PlanInvalid
 from engines.repository import Manifest
-from engines.request import BuildRequest
+from engines.request import BuildRequest, GpusHere
 from engines.runtime import usable_threads
 from engines.runtime.fallback import WithCpu
 from engines.runtime.gpus import Gpus
-from engines.runtime.plans import Unfit, look_here, unfit_plans
+from engines.runtime.plans import Here, Unfit, look_here, unfit_plans
 from engines.runtime.session import Session
 from engines.signature import key_in
+from engines.spec import Target
 
 __all__ = ["Plans", "Say"]
 
@@ -61,6 +63,9 @@ class Plans:
         self._limits = BuildLimits(
             settings.build_timeout_s, settings.build_memory_bytes, threads, cpu_s=settings.build_cpu_s
         )
+        self._builds_for_gpus = settings.build_for_gpus
+        self._gpus_here: GpusHere | None = None
+        self._has_looked = False
         self._turn, self._pages = asyncio.Semaphore(1), asyncio.Semaphore(1)
         self._known_keys: dict[Path, tuple[tuple[int, ...], str]] = {}
 
@@ -134,8 +139,9 @@ class Plans:
             self._cache.handover(key) as folder,
             self._cache.handover(key) as fallback,  # not the same: a plan is never written over another
         ):
+            asked = await self._with_what_is_here(request)
             ended = await run_build(
-                request, folder, self._limits, progress=advance, fallback=fallback, gpus=await self._gpu_build(gpus)
+                asked, folder, self._limits, progress=advance, fallback=fallback, gpus=await self._gpu_build(gpus)
             )
             if ended:
                 ended = served_instead(ended)
@@ -239,7 +245,13 @@ class Plans:
         return self._not_on_gpu.get(manifest.key, "")
 
     async def _key(self, request: BuildRequest) -> str:
-        return await asyncio.to_thread(request.key, self._limits.threads)
+        asked = await self._with_what_is_here(request)
+        return await asyncio.to_thread(asked.key, self._limits.threads)
+
+    async def _with_what_is_here(self, request: BuildRequest) -> BuildRequest:
+        if self._builds_for_gpus and not self._has_looked:
+            self._gpus_here, self._has_looked = _gpus_of(await asyncio.to_thread(look_here)), True
+        return dataclasses.replace(request, here=self._gpus_here)
 
     def _cache_of(self, key: str) -> repository.PlanCache:
         """Where the plan of a key is, or will be."""
@@ -291,3 +303,10 @@ def _writable_cache(settings: Settings) -> Path:
             error.strerror,
         )
         return temporary
+
+
+def _gpus_of(here: Here) -> GpusHere | None:
+    """What plans can be built for on this machine: TensorRT's where it is installed, which knows all GPUs."""
+    targets: tuple[Target, ...] = ("tensorrt", "tensorrt-rtx")
+    found = next((target for target in targets if target in here.versions), None)
+    return GpusHere(found, tuple(f"sm{sm}" for sm in here.sms)) if found and here.sms else None

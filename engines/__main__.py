@@ -10,7 +10,7 @@ from pathlib import Path
 from engines.errors import EngineError
 from engines.handover import Plan, write_plan
 from engines.manifest import encode
-from engines.request import BuildRequest
+from engines.request import BuildRequest, GpusHere
 
 REFUSED = 3
 """Exit code of a build that ended with a reason (printed as {"error": ...}), as against a crash."""
@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     build.add_argument("--validation", type=Path, help="the same, with labels or targets")
     build.add_argument("--threads", type=int, default=0, help="threads that the engine may use; 0 = all usable ones")
     build.add_argument("--gpus", default="", help="GPUs to build plans for, instead of those of the spec: sm86,sm89")
+    build.add_argument("--here", default="", help="a target to build for, too, and its GPUs: tensorrt:sm86,sm89")
     build.add_argument("--timing-cache", help="a folder where TensorRT keeps the times of kernels")
     plan = commands.add_parser("plan", help="build a TensorRT plan of a graph, in this process")
     plan.add_argument("target", choices=("tensorrt-rtx", "tensorrt"))
@@ -58,7 +59,9 @@ def _build(options: argparse.Namespace) -> int:
         if options.fallback is not None and _is_left(plan, options.fallback):
             _say(fallback=plan.manifest.key)
 
-    request = BuildRequest(options.source, options.spec, options.calibration, options.validation)
+    target, _, names = options.here.partition(":")
+    here = GpusHere(target, tuple(names.split(","))) if target else None
+    request = BuildRequest(options.source, options.spec, options.calibration, options.validation, here)
     gpus = tuple(filter(None, options.gpus.split(",")))
     manifest = build(
         request, options.out, lambda stage, share: _say(stage=stage, share=f"{share:.3f}"), options.threads, keep,

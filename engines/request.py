@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from engines.errors import ModelRefused
 from engines.files import open_plain
 from engines.repository import CALIBRATION_FILE, MODEL_FILE, SPEC_FILE, VALIDATION_FILE, file_sha256, plan_key
-from engines.spec import Spec, decode_spec, encode_spec
+from engines.spec import Spec, Target, decode_spec, encode_spec
 
-__all__ = ["MAX_SPEC_BYTES", "BuildRequest", "spec_digest"]
+__all__ = ["MAX_SPEC_BYTES", "BuildRequest", "GpusHere", "spec_digest"]
 
 MAX_SPEC_BYTES = 2**20
 decode_spec(encode_spec(Spec()))  # msgspec's notion of the type is made here, before threads could meet it half-made
+
+
+class GpusHere(NamedTuple):
+    """A target that can be built, and its GPUs, such as "sm86"."""
+
+    target: Target
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -24,12 +33,15 @@ class BuildRequest:
 
     `source` is a model file; `spec` is JSON as `engines.spec.encode_spec` writes it; `calibration` holds arrays by
     input name, first axis = samples, as .npz; `validation` the same with labels or targets.
+
+    `here` is what the machine has besides a CPU: it is built for, too, where the spec names no target of its own.
     """
 
     source: Path
     spec: Path | None = None
     calibration: Path | None = None
     validation: Path | None = None
+    here: GpusHere | None = None
 
     @classmethod
     def of_folder(cls, folder: Path) -> BuildRequest:
@@ -53,6 +65,12 @@ class BuildRequest:
 
     def read_spec(self) -> Spec:
         """What was asked; the default where nothing was. Raises ModelRefused where it cannot be read."""
+        asked = self._sent_spec()
+        if self.here is None or asked.targets != Spec().targets:
+            return asked
+        return dataclasses.replace(asked, targets=(*asked.targets, self.here.target), gpus=self.here.names)
+
+    def _sent_spec(self) -> Spec:
         if self.spec is None:
             return Spec()
         with open_plain(self.spec) as file:

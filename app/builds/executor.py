@@ -136,6 +136,9 @@ async def run_child(
 def _arguments(request: BuildRequest) -> list[str]:
     further = {"--spec": request.spec, "--calibration": request.calibration, "--validation": request.validation}
     named = [(flag, str(path.absolute())) for flag, path in further.items() if path is not None]
+    here = request.here
+    if here is not None:
+        named.append(("--here", f"{here.target}:{','.join(here.names)}"))
     return [str(request.source.absolute()), *(word for pair in named for word in pair)]
 
 

@@ -175,3 +175,24 @@ def test_where_it_cannot_be_built_again_the_reason_is_said_and_the_cpu_serves(re
         assert "of memory" in reason(server)
         assert server.state("m") == "READY"
         assert server.infer("m", X).status_code == 200
+
+
+def test_where_there_is_a_gpu_a_plan_for_it_is_built_unasked(tmp_path: Path) -> None:
+    """Unless it shall not; and a spec that says what is built for is heeded."""
+    planted, repository = tmp_path / "planted", tmp_path / "repository"
+    planted.mkdir()
+    (planted / "pynvml.py").write_text(textwrap.dedent(NVML))
+    folder = repository / "m" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(linear().SerializeToString())
+    for flag, sms in (("--build-for-gpus", [(89,)]), ("--no-build-for-gpus", [])):
+        with running(repository, flag, env={"PYTHONPATH": str(planted)}) as server:
+            server.wait_ready("m")
+            assert server.infer("m", X).status_code == 200
+            assert reason(server)[:24] == ("the CPU answers: no CUDA" if sms else "")
+        assert [plan.sms for plan in manifest_of(repository).plans] == sms
+        shutil.rmtree(repository / ".cache")
+    (folder / "spec.json").write_bytes(encode_spec(Spec(targets=("openvino", "tensorrt-rtx"), gpus=("sm86", "sm89"))))
+    with running(repository, env={"PYTHONPATH": str(planted)}) as server:
+        server.wait_ready("m")
+    assert manifest_of(repository).plans[0].sms == (86, 89)
