@@ -10,19 +10,19 @@ serve: $(VENV)/.installed
 	$(BIN)/bitserve serve --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(or $(TESTS),tests $(addprefix --ignore tests/,targets gpu plugins/cuda faults))
+	$(BIN)/python -m pytest $(or $(TESTS),tests $(addprefix --ignore tests/,targets gpu plugins/cuda faults simulated))
 
 # processes that die, disks that are full, clients that leave: with one process, and with front ends, as all HTTP is
 test-faults: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/faults
 	BITSERVE_FRONT_ENDS=2 $(BIN)/python -m pytest tests/http tests/faults
 
-# servers that run what they can on a simulated GPU; left out is what ends before an engine is asked, and builds, which
+# the runtime of GPUs, and servers that run what they can on a simulated one; left out is what ends before an engine is asked, and builds, which
 # are the same there
 ELSEWHERE := $(wildcard tests/http/test_compile*.py) $(addprefix tests/http/test_,repeats.py samples.py inspect.py cli.py) \
 	$(addprefix tests/faults/test_,build_limits.py builds.py fallback.py full_disk.py killed_builds.py publish.py tune.py)
 test-simulated: $(VENV)/.installed-test
-	TESTS_ON_GPU=1 $(BIN)/python -m pytest tests/http tests/faults $(addprefix --ignore ,$(ELSEWHERE))
+	TESTS_ON_GPU=1 $(BIN)/python -m pytest tests/simulated tests/http tests/faults $(addprefix --ignore ,$(ELSEWHERE))
 
 test-targets: $(VENV)/.installed-targets
 	$(BIN)/python -m pytest tests/targets

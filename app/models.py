@@ -65,6 +65,7 @@ class ModelManager:
         """Cancel loads and the watch; a compile under way is ended."""
         self.begin_stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._loader.close()
         self._overrides.close()
         self.plans.close()
 

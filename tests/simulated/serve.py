@@ -27,6 +27,7 @@ from tests.simulated.gpu import Faults, SimulatedGpu
 _SETTING = "SIMULATED_GPU"
 """JSON: the fields of `Faults`."""
 _requests: dict[str, BuildRequest] = {}
+_gpus: list[SimulatedGpu] = []
 
 
 class SimulatedGpus:
@@ -37,6 +38,7 @@ class SimulatedGpus:
         given = os.environ.get(_SETTING, "")
         self._gpu = SimulatedGpu(msgspec.json.decode(given, type=Faults) if given else Faults(slowest_s=0.00002))
         self._gpu.broken = _Told()
+        _gpus.append(self._gpu)
 
     def open(
         self, folder: Path, manifest: Manifest, key: bytes | None, *, devices: Sequence[int] = (),
@@ -115,4 +117,9 @@ _opened = app.plans.Plans.open
 if __name__ == "__main__":
     app.plans.Gpus = SimulatedGpus  # type: ignore[assignment, misc]
     app.plans.Plans.open = _open  # type: ignore[method-assign]
-    main()
+    try:
+        main()
+    finally:
+        for gpu in _gpus:
+            if not gpu.is_lost and gpu.held():
+                gpu.broken.append(f"it still holds {gpu.held()}")
