@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
-import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -29,7 +26,6 @@ from engines.runtime.session import Session
 __all__ = ["Loaded", "Loader"]
 
 log = logging.getLogger(__name__)
-_CLOSING_S = 5.0
 
 
 class Loaded(NamedTuple):
@@ -55,19 +51,17 @@ class Loader:
         """The version's files are gone: should it come back, it counts from 0."""
         self._stats.pop((model, number), None)
 
-    def release(self, endpoint: Endpoint) -> Session:
-        """The session of an endpoint that has stopped, for the caller to close (which blocks)."""
-        return self._sessions.pop(endpoint)
+    def release(self, endpoint: Endpoint) -> None:
+        """Let the session of an endpoint that has stopped be closed; the caller does not wait for it."""
+        self.plans.closing.start(self._sessions.pop(endpoint))
 
     async def close(self) -> None:
-        """Give back what GPUs have lent, in order: a thread that ends with a context ends the process. One that hangs
-        is left to the process's own end.
-        """
-        sessions, self._sessions = [one for one in self._sessions.values() if one.is_on_gpu], {}
-        closing = [threading.Thread(target=session.close, name="close-session", daemon=True) for session in sessions]
-        for thread in closing:
-            thread.start()
-        await asyncio.to_thread(_join, closing, time.monotonic() + _CLOSING_S)
+        """Give back in order what GPUs have lent."""
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
+            if session.is_on_gpu:
+                self.plans.closing.start(session)
+        await self.plans.closing.wait()
 
     async def prepare(
         self, files: VersionFiles, override: Override, say: Callable[[str], None], *, only_known: bool = False
@@ -138,11 +132,6 @@ class Loader:
         endpoint.hold_requests = self._settings.delay_scheduler
         self._sessions[endpoint] = session
         return endpoint
-
-
-def _join(threads: Sequence[threading.Thread], end_s: float) -> None:
-    for thread in threads:
-        thread.join(max(0.0, end_s - time.monotonic()))
 
 
 def _note(manifest: Manifest, options: ModelOptions) -> str:

@@ -252,7 +252,7 @@ class ModelManager:
 
     def _stop(self, endpoint: Endpoint, then: Callable[[], None]) -> None:
         def stopped() -> None:
-            self._spawn(asyncio.to_thread(self._loader.release(endpoint).close))
+            self._loader.release(endpoint)
             then()
 
         self._gateway.retire(endpoint, stopped)
@@ -335,14 +335,13 @@ class ModelManager:
         self, wanted: list[VersionFiles], override: Override
     ) -> list[tuple[VersionFiles, Loaded | str]]:
         """Wait for loads under way, then prepare all at once; meanwhile what does not serve is listed as loading."""
-        running = [task for f in wanted if (task := self._loads.get((f.model, f.version))) is not None]
-        if running:
+        if running := [task for f in wanted if (task := self._loads.get((f.model, f.version))) is not None]:
             await asyncio.wait(running)
             if any(task.cancelled() for task in running):
                 return [(files, _UNLOADED) for files in wanted]
         before = {f.version: self._registry.get(f.model, f.version) for f in wanted}
-        marks = [Version(f.model, f.version, ModelState.LOADING, "loading") for f in wanted]
-        marks = [mark for mark in marks if (known := before[mark.number]) is None or known.endpoint is None]
+        absent = [f for f in wanted if (known := before[f.version]) is None or known.endpoint is None]
+        marks = [Version(f.model, f.version, ModelState.LOADING, "loading") for f in absent]
         for mark in marks:
             self._registry.set(mark)
         tasks = [self._start_load(files.model, files.version, self._prepare(files, override)) for files in wanted]

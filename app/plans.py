@@ -8,13 +8,13 @@ import functools
 import logging
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from app.builds.executor import BuildLimits, GpuBuild, render_report, run_build
 from app.builds.state import Advance, served_instead
+from app.closing import Closing
 from app.disk import naming_full_disk
 from app.inline import inline_rows
 from app.serving.limits import ModelOptions
@@ -56,6 +56,7 @@ class Plans:
             repository.PlanCache(given, threads, _plan_key(settings, given, make=False)) if self._is_temporary else None
         )
         self._distrusted: set[str] = set()
+        self.closing = Closing()
         self.lost: Callable[[str], None] = lambda reason: None
         """Told, from any thread, why a GPU can no longer be used."""
         self._gpus = Gpus(lambda error: self.lost(str(error)), folder / _KERNELS)
@@ -196,13 +197,7 @@ class Plans:
         return folder if folder.is_dir() else None
 
     async def _warm(self, manifest: Manifest, options: ModelOptions) -> Session:
-        """Import in a thread; a session that nobody waits for any more is closed when it comes."""
-        work = asyncio.ensure_future(asyncio.to_thread(self._import, manifest, options))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            work.add_done_callback(_close_unwanted)
-            raise
+        return await self.closing.opened(functools.partial(self._import, manifest, options))
 
     def _import(self, manifest: Manifest, options: ModelOptions) -> Session:
         session = self._on_gpu(manifest, options) or self._on_cpu(manifest, options)
@@ -211,8 +206,8 @@ class Plans:
             warm_up(session, manifest, (1, 2) if manifest.proof.batchable and not alone else (1,))
             if not session.is_on_gpu:
                 session.inline_rows = inline_rows(session, manifest, options.limits.max_batch_rows or 1)
-        except BaseException:  # in a thread of its own: a launch that hangs would keep close waiting
-            threading.Thread(target=session.close, name="close-session", daemon=True).start()
+        except BaseException:
+            self.closing.start(session)
             raise
         return session
 
@@ -276,11 +271,6 @@ class Plans:
             self._distrusted.add(key)
         else:
             await asyncio.to_thread(self._cache.discard, key)
-
-
-def _close_unwanted(work: asyncio.Future[Session]) -> None:
-    if not work.cancelled() and work.exception() is None:
-        threading.Thread(target=work.result().close, name="close-session", daemon=True).start()
 
 
 def _plan_key(settings: Settings, folder: Path, *, make: bool) -> bytes | None:
