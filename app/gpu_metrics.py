@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from engines.runtime import visible_gpus
+
 __all__ = ["GpuMetrics"]
 
 
@@ -59,7 +61,7 @@ class GpuMetrics:
             self._nvml = nvml
         nvml = self._nvml
         gpus: dict[str, Any] = {}
-        for at in range(nvml.nvmlDeviceGetCount()):
+        for at in visible_gpus(nvml):
             with contextlib.suppress(Exception):  # one that is lost has no handle
                 gpu = nvml.nvmlDeviceGetHandleByIndex(at)
                 gpus[f'gpu_uuid="{nvml.nvmlDeviceGetUUID(gpu)}"'] = gpu

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Gpu", "cpu_fingerprint", "cpu_model", "gpus", "has_vnni", "usable_threads"]
+__all__ = ["Gpu", "cpu_fingerprint", "cpu_model", "gpus", "has_vnni", "usable_threads", "visible_gpus"]
 
 _VNNI = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
 
@@ -115,7 +115,9 @@ class Gpu(NamedTuple):
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA GPUs that NVML shows, in its order; none where there is no driver, or no `nvidia-ml-py` to ask it."""
+    """The NVIDIA GPUs that CUDA will show this process, in its order; none where there is no driver, or no
+    `nvidia-ml-py` to ask for them.
+    """
     try:
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
@@ -123,12 +125,41 @@ def gpus() -> tuple[Gpu, ...]:
         return ()
     try:
         driver = nvml.nvmlSystemGetDriverVersion()
-        return tuple(_gpu(nvml, i, driver) for i in range(nvml.nvmlDeviceGetCount()))
+        return tuple(_gpu(nvml, number, driver) for number in visible_gpus(nvml))
     except Exception:
         return ()
     finally:
         with contextlib.suppress(Exception):
             nvml.nvmlShutdown()
+
+
+def visible_gpus(nvml: Any) -> list[int]:
+    """NVML's numbers of the GPUs that CUDA will show, in CUDA's order: NVML shows those of the whole machine.
+
+    CUDA Programming Guide, "Environment Variables", CUDA_VISIBLE_DEVICES: numbers, or beginnings of UUIDs that fit one
+    GPU; behind one that fits none, nothing is visible. Parts of GPUs (MIG) are not known here.
+    """
+    count: int = nvml.nvmlDeviceGetCount()
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is None:
+        return list(range(count))
+    found: list[int] = []
+    for word in map(str.strip, told.split(",")):
+        fitting = [number for number in range(count) if _is_named(nvml, number, word)]
+        if len(fitting) != 1 or fitting[0] in found:
+            break
+        found += fitting
+    return found
+
+
+def _is_named(nvml: Any, number: int, word: str) -> bool:
+    if not word.startswith("GPU-"):
+        return word == str(number)
+    try:
+        uuid = nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(number))
+    except Exception:  # one that is lost
+        return False
+    return (uuid.decode() if isinstance(uuid, bytes) else str(uuid)).startswith(word)
 
 
 def _gpu(nvml: Any, index: int, driver: str) -> Gpu:

@@ -105,3 +105,22 @@ def test_without_nvml_or_gpus_there_are_none(monkeypatch: pytest.MonkeyPatch) ->
     assert metrics.page() == b""
     monkeypatch.setitem(sys.modules, "pynvml", nvml_with(1))
     assert GpuMetrics().page() != b""
+
+
+@pytest.mark.parametrize(
+    ("told", "seen"),
+    [
+        (None, ["GPU-0", "GPU-1", "GPU-2"]), ("", []), ("1", ["GPU-1"]), ("2, 0", ["GPU-2", "GPU-0"]),
+        ("1,7,0", ["GPU-1"]),        ("-1", []), ("GPU-2,0", ["GPU-2", "GPU-0"]), ("GPU-", []), ("1,1", ["GPU-1"]), ("GPU-9,0", []),
+    ],
+)  # fmt: skip
+def test_only_gpus_that_cuda_shows_are_seen_and_in_its_order(
+    monkeypatch: pytest.MonkeyPatch, told: str | None, seen: list[str]
+) -> None:
+    """Of "GPU-" three begin so, and it names none."""
+    if told is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml_with(3))
+    assert [uuid for uuid, _ in _READ["nv_gpu_utilization"].findall(GpuMetrics().page().decode())] == seen
