@@ -11,7 +11,7 @@ from engines.runtime.session import Session
 
 __all__ = ["Closing"]
 
-_LONGEST_S = 5.0
+_LONGEST_S = 1.0
 """One that hangs is left to the end of the process."""
 
 
@@ -35,8 +35,8 @@ class Closing:
 
         thread = threading.Thread(target=close, name="close-session", daemon=True)
         with self._lock:
+            thread.start()
             self._threads.add(thread)
-        thread.start()
 
     async def opened(self, work: Callable[[], Session]) -> Session:
         """Open one in a thread; where nobody waits for it any more, it is closed when it comes."""

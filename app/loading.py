@@ -53,14 +53,15 @@ class Loader:
 
     def release(self, endpoint: Endpoint) -> None:
         """Let the session of an endpoint that has stopped be closed; the caller does not wait for it."""
-        self.plans.closing.start(self._sessions.pop(endpoint))
+        session = self._sessions.pop(endpoint, None)
+        if session is not None:
+            self.plans.closing.start(session)
 
     async def close(self) -> None:
-        """Give back in order what GPUs have lent."""
-        sessions, self._sessions = self._sessions, {}
-        for session in sessions.values():
-            if session.is_on_gpu:
-                self.plans.closing.start(session)
+        """Give back in order what GPUs have lent. A session that still runs is left to the end of the process."""
+        for endpoint, session in list(self._sessions.items()):
+            if session.is_on_gpu and not endpoint.in_flight:
+                self.release(endpoint)
         await self.plans.closing.wait()
 
     async def prepare(
@@ -93,7 +94,11 @@ class Loader:
             manifest = await self.plans.make(request, say)
         options = self._options(files, manifest, config)
         manifest, session = await self.plans.open(request, manifest, options, say)
-        unfit = await self.plans.unfit(manifest)
+        try:
+            unfit = await self.plans.unfit(request, manifest)
+        except BaseException:
+            self.plans.closing.start(session)
+            raise
         renews = may_renew and any(plan.rebuild for plan in unfit)
         refused = self.plans.not_on_gpu(manifest)
         on_cpu = printable(f"the CPU answers: {refused}") if refused else ""

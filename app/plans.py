@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from app.builds.executor import BuildLimits, GpuBuild, render_report, run_build
 from app.builds.state import Advance, served_instead
 from app.closing import Closing
@@ -117,15 +119,16 @@ class Plans:
         key, here = await self._key(request), await asyncio.to_thread(look_here)
         async with self._turn:
             manifest = await self._trusted(key)
-            if manifest is not None and not await self.unfit(manifest):
+            if manifest is not None and not await self.unfit(request, manifest):
                 return manifest  # another version of the same files was first
             return await self._compiled(request, key, gpus=tuple(f"sm{sm}" for sm in here.sms), replacing=True)
 
-    async def unfit(self, manifest: Manifest) -> list[Unfit]:
-        """Plans for GPUs that must not be read here, and why."""
-        if not manifest.plans:
-            return []
+    async def unfit(self, request: BuildRequest, manifest: Manifest) -> list[Unfit]:
+        """Plans for GPUs that must not be read here, or that are not there though they would be built, and why."""
         cache = self._cache_of(manifest.key)
+        if not manifest.plans:
+            asked = await self._with_what_is_here(request)
+            return await asyncio.to_thread(_missing, asked, request, cache.entry(manifest.key))
         return await asyncio.to_thread(
             lambda: unfit_plans(cache.entry(manifest.key), manifest, cache.plan_key, look_here())
         )
@@ -240,8 +243,7 @@ class Plans:
         return self._not_on_gpu.get(manifest.key, "")
 
     async def _key(self, request: BuildRequest) -> str:
-        asked = await self._with_what_is_here(request)
-        return await asyncio.to_thread(asked.key, self._limits.threads)
+        return await asyncio.to_thread(request.key, self._limits.threads)
 
     async def _with_what_is_here(self, request: BuildRequest) -> BuildRequest:
         if self._builds_for_gpus and not self._has_looked:
@@ -295,8 +297,35 @@ def _writable_cache(settings: Settings) -> Path:
         return temporary
 
 
+def _missing(asked: BuildRequest, sent: BuildRequest, folder: Path) -> list[Unfit]:
+    """A plan that a build for what is here would make, and why it is not there, as the report in `folder` says."""
+    if asked.here is None or asked.read_spec() == sent.read_spec():
+        return []
+    target = asked.here.target
+    try:
+        told = msgspec.json.decode((folder / repository.REPORT_FILE).read_bytes(), type=_Told).targets
+    except (OSError, msgspec.MsgspecError):
+        told = ()
+    reason = next((made.reason for made in told if made.target == target and not made.made), "")
+    return [Unfit(target, reason or "there is none yet for the GPU that is here", not reason)]
+
+
 def _gpus_of(here: Here) -> GpusHere | None:
-    """What plans can be built for on this machine: TensorRT's where it is installed, which knows all GPUs."""
-    targets: tuple[Target, ...] = ("tensorrt", "tensorrt-rtx")
-    found = next((target for target in targets if target in here.versions), None)
+    """What plans can be built for on this machine: by TensorRT, which builds for one kind of GPU, the first that is
+    here; else by TensorRT-RTX.
+    """
+    builders: tuple[Target, ...] = ("tensorrt", "tensorrt-rtx") if len(here.sms) == 1 else ("tensorrt-rtx",)
+    found = next((target for target in builders if target in here.versions), None)
     return GpusHere(found, tuple(f"sm{sm}" for sm in here.sms)) if found and here.sms else None
+
+
+class _ToldTarget(msgspec.Struct):
+    target: str
+    made: bool
+    reason: str = ""
+
+
+class _Told(msgspec.Struct):
+    """Of a report, what became of its targets."""
+
+    targets: tuple[_ToldTarget, ...] = ()

@@ -69,7 +69,7 @@ class Settings(BaseSettings):
         0, ge=0, description="CPU time of one compile, all threads together; 0 = what all have within the wall time."
     )
     build_for_gpus: bool = Field(
-        True, description="Build for the GPUs that are here, too, where a model's spec names no targets."
+        True, description="Build for the GPUs that are here, too, where a model's spec names no other target."
     )
     build_memory_bytes: int = Field(
         8_589_934_592, ge=1, description="Resident memory of one compile, then it is ended in the same way."

@@ -34,7 +34,8 @@ class BuildRequest:
     `source` is a model file; `spec` is JSON as `engines.spec.encode_spec` writes it; `calibration` holds arrays by
     input name, first axis = samples, as .npz; `validation` the same with labels or targets.
 
-    `here` is what the machine has besides a CPU: it is built for, too, where the spec names no target of its own.
+    `here` is what the machine has besides a CPU: it is built for, too, where the spec names no other target. The key is
+    that of what was sent: a plan for GPUs that come and go is built again beside the same engine.
     """
 
     source: Path
@@ -85,7 +86,7 @@ class BuildRequest:
         Raises ModelRefused where the spec cannot be read, or a file is a link.
         """
         found = {name: file_sha256(path) for name, path in self.files().items() if name != SPEC_FILE}
-        return {**found, **spec_digest(self.read_spec())}
+        return {**found, **spec_digest(self._sent_spec())}
 
     def key(self, threads: int = 0, digests: Mapping[str, str] | None = None) -> str:
         """The cache key of the plan that comes of it, with an engine of so many threads (0 = all usable ones).

@@ -134,6 +134,7 @@ class TensorRtInstance:
 
     def _make_all(self, held: ExitStack) -> None:
         driver, self.slots = self._driver, []
+        self._uncapturable.clear()
         self._streams = _Streams(*(_held(held, driver.stream, driver.close_stream) for _ in _Streams._fields))
         if self._shared and self._may_share is not None:
             self._may_share.join(self._scratch_bytes)
@@ -236,6 +237,7 @@ class TensorRtInstance:
             if place != self._place:
                 self._context.set_device_memory(*place)
                 self._drop_graphs()  # what runs of them ends by itself
+                self._uncapturable.clear()
                 self._place = place
             return self._replay_or_run(slot)
 
@@ -276,8 +278,20 @@ class TensorRtInstance:
     def _capture_if_missing(self, slot: GpuSlot) -> None:
         """While it is loaded, and again where what was captured is void since the scratch memory moved."""
         batch = slot.batch
-        if self._wants_graphs and batch.is_usual and not self._open and (batch.shapes, slot.number) not in self._graphs:
-            self._capture(slot, batch)
+        if not self._wants_graphs or not batch.is_usual or self._open or (batch.shapes, slot.number) in self._graphs:
+            return
+        try:
+            if self._may_share is None or not self._shared:
+                self._capture(slot, batch)
+                return
+            with self._may_share.turn(self._streams.compute, self._scratch_bytes) as place:
+                if place == self._place:  # else it has moved since the batch ran
+                    self._capture(slot, batch)
+        except DeviceLost:
+            raise
+        except EngineError as error:  # the batch itself runs
+            log.info("batches of %s run without a CUDA graph: %s", list(batch.shapes), error)
+            self._uncapturable.add(batch.shapes)
 
     def _capture(self, slot: GpuSlot, batch: Batch) -> None:
         """Run what was just run again, into a graph."""

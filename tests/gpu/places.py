@@ -49,6 +49,11 @@ class Place:
 
     target: str
     is_real: bool
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[str, tuple[Path, Manifest]] = {}
+
     modules: ClassVar[list[str]] = []
     """None is loaded that a session does not unload."""
 
@@ -56,7 +61,7 @@ class Place:
     def opened(self, made: Golden, *, instances: int = 1, graphs: bool = True) -> Iterator[TensorRtSession]:
         """A session of the model's plan; the GPU may not be lost meanwhile."""
         lost: list[DeviceLost] = []
-        folder, manifest = self._built(made)
+        folder, manifest = self._of(made)
         session = Gpus(lost.append, folder / "kernels").open(
             folder, manifest, _KEY, devices=(0,), instances=instances, most_rows=MOST_ROWS, graphs=graphs
         )
@@ -67,8 +72,14 @@ class Place:
 
     def plan(self, made: Golden) -> Path:
         """The file of a plan, for other programs."""
-        folder, manifest = self._built(made)
+        folder, manifest = self._of(made)
         return folder / manifest.plans[0].file
+
+    def _of(self, made: Golden) -> tuple[Path, Manifest]:
+        """Built once: TensorRT times its kernels, and another plan may have others."""
+        if made.name not in self._known:
+            self._known[made.name] = self._built(made)
+        return self._known[made.name]
 
     def used_bytes(self) -> int:
         """Of the GPU's memory."""
@@ -88,7 +99,8 @@ class SimulatedPlace(Place):
     is_real = False
 
     def __init__(self, target: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-        self.target, self._folder = target, folder
+        super().__init__(folder)
+        self.target = target
         self.gpu = SimulatedGpu(Faults(slowest_s=0))
         here = Here(_VERSIONS, (_SM,), 1)
         monkeypatch.setattr(gpus_module, "look_here", lambda: here)
@@ -116,11 +128,12 @@ class RealPlace(Place):
 
     def __init__(self, folder: Path) -> None:
         """Raises NoMachine where there is none, or nothing that could run a plan on it."""
+        super().__init__(folder)
         try:
             self._driver = PyCudaDriver(0)
         except EngineError as error:
             raise NoMachine(str(error)) from error
-        self._sm, self._folder = self._driver.sm(), folder
+        self._sm = self._driver.sm()
         self.target = of_gpu(self._sm).name
 
     def close(self) -> None:

@@ -111,7 +111,8 @@ def test_without_nvml_or_gpus_there_are_none(monkeypatch: pytest.MonkeyPatch) ->
     ("told", "seen"),
     [
         (None, ["GPU-0", "GPU-1", "GPU-2"]), ("", []), ("1", ["GPU-1"]), ("2, 0", ["GPU-2", "GPU-0"]),
-        ("1,7,0", ["GPU-1"]),        ("-1", []), ("GPU-2,0", ["GPU-2", "GPU-0"]), ("GPU-", []), ("1,1", ["GPU-1"]), ("GPU-9,0", []),
+        ("1,7,0", ["GPU-1"]),
+        ("-1", []), ("GPU-2,0", ["GPU-2", "GPU-0"]), ("GPU-", []), ("1,1", ["GPU-1"]), ("GPU-9,0", []),
     ],
 )  # fmt: skip
 def test_only_gpus_that_cuda_shows_are_seen_and_in_its_order(

@@ -4,9 +4,11 @@ and rightly, no rule of the GPU is broken, and nothing of it is held in the end 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +57,7 @@ def started(folder: Path, **faults: Any) -> Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     made = started(tmp_path_factory.mktemp("whole"))
     yield made
-    made.stop()
+    assert made.stop() == 0
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     runs = list(range(FIRST_FAILING, FIRST_FAILING + 20_000, 5))
     made = started(tmp_path_factory.mktemp("failing"), fail_runs=runs, refuse_captures=True)
     yield made
-    made.stop()
+    assert made.stop() == 0
 
 
 def ask(server: Server, model: str, rows: int, seed: int) -> Asked:
@@ -130,6 +132,17 @@ def test_a_run_that_fails_costs_its_own_batch(failing: Server, todo: list[tuple[
 def test_the_failures_were_met(failing: Server) -> None:
     statuses = [ask(failing, NAMES[number % 2], 3, number).require_right({500}) for number in range(FIRST_FAILING)]
     assert 100 < statuses.count(200) < FIRST_FAILING
+
+
+def test_a_server_that_is_stopped_under_load_answers_what_it_took_and_ends_in_order(tmp_path: Path) -> None:
+    server = started(tmp_path)
+    waiting = [ask(server, NAMES[number % 2], 1 + number % 8, number) for number in range(60)]
+    with ThreadPoolExecutor(1) as pool:
+        code = pool.submit(server.stop)
+        for asked in waiting:
+            with contextlib.suppress(ConnectionError, EOFError):  # it had not been taken
+                asked.require_right({503})
+        assert code.result(40) == 0
 
 
 @pytest.mark.parametrize("seed", range(4))

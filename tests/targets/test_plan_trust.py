@@ -191,7 +191,15 @@ def test_where_there_is_a_gpu_a_plan_for_it_is_built_unasked(tmp_path: Path) -> 
             assert server.infer("m", X).status_code == 200
             assert reason(server)[:24] == ("the CPU answers: no CUDA" if sms else "")
         assert [plan.sms for plan in manifest_of(repository).plans] == sms
-        shutil.rmtree(repository / ".cache")
+        if sms:
+            shutil.rmtree(repository / ".cache")
+    with running(repository, env={"PYTHONPATH": str(planted)}) as server:
+        server.wait_ready("m")
+        assert "there is none yet for the GPU that is here; it is being built again, and the CPU" in reason(server)
+        assert server.infer("m", X).status_code == 200
+        until(lambda: reason(server).startswith("the CPU answers: no CUDA"), "the plan built", timeout_s=60)
+    assert [plan.sms for plan in manifest_of(repository).plans] == [(89,)]
+    shutil.rmtree(repository / ".cache")
     (folder / "spec.json").write_bytes(encode_spec(Spec(targets=("openvino", "tensorrt-rtx"), gpus=("sm86", "sm89"))))
     with running(repository, env={"PYTHONPATH": str(planted)}) as server:
         server.wait_ready("m")
