@@ -1,7 +1,8 @@
 """Scratch memory of one GPU that several contexts compute in, one after another: for where each its own does not fit.
 
-Whoever computes takes its turn in the order of streams, so that no host thread waits for the GPU. It moves when a
-context joins that needs more: TensorRT is told its place again, and graphs that were captured before are void.
+Whoever computes takes its turn in the order of streams: one thread at a time puts its work there, and waits for the GPU
+only where TensorRT itself does, which computes some sizes and compiles some kernels then. It moves when a context joins
+that needs more: TensorRT is told its place again, and graphs that were captured before are void.
 """
 
 from __future__ import annotations
