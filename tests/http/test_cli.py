@@ -90,7 +90,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 VALUES: dict[str, tuple[str, Any]] = {
     "repository": (".", Path(".")), "cache": ("plans", Path("plans")), "host": ("::1", "::1"), "port": ("8123", 8123),
     "max_batch_size": ("7", 7), "drain_s": ("1.5", 1.5), "log_level": ("debug", "debug"), "metrics": ("false", False),
-    "access_log": ("true", True), "front_ends": ("3", 3),
+    "access_log": ("true", True), "front_ends": ("3", 3), "build_for_gpus": ("false", False),
 }  # fmt: skip
 
 
