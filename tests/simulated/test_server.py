@@ -20,7 +20,11 @@ MODEL = scaled_sums()
 
 
 def started(repository: Path, **faults: Any) -> Server:
-    return Server(repository, on_gpu=True, env={"SIMULATED_GPU": json.dumps({"slowest_s": 0.0002, **faults})})
+    return Server(
+        repository,
+        on_gpu=True,
+        env={"SIMULATED_GPU_ORDERLY": "1", "SIMULATED_GPU": json.dumps({"slowest_s": 0.0002, **faults})},
+    )
 
 
 @pytest.fixture

@@ -48,7 +48,11 @@ class Asked(NamedTuple):
 def started(folder: Path, **faults: Any) -> Server:
     for name in NAMES:
         place(folder / "models", name, MODEL.model, config="instances = 2\n" if name == "twice" else "")
-    server = Server(folder / "models", on_gpu=True, env={"SIMULATED_GPU": json.dumps({"slowest_s": 0.0003, **faults})})
+    server = Server(
+        folder / "models",
+        on_gpu=True,
+        env={"SIMULATED_GPU_ORDERLY": "1", "SIMULATED_GPU": json.dumps({"slowest_s": 0.0003, **faults})},
+    )
     server.wait_ready()
     return server
 
