@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import queue
-import textwrap
-from typing import Any
 
 import numpy as np
 import pytest
 
-from engines.runtime import tensorrt_instance, tensorrt_slot
 from engines.runtime.tensorrt import TensorRtSession
 from engines.runtime.tensorrt_instance import TensorRtInstance
 from engines.runtime.tensorrt_slot import GpuSlot
 from tests.simulated import tensorrt as trt
 from tests.simulated.gpu import Faults, SimulatedGpu
 from tests.simulated.models import planned, scaled_sums
+from tests.simulated.planting import plant
 
 MODEL, PROFILES = scaled_sums(), scaled_sums([(2, 2, 2), (8, 8, 8)])
 FAULTS: dict[str, tuple[type, str, str, str, str]] = {
@@ -79,16 +76,6 @@ FAULTS: dict[str, tuple[type, str, str, str, str]] = {
         TensorRtInstance, "_warm", "self._enqueue(slot)", "pass",
         "has not run with these shapes just before"),
 }  # fmt: skip
-
-
-def plant(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, old: str, new: str) -> None:
-    """Put another text into a method."""
-    source = textwrap.dedent(inspect.getsource(getattr(owner, method)))
-    assert source.count(old) >= 1, f"{method} has no {old!r} any more"
-    module = {tensorrt_instance.__name__: tensorrt_instance, tensorrt_slot.__name__: tensorrt_slot}[owner.__module__]
-    found: dict[str, Any] = {}
-    exec(compile(source.replace(old, new), f"<{method} with a fault>", "exec"), vars(module), found)
-    monkeypatch.setattr(owner, method, found[method])
 
 
 def find() -> list[str]:

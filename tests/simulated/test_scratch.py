@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from inspect import getsource
 
 import numpy as np
 import pytest
 
 from engines.errors import DeviceLost, EngineError, OutOfMemory
-from engines.runtime import scratch, tensorrt_instance
 from engines.runtime.scratch import Scratch
 from engines.runtime.tensorrt import TensorRtSession
 from engines.runtime.tensorrt_instance import TensorRtInstance
 from tests.simulated import tensorrt as trt
 from tests.simulated.gpu import Faults, SimulatedGpu
 from tests.simulated.models import Planned, planned, scaled_sums
+from tests.simulated.planting import plant
 
 MB = 1_000_000
 USUAL, LARGER, TOO_LARGE = (scaled_sums(scratch_bytes=size) for size in (MB, int(1.3 * MB), 9 * MB))
@@ -205,13 +203,8 @@ FAULTS: dict[str, tuple[type, str, str, str, str]] = {
 @pytest.mark.parametrize("fault", [None, *FAULTS])
 def test_a_planted_fault_is_found(monkeypatch: pytest.MonkeyPatch, fault: str | None) -> None:
     if fault is not None:
-        owner, method, old, new, _ = FAULTS[fault]
-        source = textwrap.dedent(getsource(getattr(owner, method)))
-        assert source.count(old) == 1
-        module = scratch if owner is Scratch else tensorrt_instance
-        made: dict[str, object] = {}
-        exec(compile(source.replace(old, new), f"<{method} with a fault>", "exec"), vars(module), made)
-        monkeypatch.setattr(owner, method, made[method])
+        *planted_fault, _ = FAULTS[fault]
+        plant(monkeypatch, *planted_fault)
     found = moved()
     assert (found == []) if fault is None else any(FAULTS[fault][-1] in one for one in found), found
 
