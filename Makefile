@@ -4,18 +4,20 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: serve test test-faults test-simulated test-targets test-native gpu-test lint bench bench-binary bench-peers samples clean
+.PHONY: serve test test-faults test-simulated test-targets test-native test-deploy gpu-test lint bench bench-binary bench-peers samples clean
 
 serve: $(VENV)/.installed
 	$(BIN)/bitserve serve --host $(HOST) --port $(PORT)
 
+# two processes, a file of tests in one of them: most tests wait for something half of their time
+TWO := -n 2 --dist loadfile
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(or $(TESTS),tests $(addprefix --ignore tests/,targets gpu plugins/cuda faults simulated))
+	$(BIN)/python -m pytest $(or $(TESTS),$(TWO) tests $(addprefix --ignore tests/,targets gpu plugins/cuda faults simulated deploy store))
 
 # processes that die, disks that are full, clients that leave: with one process, and with front ends, as all HTTP is
 test-faults: $(VENV)/.installed-test
-	$(BIN)/python -m pytest tests/faults
-	BITSERVE_FRONT_ENDS=2 $(BIN)/python -m pytest tests/http tests/faults
+	$(BIN)/python -m pytest $(TWO) tests/faults
+	BITSERVE_FRONT_ENDS=2 $(BIN)/python -m pytest $(TWO) tests/http tests/faults
 
 # the runtime of GPUs, and servers that run what they can on a simulated one; left out is what ends before an engine is
 # asked, and builds, which are the same there
@@ -24,15 +26,19 @@ ELSEWHERE := $(wildcard tests/http/test_compile*.py) $(addprefix tests/http/test
 	$(addprefix tests/faults/test_,build_limits.py builds.py fallback.py full_disk.py killed_builds.py publish.py tune.py \
 	two_servers.py flooding.py)
 test-simulated: $(VENV)/.installed-test
-	TESTS_ON_GPU=1 $(BIN)/python -m pytest tests/simulated tests/http tests/faults $(addprefix --ignore ,$(ELSEWHERE))
+	TESTS_ON_GPU=1 $(BIN)/python -m pytest $(TWO) tests/simulated tests/http tests/faults $(addprefix --ignore ,$(ELSEWHERE))
 
 test-targets: $(VENV)/.installed-targets
-	$(BIN)/python -m pytest tests/targets
+	$(BIN)/python -m pytest $(TWO) tests/targets
 
 # what needs a GPU with units for bits, on one; without, what of it the host can do in its place: the kernels' sources
 # run there, in any order of warps
 gpu-test: $(VENV)/.installed-targets
-	$(BIN)/python -m pytest tests/gpu tests/plugins/cuda
+	$(BIN)/python -m pytest $(TWO) tests/gpu tests/plugins/cuda
+
+# what a server needs beyond one machine: stores that several share
+test-deploy: $(VENV)/.installed-deploy
+	$(BIN)/python -m pytest $(TWO) $(wildcard tests/store tests/deploy)
 
 # kernels and operators under AddressSanitizer and UndefinedBehaviorSanitizer; what OpenVINO and Python leak is theirs.
 # A report ends the process and is written past Python, so only Python's own output is captured. TBB_ENABLE_SANITIZERS:
@@ -79,6 +85,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-targets: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,rtx]'
+	touch $@
+
+$(VENV)/.installed-deploy: $(VENV)/.installed-test
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,deploy-test]'
 	touch $@
 
 clean:

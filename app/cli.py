@@ -30,13 +30,19 @@ app = typer.Typer(
 Url = Annotated[str, typer.Option("--url", help="Server to ask.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
-_METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", Path: "FOLDER", Path | None: "FOLDER"}
+_METAVARS: dict[Any, str] = {
+    int: "INTEGER",
+    float: "NUMBER",
+    Path: "FOLDER",
+    Path | None: "FOLDER",
+    Path | str: "FOLDER|URL",
+}
 
 
 def _serve(**flags: Any) -> None:
     as_json = flags.pop("json")
     settings = read_settings(**{key: value for key, value in flags.items() if value is not None})
-    if not settings.repository.is_dir():
+    if settings.store is None and not settings.models_folder.is_dir():
         fail(f"the repository {settings.repository} is not a folder; make it, or name another with --repository")
     if as_json:
         shown = settings.model_dump(mode="json")

@@ -106,11 +106,11 @@ def _plan_of(settings: Settings, model: str, version: int | None) -> Path:
     from app.plans import Plans
 
     repository.check_model_name(model)
-    found = repository.scan(settings.repository)
+    found = repository.scan(settings.models_folder)
     versions = {files.version: files for files in found.get(model, [])}
     if not versions:
         there = ", ".join(found) or "none at all"
-        raise EngineError(f"{settings.repository} has no model {model!r}; it has {there}; see --repository")
+        raise EngineError(f"{settings.models_folder} has no model {model!r}; it has {there}; see --repository")
     wanted = max(versions) if version is None else version
     if wanted not in versions:
         raise EngineError(f"model {model!r} has no version {wanted}; it has {', '.join(map(str, sorted(versions)))}")

@@ -84,7 +84,7 @@ class Loader:
         self, files: VersionFiles, override: Override, say: Callable[[str], None], *, only_known: bool = False,
         may_renew: bool = True,
     ) -> Loaded | str:  # fmt: skip
-        config = override.over(self._settings.repository / files.model / repository.CONFIG_FILE)
+        config = override.over(self._settings.models_folder / files.model / repository.CONFIG_FILE)
         repository.check_model_folder(files.folder.parent)
         request = BuildRequest.of_folder(files.folder)
         manifest = await self.plans.find(request)
@@ -120,7 +120,7 @@ class Loader:
     def _options(self, files: VersionFiles, manifest: Manifest, config: ModelConfig) -> ModelOptions:
         return model_options(
             config,
-            self._settings.repository / files.model,
+            self._settings.models_folder / files.model,
             batchable=manifest.proof.batchable,
             max_batch_rows=manifest.max_batch or self._settings.max_batch_size,
             max_queue_rows=self._settings.max_queue_rows,

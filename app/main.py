@@ -8,6 +8,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +20,7 @@ from starlette.routing import BaseRoute, Match, Route
 from app.auth import with_admin_token
 from app.builds.jobs import Builds, Limits
 from app.builds.store import BuildStore
+from app.builds.versions import LocalVersions
 from app.builds.work import ServerWork
 from app.http.asgi import InferAsgi
 from app.http.builds import build_routes
@@ -48,9 +50,13 @@ from app.serving.gateway import Gateway
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tally import Tally
+from app.temporary import own_folder
 from engines.errors import EngineError
 from engines.runtime import usable_threads
 from engines.runtime.plans import look_here
+
+if TYPE_CHECKING:
+    from app.following import Following
 
 __all__ = ["create_app", "serve"]
 
@@ -65,7 +71,9 @@ def create_app(settings: Settings, held: Tally | None = None) -> FastAPI:
     `held` counts the bytes of bodies in all processes of the server, where it has several. Must be called where the
     event loop that will serve it is running.
     """
-    settings = with_admin_token(settings)
+    settings, leaving = with_admin_token(settings), contextlib.ExitStack()
+    if settings.store is not None and settings.mirror is None:
+        settings = settings.model_copy(update={"mirror": leaving.enter_context(own_folder("mirror"))})
     loop = asyncio.get_running_loop()
     device = Device(loop, settings.threads or usable_threads())
     gateway = Gateway(Registry(), device, Device(loop, _BATCHES_PER_GPU * max(1, look_here().gpus)))
@@ -75,9 +83,11 @@ def create_app(settings: Settings, held: Tally | None = None) -> FastAPI:
         loop.call_soon_threadsafe(_lose, gateway, reason)
 
     manager.plans.lost = lose
+    following = _following(settings, manager, gateway.registry)
+    versions = LocalVersions(settings.models_folder) if following is None else following.versions
     builds = Builds(
-        BuildStore(settings.repository / ".builds"),
-        ServerWork(settings.repository, manager.plans, manager, gateway.registry),
+        BuildStore(settings.models_folder / ".builds"),
+        ServerWork(settings.models_folder, versions, manager.plans, manager, gateway.registry),
         Limits(settings.max_queued_builds, settings.keep_builds, settings.max_builds_bytes),
     )
     room = Room(settings.max_held_bytes, held)
@@ -85,13 +95,18 @@ def create_app(settings: Settings, held: Tally | None = None) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await manager.start()
-        builds.start()
-        yield
-        gateway.stop()
-        await builds.stop()
-        await manager.stop()
-        handler.workers.close()
+        with leaving:
+            if following is not None:
+                await following.start()
+            await manager.start()
+            builds.start()
+            yield
+            gateway.stop()
+            await builds.stop()
+            if following is not None:
+                await following.stop()
+            await manager.stop()
+            handler.workers.close()
 
     app = FastAPIOffline(
         title="bitserve",
@@ -113,6 +128,14 @@ def create_app(settings: Settings, held: Tally | None = None) -> FastAPI:
     _answer_errors(app, [*plane.routes, *app.routes])
     describe_inference(app)
     return app
+
+
+def _following(settings: Settings, manager: ModelManager, registry: Registry) -> Following | None:
+    if settings.store is None:
+        return None
+    from app.following import Following  # the clients of stores, which a folder does not need
+
+    return Following(settings, manager, registry)
 
 
 def _lose(gateway: Gateway, reason: str) -> None:

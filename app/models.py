@@ -17,6 +17,7 @@ from app.serving.errors import Stopping, UnknownModel
 from app.serving.gateway import Gateway
 from app.serving.registry import ModelState, Version
 from app.settings import Settings
+from app.tasks import Tasks
 from engines import repository
 from engines.errors import BadRepository
 from engines.repository import VersionFiles
@@ -30,6 +31,11 @@ _SETTLING = "waiting for its files to settle"
 _GONE = "its files are gone"
 _UNLOADED = "it was unloaded meanwhile"
 Prepared = Coroutine[Any, Any, Loaded | str]
+Bring = Callable[[str, Callable[[str, set[int]], set[int]]], Coroutine[Any, Any, None]]
+
+
+async def _is_here(model: str, choose: object) -> None:
+    """A folder of this machine has what there is."""
 
 
 class ModelManager:
@@ -42,9 +48,10 @@ class ModelManager:
         self._seen: dict[str, dict[int, Seen]] = {}
         self._unloaded: set[str] = set()
         self._overrides, self._calls = Overrides(), Calls()
-        self._loads: dict[tuple[str, int], asyncio.Task[Any]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         self._stopping = False
+        self.bring: Bring = _is_here
+        """Called before a load: makes what it needs be in the folder, where that follows a store."""
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -52,19 +59,17 @@ class ModelManager:
         """Look once before the server answers, so that its index is complete; then watch."""
         await self.plans.sweep()
         await self.look()
-        self._spawn(self._watch())
+        self._tasks.spawn(self._watch())
 
     def begin_stop(self) -> None:
         """Load nothing more: loads under way are ended, their callers get Stopping. What is served stays."""
         self._stopping = True
-        for task in list(self._tasks):
-            if not task.cancelling():  # a second time would disturb a compile that is being ended
-                task.cancel()
+        self._tasks.cancel_all()
 
     async def stop(self) -> None:
         """Cancel loads and the watch; a compile under way is ended."""
         self.begin_stop()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.wait()
         await self._loader.close()
         self._overrides.close()
         self.plans.close()
@@ -80,18 +85,15 @@ class ModelManager:
                 log.exception("the repository could not be looked at")
             pause_s = self._settings.watch_s
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
     # -- looking -------------------------------------------------------------------------------------------------
 
     async def look(self) -> None:
         """Compare the disk with what is served; start loads, unload what is gone."""
-        with self._calls.noting() as touched:
+        async with self._calls.noting() as touched:
             found = await asyncio.to_thread(self._scan)
+            self._compare(found, touched)
+
+    def _compare(self, found: dict[str, list[VersionFiles]], touched: set[str]) -> None:
         found.update({model: [] for model in self._seen if model not in found})
         for model, versions in found.items():
             if model in touched:
@@ -104,14 +106,14 @@ class ModelManager:
 
     def _scan(self) -> dict[str, list[VersionFiles]]:
         """Versions on disk; those that a load call brought stand in for the repository's."""
-        return {**repository.scan(self._settings.repository), **self._overrides.scan()}
+        return {**repository.scan(self._settings.models_folder), **self._overrides.scan()}
 
     def _forget_missing(self, model: str, present: set[int]) -> None:
         seen = self._seen.setdefault(model, {})
         for number in [number for number in seen if number not in present]:
             del seen[number]
             self._loader.forget(model, number)
-            self._cancel_load(model, number)
+            self._tasks.cancel((model, number))
             self._retire(model, number, _GONE)
         if not seen:
             self._seen.pop(model)
@@ -129,7 +131,7 @@ class ModelManager:
             seen.last = signature
             if files.version not in self._wanted(model):
                 seen.handled = None
-            elif (twice or is_new) and seen.handled != signature and (model, files.version) not in self._loads:
+            elif (twice or is_new) and seen.handled != signature and not self._tasks.get((model, files.version)):
                 self._take(files, seen, settled=twice or files.has_manifest)
         self._retire_replaced(model)
 
@@ -139,30 +141,18 @@ class ModelManager:
             self._registry.set(Version(files.model, files.version, ModelState.LOADING, _SETTLING))
         if settled:
             seen.handled = seen.last
-        self._start_load(files.model, files.version, self._load(files, seen.last, only_known=not settled))
-
-    def _start_load(self, model: str, number: int, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        key = (model, number)
-        task = self._loads[key] = self._spawn(work)
-
-        def ended(_: object) -> None:
-            if self._loads.get(key) is task:
-                del self._loads[key]
-
-        task.add_done_callback(ended)
-        return task
-
-    def _cancel_load(self, model: str, number: int) -> None:
-        task = self._loads.pop((model, number), None)
-        if task is not None:
-            task.cancel()
+        self._tasks.start((files.model, files.version), self._load(files, seen.last, only_known=not settled))
 
     def _config_file(self, model: str) -> Path:
-        return self._settings.repository / model / repository.CONFIG_FILE
+        return self._settings.models_folder / model / repository.CONFIG_FILE
 
     def _wanted(self, model: str) -> set[int]:
         """Version numbers that the policy in force serves."""
-        return self._overrides.get(model).choose(self._config_file(model), set(self._seen.get(model, {})))
+        return self.choose(model, set(self._seen.get(model, {})))
+
+    def choose(self, model: str, numbers: set[int]) -> set[int]:
+        """Which of these versions the policy in force serves; from any thread."""
+        return self._overrides.get(model).choose(self._config_file(model), numbers)
 
     # -- loading -------------------------------------------------------------------------------------------------
 
@@ -192,7 +182,7 @@ class ModelManager:
             self._stop(old.endpoint, lambda: None)
         self._retire_replaced(model)
         if renewal is not None:
-            self._start_load(model, number, self._renew(endpoint, renewal, sight))
+            self._tasks.start((model, number), self._renew(endpoint, renewal, sight))
 
     async def _renew(self, endpoint: Endpoint, renewal: Callable[[], Prepared], sight: Signature) -> None:
         """What serves goes on serving until its plans are as they should be, and also where they will not be."""
@@ -261,7 +251,7 @@ class ModelManager:
         """Where the files of a version lie; None where there is no such version."""
         if not repository.is_model_name(model):
             return None
-        folder = (self._overrides.get(model).folder or self._settings.repository) / model / str(number)
+        folder = (self._overrides.get(model).folder or self._settings.models_folder) / model / str(number)
         return folder if (folder / repository.MODEL_FILE).is_file() else None
 
     # -- the repository API --------------------------------------------------------------------------------------
@@ -278,7 +268,7 @@ class ModelManager:
         if brought:
             self._overrides.open()
         override = await asyncio.to_thread(self._overrides.stage, model, config, brought)
-        call = self._spawn(self._load_call(model, override))
+        call = self._tasks.spawn(self._load_call(model, override))
         call.add_done_callback(lambda _: self._discard(override))
         await self._outcome(call, model)
 
@@ -291,7 +281,7 @@ class ModelManager:
 
         Raises BadRepository with the reason, or Stopping; then what was served before still is.
         """
-        await self._outcome(self._spawn(self._take_in_call(model, number)), model)
+        await self._outcome(self._tasks.spawn(self._take_in_call(model, number)), model)
 
     async def _outcome(self, call: asyncio.Task[None], model: str) -> None:
         """Wait for a call in a task of its own, which `begin_stop` ends and not the caller; raise what it raised."""
@@ -305,7 +295,7 @@ class ModelManager:
     async def _take_in_call(self, model: str, number: int) -> None:
         async with self._calls.turn(model):
             override = self._overrides.get(model)
-            found = (await asyncio.to_thread(repository.scan, self._settings.repository)).get(model, [])
+            found = (await asyncio.to_thread(repository.scan, self._settings.models_folder)).get(model, [])
             override.require(model, self._config_file(model), number, {files.version for files in found})
             files = next(files for files in found if files.version == number)
             sight = (files.stamp, stamp_of(self._config_file(model)))
@@ -318,7 +308,9 @@ class ModelManager:
 
     async def _load_call(self, model: str, override: Override) -> None:
         async with self._calls.turn(model):
-            found = await asyncio.to_thread(repository.scan, override.folder or self._settings.repository)
+            if override.folder is None:
+                await self.bring(model, lambda _, numbers: override.choose(self._config_file(model), numbers))
+            found = await asyncio.to_thread(repository.scan, override.folder or self._settings.models_folder)
             stamp = stamp_of(self._config_file(model))
             sights = {files.version: Seen((files.stamp, stamp)) for files in found.get(model, ())}
             if not sights:
@@ -335,7 +327,7 @@ class ModelManager:
         self, wanted: list[VersionFiles], override: Override
     ) -> list[tuple[VersionFiles, Loaded | str]]:
         """Wait for loads under way, then prepare all at once; meanwhile what does not serve is listed as loading."""
-        if running := [task for f in wanted if (task := self._loads.get((f.model, f.version))) is not None]:
+        if running := [task for f in wanted if (task := self._tasks.get((f.model, f.version))) is not None]:
             await asyncio.wait(running)
             if any(task.cancelled() for task in running):
                 return [(files, _UNLOADED) for files in wanted]
@@ -344,7 +336,7 @@ class ModelManager:
         marks = [Version(f.model, f.version, ModelState.LOADING, "loading") for f in absent]
         for mark in marks:
             self._registry.set(mark)
-        tasks = [self._start_load(files.model, files.version, self._prepare(files, override)) for files in wanted]
+        tasks = [self._tasks.start((files.model, files.version), self._prepare(files, override)) for files in wanted]
         try:
             await asyncio.wait(tasks)
         finally:
@@ -378,12 +370,12 @@ class ModelManager:
             self._swap_in(one, sights[one.endpoint.version].last)
         for version in self._registry.versions(model):
             if version.number not in sights:
-                self._cancel_load(model, version.number)
+                self._tasks.cancel((model, version.number))
                 self._retire(model, version.number, _GONE)
 
     def _discard(self, override: Override) -> None:
         if override.folder is not None:
-            self._spawn(asyncio.to_thread(self._overrides.discard, override))
+            self._tasks.spawn(asyncio.to_thread(self._overrides.discard, override))
 
     def unload(self, model: str) -> None:
         """Stop all versions of a model; returns at once. Raises UnknownModel for a model that is not there."""
@@ -396,5 +388,5 @@ class ModelManager:
             seen = self._seen.get(model, {}).get(version.number)
             if seen is not None:
                 seen.handled = None
-            self._cancel_load(model, version.number)
+            self._tasks.cancel((model, version.number))
             self._retire(model, version.number, "unloaded", keep_listed=True)

@@ -150,6 +150,7 @@ class Calls:
         self._turns: dict[str, asyncio.Lock] = {}
         self._waiting: Counter[str] = Counter()
         self._noted: set[str] | None = None
+        self._looking = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def turn(self, model: str) -> AsyncIterator[None]:
@@ -168,11 +169,15 @@ class Calls:
         if self._noted is not None:
             self._noted.add(model)
 
-    @contextlib.contextmanager
-    def noting(self) -> Iterator[set[str]]:
-        """The models for which a call is under way, or comes before the end: what is read meanwhile may be old."""
-        touched = self._noted = set(self._turns)
-        try:
-            yield touched
-        finally:
-            self._noted = None
+    @contextlib.asynccontextmanager
+    async def noting(self) -> AsyncIterator[set[str]]:
+        """The models for which a call is under way, or comes before the end: what is read meanwhile may be old.
+
+        One look at a time: the next one waits.
+        """
+        async with self._looking:
+            touched = self._noted = set(self._turns)
+            try:
+                yield touched
+            finally:
+                self._noted = None

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -44,11 +45,19 @@ _TIMINGS, _KERNELS = ".timings", ".kernels"
 Say = Callable[[str], None]
 
 
+class Shared(Protocol):
+    """Plans of several servers: `app.store.shared_plans`. Neither raises for a store that does not answer."""
+
+    async def fetch(self, key: str, folder: Path) -> bool: ...
+
+    async def give(self, key: str, folder: Path) -> None: ...
+
+
 class Plans:
     """One compile at a time; whatever in the cache is corrupt, truncated or foreign is rebuilt and logged."""
 
     def __init__(self, settings: Settings) -> None:
-        folder, self._repository = _writable_cache(settings), settings.repository
+        folder, self._repository = _writable_cache(settings), settings.models_folder
         threads = settings.threads or usable_threads()  # once: a plan that is made later is not for fewer
         self._cache = repository.PlanCache(folder, threads, _plan_key(settings, folder, make=True))
         self._is_temporary = folder != settings.cache_folder
@@ -61,6 +70,8 @@ class Plans:
         self.closing = Closing()
         self.lost: Callable[[str], None] = lambda reason: None
         """Told, from any thread, why a GPU can no longer be used."""
+        self.shared: Shared | None = None
+        """Plans that servers have in common, if they do."""
         self._gpus = Gpus(lambda error: self.lost(str(error)), folder / _KERNELS)
         self._not_on_gpu: dict[str, str] = {}
         self._limits = BuildLimits(
@@ -107,8 +118,26 @@ class Plans:
             manifest = await self._trusted(key)
             if manifest is not None:
                 return manifest
+            manifest = await self._shared(key)
+            if manifest is not None:
+                return manifest
             say("compiling")
-            return await self._compiled(request, key, advance, warn)
+            manifest = await self._compiled(request, key, advance, warn)
+            if self.shared is not None:
+                await self.shared.give(key, self._cache.entry(key))
+            return manifest
+
+    async def _shared(self, key: str) -> Manifest | None:
+        """A plan that another server has compiled, checked as what a compile leaves is."""
+        if self.shared is None:
+            return None
+        with self._cache.handover(key) as folder:
+            try:
+                if await self.shared.fetch(key, folder):
+                    return await asyncio.to_thread(self._cache.adopt, folder, key)
+            except PlanInvalid as error:
+                log.warning("a plan in the store is not used: %s", error, extra={"plan": key})
+        return None
 
     async def renew(self, request: BuildRequest) -> Manifest:
         """Compile again, for the GPUs and libraries that are here, what has plans that are not read; the plan before

@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.store.bucket import ADDRESSES, is_address
+
 __all__ = ["Settings"]
 
 _SHORTEST_KEY = 16
@@ -17,7 +19,16 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="BITSERVE_", frozen=True, extra="forbid")
 
-    repository: Path = Field(Path("model_repo"), description="Folder of models; an empty one is served too.")
+    repository: Path | str = Field(
+        Path("model_repo"),
+        description="Folder of models; an empty one is served too. Or a store: s3://, gs://, az:// or file:///path.",
+    )
+    mirror: Path | None = Field(
+        None, description="Folder for what is downloaded of a store; a temporary one, gone afterwards, unless set."
+    )
+    max_mirror_bytes: int = Field(
+        68_719_476_736, ge=1024, description="Disk that versions in the mirror may take; those not wanted longest go."
+    )
     cache: Path | None = Field(
         None, description="Folder of compiled plans; `<repository>/.cache` unless set, a temporary one if read-only."
     )
@@ -80,6 +91,15 @@ class Settings(BaseSettings):
         0, ge=0, description="Hold each model's first batch until this many requests wait (for tests)."
     )
 
+    @field_validator("repository")
+    @classmethod
+    def _folder_or_address(cls, repository: Path | str) -> Path | str:
+        if is_address(repository):
+            return str(repository)
+        if "://" in str(repository):
+            raise ValueError(f"expected a folder, or an address of {', '.join(f'{kind}://' for kind in ADDRESSES)}")
+        return Path(repository)
+
     @field_validator("admin_token")
     @classmethod
     def _token_is_something(cls, token: SecretStr | None) -> SecretStr | None:
@@ -103,6 +123,19 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def store(self) -> str | None:
+        """The address of the store that the models come from, if they do."""
+        return self.repository if isinstance(self.repository, str) else None
+
+    @property
+    def models_folder(self) -> Path:
+        """Where models lie on this machine: the repository, or what is here of a store."""
+        if isinstance(self.repository, Path):
+            return self.repository
+        assert self.mirror is not None, "a server with a store has a mirror, from its start on"
+        return self.mirror
+
+    @property
     def cache_folder(self) -> Path:
         """Where compiled plans lie."""
-        return self.cache if self.cache is not None else self.repository / ".cache"
+        return self.cache if self.cache is not None else self.models_folder / ".cache"

@@ -16,7 +16,7 @@ import psutil
 
 __all__ = ["own_folder", "sweep_folders"]
 
-_NAME = re.compile(r"bitserve-(?:build|page|tune)-([0-9]{1,9})-[^-]+")
+_NAME = re.compile(r"bitserve-(?:build|mirror|page|tune)-([0-9]{1,9})-[^-]+")
 _changing = threading.Lock()
 """A folder that was made and is not locked yet looks as if its owner were gone."""
 

@@ -38,8 +38,8 @@ def compile_here(
     `advance` is told the stages as they begin and go on. Raises EngineError with the reason, or OSError.
     """
     repository.check_model_name(model)
-    repository.check_model_folder(settings.repository / model)
-    settings.repository.mkdir(parents=True, exist_ok=True)
+    repository.check_model_folder(settings.models_folder / model)
+    settings.models_folder.mkdir(parents=True, exist_ok=True)
     plans = Plans(settings)
     try:
         return asyncio.run(_compile(settings, plans, model, request, advance))
@@ -51,10 +51,10 @@ async def _compile(settings: Settings, plans: Plans, model: str, request: BuildR
     warnings: list[str] = []
     manifest = await plans.make(request, lambda reason: None, advance, warnings.append)
     advance("publish", 0.0)
-    version = repository.next_version(settings.repository, model)
+    version = repository.next_version(settings.models_folder, model)
     with naming_full_disk("the repository"):
         folder = repository.publish_version(
-            settings.repository, model, version, request.files(), repository.encode(manifest)
+            settings.models_folder, model, version, request.files(), repository.encode(manifest)
         )
     plan = await plans.folder_of(folder)
     report = plan / repository.REPORT_FILE if plan is not None else None

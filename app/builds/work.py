@@ -8,7 +8,7 @@ from pathlib import Path
 from app.builds.jobs import Tell
 from app.builds.state import Advance, Asked, upload_key
 from app.builds.store import INPUT
-from app.disk import naming_full_disk
+from app.builds.versions import Versions
 from app.models import ModelManager
 from app.plans import Plans
 from app.serving.registry import ModelState, Registry
@@ -23,13 +23,18 @@ __all__ = ["ServerWork"]
 class ServerWork:
     """Satisfies `app.builds.jobs.Work` with the server's own plans, repository and manager."""
 
-    def __init__(self, folder: Path, plans: Plans, manager: ModelManager, registry: Registry) -> None:
-        self._repository, self._plans, self._manager, self._registry = folder, plans, manager, registry
+    def __init__(
+        self, folder: Path, versions: Versions, plans: Plans, manager: ModelManager, registry: Registry
+    ) -> None:
+        """`folder` is where the models lie that are served, and `versions` puts what is published there, too."""
+        self._repository, self._versions = folder, versions
+        self._plans, self._manager, self._registry = plans, manager, registry
 
     async def compile(self, asked: Asked, folder: Path, tell: Tell) -> None:
         def advance(stage: str, share: float) -> None:
             tell(stage, "", share)
 
+        await self._versions.check()  # now, and not after an hour's work
         version = await self.next_version(asked)
         await asyncio.to_thread(self._manager.require_wanted, asked.model, version)
         await self._make(BuildRequest.of_folder(folder / INPUT), tell, advance)
@@ -41,8 +46,8 @@ class ServerWork:
         return await self._plans.make(request, note, advance, note)
 
     async def next_version(self, asked: Asked) -> int:
-        """One more than the highest on disk."""
-        return await asyncio.to_thread(repository.next_version, self._repository, asked.model)
+        """One more than the highest that there is."""
+        return await self._versions.next_version(asked.model)
 
     async def serves(self, asked: Asked, version: int) -> bool:
         """It is the newest that is ready and that there is, its files are there, and they are those that were sent."""
@@ -64,18 +69,14 @@ class ServerWork:
         final, request = self._repository / asked.model / str(version), BuildRequest.of_folder(folder / INPUT)
         if not final.exists():
             manifest = await self._make(request, tell)
-            with naming_full_disk("the repository"):
-                await asyncio.to_thread(
-                    repository.publish_version, self._repository, asked.model, version, request.files(),
-                    repository.encode(manifest),
-                )  # fmt: skip
+            await self._versions.publish(asked.model, version, request.files(), repository.encode(manifest))
         elif not await asyncio.to_thread(_is_same, BuildRequest.of_folder(final), request):
             raise EngineError(f"version {version} of {asked.model!r} has appeared meanwhile, with another model")
         tell("load", "", 0.0)
         try:
             await self._manager.take_in(asked.model, version)
         except EngineError:  # what cannot serve must not be there at the next start either
-            await asyncio.to_thread(repository.withdraw_version, self._repository, asked.model, version)
+            await self._versions.withdraw(asked.model, version)
             raise
 
 

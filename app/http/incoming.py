@@ -40,7 +40,7 @@ async def accept(settings: Settings, builds: Builds, model: str, request: Reques
     its client leaves before its last byte; then nothing of it is kept.
     """
     check_model_name(model)
-    check_model_folder(settings.repository / model)
+    check_model_folder(settings.models_folder / model)
     with builds.admit():
         return await _take(settings, builds, model, request)
 

@@ -30,6 +30,7 @@ from app.http.schemas import (
     ServerLive,
     ServerMetadata,
     ServerReady,
+    ServerStarted,
     described,
     model_config,
     model_metadata,
@@ -95,6 +96,15 @@ def _add_health(router: APIRouter, gateway: Gateway) -> None:
         if gateway.is_spent:
             raise DeviceGone(gateway.lost)
         return ServerLive()
+
+    @router.head("/v2/health/started", include_in_schema=False)
+    @router.get("/v2/health/started", tags=["health"])
+    async def started() -> ServerStarted:
+        """Whether all models that were there at the start have been tried: 503 until then, and 200 ever after."""
+        reason = gateway.registry.why_not_started()
+        if reason:
+            raise ModelNotReady(f"the server is starting: {reason}")
+        return ServerStarted()
 
     @router.head("/v2/health/ready", include_in_schema=False)
     @router.get("/v2/health/ready", tags=["health"])

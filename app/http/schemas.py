@@ -28,6 +28,7 @@ __all__ = [
     "ServerLive",
     "ServerMetadata",
     "ServerReady",
+    "ServerStarted",
     "described",
     "model_config",
     "model_metadata",
@@ -56,6 +57,12 @@ class ServerReady(BaseModel):
     """The server accepts traffic; if not, the answer is 400 with an error."""
 
     ready: bool = True
+
+
+class ServerStarted(BaseModel):
+    """Every model that was there at the start has been tried; if not, the answer is 503 with what is loading."""
+
+    started: bool = True
 
 
 class ModelReady(BaseModel):

@@ -39,6 +39,19 @@ class Registry:
         self._models: dict[str, dict[int, Version]] = {}
         self.changed: Callable[[], None] = lambda: None
         """Called where a version has come, is another one, or has gone."""
+        self.awaits = ""
+        """What has to be heard before it is known which versions there are; empty where nothing."""
+        self._has_started = False
+
+    def why_not_started(self) -> str:
+        """Empty from the first moment on at which nothing is loading, however that ended."""
+        if not self._has_started:
+            loading = [f"{v.model}/{v.number}" for v in self.all() if v.state is ModelState.LOADING]
+            shown = ", ".join(loading[:5]) + (f" and {len(loading) - 5} more" if len(loading) > 5 else "")
+            if self.awaits or loading:
+                return self.awaits or f"loading {shown}"
+            self._has_started = True
+        return ""
 
     def set(self, version: Version) -> None:
         self._models.setdefault(version.model, {})[version.number] = version

@@ -70,7 +70,7 @@ def opened(settings: Settings, model: str, say: Callable[[str], None]) -> Iterat
         plan = asyncio.run(plans.folder_of(files.folder))
         if plan is None:
             raise TuneFailed(f"the plan of {model!r} has gone while it was looked at; try again")
-        file = settings.repository / model / repository.CONFIG_FILE
+        file = settings.models_folder / model / repository.CONFIG_FILE
         options = model_options(
             config, file.parent, batchable=manifest.proof.batchable,
             max_batch_rows=manifest.max_batch or settings.max_batch_size, max_queue_rows=settings.max_queue_rows,
@@ -86,12 +86,12 @@ def opened(settings: Settings, model: str, say: Callable[[str], None]) -> Iterat
 
 def _found(settings: Settings, model: str) -> tuple[VersionFiles, str, ModelConfig]:
     repository.check_model_name(model)
-    found = repository.scan(settings.repository)
+    found = repository.scan(settings.models_folder)
     versions = found.get(model, [])
     if not versions:
         there = ", ".join(found) or "none at all"
-        raise TuneFailed(f"{settings.repository} has no model {model!r}; it has {there}; see --repository")
-    file = settings.repository / model / repository.CONFIG_FILE
+        raise TuneFailed(f"{settings.models_folder} has no model {model!r}; it has {there}; see --repository")
+    file = settings.models_folder / model / repository.CONFIG_FILE
     try:
         text = file.read_bytes().decode()
     except FileNotFoundError:

@@ -18,9 +18,9 @@ from app.cli import app, main
 from app.client import call_model, load_inputs
 from app.settings import Settings
 from tests.support import onnx_models
-from tests.support.servers import ROOT, Server, free_port, running, until
+from tests.support.servers import ROOT, Server, running, until
 
-DEAD = f"http://127.0.0.1:{free_port()}"
+DEAD = "http://127.0.0.1:1"  # where nobody listens; the same in every process that collects these tests
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 
 
 VALUES: dict[str, tuple[str, Any]] = {
-    "repository": (".", Path(".")), "cache": ("plans", Path("plans")), "host": ("::1", "::1"), "port": ("8123", 8123),
+    "repository": (".", Path(".")), "cache": ("plans", Path("plans")), "mirror": ("m", Path("m")),
+    "host": ("::1", "::1"), "port": ("8123", 8123),
     "max_batch_size": ("7", 7), "drain_s": ("1.5", 1.5), "log_level": ("debug", "debug"), "metrics": ("false", False),
     "access_log": ("true", True), "front_ends": ("3", 3), "build_for_gpus": ("false", False),
 }  # fmt: skip
@@ -105,6 +106,14 @@ def _value(name: str) -> tuple[str, Any]:
 def _read(settings: Settings, name: str) -> Any:
     value = getattr(settings, name)
     return value.get_secret_value() if hasattr(value, "get_secret_value") else value
+
+
+def test_a_store_is_no_folder_and_what_is_neither_is_refused(served, capsys):
+    assert Ran(capsys, "serve", "--repository", "s3://bucket/some/prefix").code == 0
+    assert served[-1].store == "s3://bucket/some/prefix"
+    ran = Ran(capsys, "serve", "--repository", "http://bucket/prefix")
+    assert ran.code == 1
+    assert "expected a folder, or an address of s3://, gs://, az://, file://" in ran.err
 
 
 @pytest.mark.parametrize("name", list(Settings.model_fields))

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from engines.signature import KEY_FILE
+from tests.http.test_cli import DEAD
 from tests.support.onnx_models import linear
-from tests.support.servers import ROOT, TOKEN, Server, free_port, running
+from tests.support.servers import ROOT, TOKEN, Server, running
 from tests.support.uploads import arrays
 
 
@@ -132,7 +133,7 @@ def test_a_model_is_sent_to_a_server(server: Server, model: Path, tmp_path: Path
         (["--repository", "{r}", "--spec", "{"], "--spec is no JSON"),
         (["--repository", "{r}", "--spec", "/none"], "--spec /none: No such file or directory; expected JSON"),
         (["--repository", "{r}", "--name", "../x"], "model name must not contain path traversal characters"),
-        (["--server", f"http://127.0.0.1:{free_port()}"], "is the server running?"),
+        (["--server", DEAD], "is the server running?"),
         (["--server", "nonsense"], "no answer from nonsense"),
         (["--server", "{url}"], "this needs the header 'Authorization: Bearer <admin token>'"),
         (["--server", "{url}", "--token", "wrong"], "the admin token is wrong"),

@@ -163,6 +163,22 @@ def test_a_failing_model_touches_neither_liveness_nor_readiness(server: Server) 
     assert ask(server, "GET", "/v2/health/ready") == (200, {"ready": True})
 
 
+def test_it_has_started_once_every_model_has_been_tried(tmp_path: Any) -> None:
+    """Also where one fails; and a model that comes later changes nothing of it."""
+    onnx_models.place(tmp_path, "broken", b"no model")
+    onnx_models.place(tmp_path, "linear", onnx_models.linear())
+    with running(tmp_path) as server:
+        seen = []
+        until(lambda: seen.append(ask(server, "GET", "/v2/health/started")) or seen[-1][0] == 200, "it has started")
+        assert seen[-1] == (200, {"started": True})
+        assert seen[0][0] == 503
+        assert "the server is starting: loading broken/1, linear/1" in seen[0][1]["error"]
+        assert {entry["state"] for entry in server.index().values()} == {"READY", "UNAVAILABLE"}
+        onnx_models.place(tmp_path, "later", onnx_models.slow())
+        until(lambda: server.state("later") == "LOADING", "it loads", every_s=0.005)
+        assert ask(server, "GET", "/v2/health/started")[0] == 200
+
+
 def test_model_ready_is_of_that_model(server: Server) -> None:
     assert ask(server, "GET", "/v2/models/linear/ready") == (200, {"name": "linear", "ready": True})
     assert ask(server, "GET", "/v2/models/both/versions/2/ready")[0] == 200

@@ -15,7 +15,8 @@ from tests.support.servers import running
 
 VERSIONED = ("", "/ready", "/config", "/stats", "/infer")
 PATHS = {
-    "/v2": "get", "/v2/health/live": "get", "/v2/health/ready": "get", "/v2/models/stats": "get", "/metrics": "get",
+    "/v2": "get", "/v2/health/live": "get", "/v2/health/ready": "get",
+    "/v2/health/started": "get", "/v2/models/stats": "get", "/metrics": "get",
     "/v2/repository/index": "post", "/v2/repository/models/{model}/load": "post",
     "/v2/repository/models/{model}/unload": "post", "/v2/logging": "get",
     "/v2/repository/models/{model}/compile": "post", "/v2/builds": "get", "/v2/builds/{build}": "get",

@@ -223,7 +223,9 @@ PATHS = dict.fromkeys(
     ],
     "GET",
 )  # fmt: skip
-PROBED = ["/v2/health/live", "/v2/health/ready", "/v2/models/m/ready", "/v2/models/m/versions/1/ready"]
+PROBED = [f"/v2/{path}" for path in (
+    "health/live", "health/ready", "health/started", "models/m/ready", "models/m/versions/1/ready",
+)]  # fmt: skip
 PATHS |= dict.fromkeys(PROBED, "GET, HEAD")
 PATHS |= dict.fromkeys(
     [

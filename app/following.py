@@ -1,0 +1,108 @@
+"""A server whose models come from a store: what it follows, what it publishes, and how its models are told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from app.models import ModelManager
+from app.serving.registry import ModelState, Registry, Version
+from app.settings import Settings
+from app.store.bucket import open_bucket
+from app.store.errors import StoreError
+from app.store.mirror import Choose, Mirror
+from app.store.shared_plans import SharedPlans
+from app.store.versions import StoreVersions
+from app.store.writer import Writer
+from app.tasks import Tasks
+from app.words import printable
+from engines.errors import BadRepository
+
+__all__ = ["Following"]
+
+log = logging.getLogger(__name__)
+_FIRST_LOOK_S = 10.0
+"""A server begins without its store once this is over: with what its mirror has."""
+_SWEEP_EVERY_S = 3600.0
+
+
+class Following:
+    """Satisfies `app.store.mirror.Follower` with the server's own models. Runs on the event loop."""
+
+    def __init__(self, settings: Settings, manager: ModelManager, registry: Registry) -> None:
+        assert settings.store is not None
+        self._settings, self._manager, self._registry = settings, manager, registry
+        bucket = open_bucket(settings.store)
+        self._writer = Writer(bucket)
+        self._mirror = Mirror(bucket, settings.models_folder, settings.max_mirror_bytes, self)
+        self.versions = StoreVersions(self._writer, settings.models_folder)
+        self._tasks = Tasks()
+        manager.bring = self.bring
+        if settings.plan_key is not None:  # a key that was made here would let nobody else read them
+            key = settings.plan_key.get_secret_value().encode()
+            manager.plans.shared = SharedPlans(bucket, self._writer, key)
+
+    async def start(self) -> None:
+        """Look once before the server answers, so that its index has what there is; then follow."""
+        self._settings.models_folder.mkdir(parents=True, exist_ok=True)
+        if not any(self._settings.models_folder.glob("*/*/model.onnx")):  # else it serves what it had
+            self._registry.awaits = "its store was not reached yet"
+        try:
+            await asyncio.wait_for(self._mirror.look(), _FIRST_LOOK_S)
+        except (StoreError, OSError, TimeoutError) as error:
+            log.warning("the store does not answer, what the mirror has is served: %s", error or "no answer in time")
+        self._tasks.spawn(self._mirror.watch(self._settings.watch_s))
+        self._tasks.spawn(self._keep())
+
+    async def stop(self) -> None:
+        """End downloads, and follow no more."""
+        self._tasks.cancel_all()
+        await self._tasks.wait()
+        await self._mirror.stop()
+
+    async def _keep(self) -> None:
+        """Find out at once whether builds can be published, and say so; remove what killed writers have left."""
+        while True:
+            try:
+                await self._writer.check()
+                removed = await self._writer.sweep()
+                if removed:
+                    log.info("%d objects that killed writers had left are removed from the store", removed)
+            except StoreError as error:
+                log.warning("the store is only read, builds cannot be published: %s", error)
+            await asyncio.sleep(_SWEEP_EVERY_S)
+
+    async def bring(self, model: str, choose: Choose) -> None:
+        """Before a load: have here what it needs. Without the store, what is here has to do."""
+        try:
+            await self._mirror.bring(model, choose)
+        except (StoreError, OSError) as error:
+            if not (self._settings.models_folder / model).is_dir():
+                raise BadRepository(f"failed to load '{model}': {printable(str(error))}") from error
+            log.warning("the store was not asked for %s, it is loaded as it is here: %s", model, error)
+
+    # -- Follower ------------------------------------------------------------------------------------------------
+
+    def choose(self, model: str, numbers: set[int]) -> set[int]:
+        return self._manager.choose(model, numbers)
+
+    def needs(self, model: str, number: int) -> bool:
+        found = self._registry.get(model, number)
+        return found is not None and found.endpoint is not None
+
+    def note(self, model: str, number: int, reason: str, *, failed: bool = False) -> None:
+        found = self._registry.get(model, number)
+        if found is None or found.endpoint is None:
+            state = ModelState.UNAVAILABLE if failed else ModelState.LOADING
+            self._registry.set(Version(model, number, state, printable(reason)))
+
+    def forget(self, model: str, number: int) -> None:
+        found = self._registry.get(model, number)
+        if found is not None and found.endpoint is None:
+            self._registry.drop(model, number)
+
+    def reached(self) -> None:
+        self._registry.awaits = ""
+
+    async def look(self) -> None:
+        await self._manager.look()
