@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from app.store.bucket import is_address
 from app.terminal import fail, read_settings
 from app.words import printable
 from engines.errors import EngineError
@@ -30,7 +31,8 @@ def compile_model(
     file: Annotated[Path, typer.Argument(help="A single-file ONNX model.", metavar="FILE", show_default=False)],
     name: Annotated[str, _option("--name", "Name of the model.")],
     repository: Annotated[
-        Path | None, _option("--repository", "Folder of models to add a version to; made if need be.", metavar="FOLDER")
+        str | None,
+        _option("--repository", "Folder to add a version to, made if need be; or a store: s3://...", metavar="FOLDER"),
     ] = None,
     server: Annotated[str, _option("--server", "Have this server build and serve it.", metavar="URL")] = "",
     token: Annotated[
@@ -127,7 +129,7 @@ def _spec_of(text: str, flags: dict[str, Any]) -> Spec:
         fail(str(error))
 
 
-def _here(folder: Path, name: str, request: BuildRequest, asked: Spec, show: Callable[[str, int], None]) -> _Done:
+def _here(folder: str, name: str, request: BuildRequest, asked: Spec, show: Callable[[str, int], None]) -> _Done:
     from app.builds.local import compile_here
     from app.builds.state import percent_of
 
@@ -139,7 +141,8 @@ def _here(folder: Path, name: str, request: BuildRequest, asked: Spec, show: Cal
         show(stage, percent)
 
     logging.getLogger("app").addHandler(logging.NullHandler())  # what it would say there, the error says
-    settings = read_settings(repository=folder, cache=folder / ".cache")
+    kept = {} if is_address(folder) else {"cache": Path(folder, ".cache")}
+    settings = read_settings(repository=folder, **kept)
     with _with_spec(_without_links(request), asked) as whole:
         done = compile_here(settings, name, whole, advance)
     advance("done", 0.0)
@@ -148,7 +151,7 @@ def _here(folder: Path, name: str, request: BuildRequest, asked: Spec, show: Cal
         "sha256": done.manifest.source.sha256, "size_bytes": done.manifest.source.size_bytes, "report": None,
     }  # fmt: skip
     document = json.loads(done.report) if done.report else status
-    return _Done(document, f"{name} version {done.version}: {done.folder}", done.warnings)
+    return _Done(document, f"{name} version {done.version}: {done.place}", done.warnings)
 
 
 def _there(

@@ -8,12 +8,9 @@ import logging
 from app.models import ModelManager
 from app.serving.registry import ModelState, Registry, Version
 from app.settings import Settings
-from app.store.bucket import open_bucket
 from app.store.errors import StoreError
 from app.store.mirror import Choose, Mirror
-from app.store.shared_plans import SharedPlans
-from app.store.versions import StoreVersions
-from app.store.writer import Writer
+from app.store.opened import open_store
 from app.tasks import Tasks
 from app.words import printable
 from engines.errors import BadRepository
@@ -32,15 +29,11 @@ class Following:
     def __init__(self, settings: Settings, manager: ModelManager, registry: Registry) -> None:
         assert settings.store is not None
         self._settings, self._manager, self._registry = settings, manager, registry
-        bucket = open_bucket(settings.store)
-        self._writer = Writer(bucket)
-        self._mirror = Mirror(bucket, settings.models_folder, settings.max_mirror_bytes, self)
-        self.versions = StoreVersions(self._writer, settings.models_folder)
+        opened = open_store(settings.store, settings.models_folder, settings.own_plan_key)
+        self.versions, self._writer = opened.versions, opened.writer
+        self._mirror = Mirror(opened.bucket, settings.models_folder, settings.max_mirror_bytes, self)
         self._tasks = Tasks()
-        manager.bring = self.bring
-        if settings.plan_key is not None:  # a key that was made here would let nobody else read them
-            key = settings.plan_key.get_secret_value().encode()
-            manager.plans.shared = SharedPlans(bucket, self._writer, key)
+        manager.bring, manager.plans.shared = self.bring, opened.plans
 
     async def start(self) -> None:
         """Look once before the server answers, so that its index has what there is; then follow."""

@@ -6,11 +6,11 @@ since it takes some 3 ms a model, which is too long for the loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple, Protocol
 
 import psutil
-from prometheus_client import generate_latest
+from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
@@ -20,12 +20,14 @@ from app.serving.registry import ModelState, Registry
 from app.serving.stats import BUCKETS_S, FAILURE_REASONS, PHASES, ROW_BUCKETS, Histogram, Stats
 from app.serving.ticket import Outcome
 
-__all__ = ["CONTENT_TYPE", "Snapshot"]
+__all__ = ["CONTENT_TYPE", "BuildsSeen", "Snapshot"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _S_BOUNDS = (*(f"{bound:g}" for bound in BUCKETS_S), "+Inf")
 _ROW_BOUNDS = (*(str(bound) for bound in ROW_BUCKETS), "+Inf")
 Labels = dict[str, str]
+_PROCESS = ProcessCollector(registry=None)
+"""Of the process that runs the engines: memory, CPU, files, and when it started, by which its restarts are counted."""
 
 
 class _Family(NamedTuple):
@@ -37,11 +39,24 @@ class _Family(NamedTuple):
     samples: list[tuple[str, Labels, float]]
 
 
+class BuildsSeen(Protocol):
+    """What is told of builds; `ended_ns` has the durations of those that ended, by how they did."""
+
+    @property
+    def waiting(self) -> int: ...
+
+    @property
+    def running(self) -> int: ...
+
+    @property
+    def ended_ns(self) -> Mapping[str, Histogram]: ...
+
+
 class Snapshot(Collector):
     """The numbers of one moment. Make it on the event loop; `page` may run in a thread."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._families = list(_families(gateway))
+    def __init__(self, gateway: Gateway, builds: BuildsSeen | None = None) -> None:
+        self._families = [*_families(gateway), *(_builds(builds) if builds is not None else ())]
 
     def collect(self) -> Iterator[Metric]:
         for family in self._families:
@@ -49,6 +64,7 @@ class Snapshot(Collector):
             for suffix, labels, value in family.samples:
                 metric.add_sample(family.name + suffix, labels, value)
             yield metric
+        yield from _PROCESS.collect()
 
     def page(self) -> bytes:
         """The text exposition."""
@@ -80,6 +96,10 @@ def _sum(value: Callable[[Endpoint], int]) -> Callable[[_Served], int]:
     return lambda served: sum(value(endpoint) for endpoint in served.endpoints)
 
 
+def _current(value: Callable[[Endpoint], int]) -> Callable[[_Served], int]:
+    return lambda served: value(served.endpoints[0])  # those that drain come behind it
+
+
 _FLAT = (
     # Triton's names exactly. As counters prometheus_client would add `_total`, and every dashboard would be empty.
     _Flat("nv_inference_request_success", "unknown", "Requests answered with outputs.",
@@ -96,7 +116,13 @@ _FLAT = (
     _Flat("nv_inference_pending_request_count", "gauge", "Requests that wait for a batch.",
           _sum(lambda e: e.queue.requests)),
     _Flat("bitserve_queue_rows", "gauge", "Rows that wait for a batch.", _sum(lambda e: e.queue.rows)),
+    _Flat("bitserve_queue_max_rows", "gauge", "Rows that may wait for a batch; 0 = no limit.",
+          _current(lambda e: e.options.queue.max_rows)),
     _Flat("bitserve_requests_in_flight", "gauge", "Requests accepted and not answered.", _sum(lambda e: e.in_flight)),
+    _Flat("bitserve_instances", "gauge", "Batches that may run at once.", _current(lambda e: e.instances)),
+    _Flat("bitserve_instances_busy", "gauge", "Batches that run now.", _sum(lambda e: e.running)),
+    _Flat("bitserve_model_memory_bytes", "gauge", "Weights that the engine holds, as far as known.",
+          _sum(lambda e: e.memory_bytes)),
 )  # fmt: skip
 
 
@@ -129,6 +155,7 @@ def _families(gateway: Gateway) -> Iterator[_Family]:
     )
     yield from _histograms(served)
     yield _states(gateway.registry)
+    yield from _health(gateway)
     yield from _machine()
 
 
@@ -165,6 +192,30 @@ def _states(registry: Registry) -> _Family:
         for state in ModelState
     ]
     return _Family("bitserve_model_state", "gauge", "1 for the state a version is in, 0 for the others.", samples)
+
+
+def _health(gateway: Gateway) -> Iterator[_Family]:
+    """What the probes are told, and why: a scrape tells it also where nobody probes."""
+    is_lost = bool(gateway.lost)
+    is_ready = not gateway.stopping and not is_lost
+    for name, text, value in (
+        ("bitserve_ready", "1 while traffic is accepted, as /v2/health/ready tells.", is_ready),
+        ("bitserve_gpu_lost", "1 once a GPU was lost; nothing brings it back in this process.", is_lost),
+    ):
+        yield _Family(name, "gauge", text, [("", {}, float(value))])
+
+
+def _builds(builds: BuildsSeen) -> Iterator[_Family]:
+    for name, text, value in (
+        ("bitserve_builds_waiting", "Builds that wait for their turn.", builds.waiting),
+        ("bitserve_builds_running", "Builds that run.", builds.running),
+    ):
+        yield _Family(name, "gauge", text, [("", {}, float(value))])
+    durations = _Family("bitserve_build_duration_seconds", "histogram", "Builds from their start to their end.", [])
+    for outcome, histogram in builds.ended_ns.items():
+        bounds = (*(f"{bound / 1e9:g}" for bound in histogram.bounds), "+Inf")
+        _add(durations, {"outcome": outcome}, histogram, bounds, 1e9)
+    yield durations
 
 
 def _machine() -> Iterator[_Family]:

@@ -22,6 +22,7 @@ from app.disk import naming_full_disk
 from app.inline import inline_rows
 from app.serving.limits import ModelOptions
 from app.settings import Settings
+from app.tasks import Tasks
 from app.temporary import sweep_folders
 from app.warmup import warm_up
 from engines import repository
@@ -72,6 +73,7 @@ class Plans:
         """Told, from any thread, why a GPU can no longer be used."""
         self.shared: Shared | None = None
         """Plans that servers have in common, if they do."""
+        self._giving = Tasks()
         self._gpus = Gpus(lambda error: self.lost(str(error)), folder / _KERNELS)
         self._not_on_gpu: dict[str, str] = {}
         self._limits = BuildLimits(
@@ -89,8 +91,13 @@ class Plans:
         await asyncio.to_thread(self._cache.sweep, _KEEP_STAGING_S, time.time())
         await asyncio.to_thread(repository.sweep_versions, self._repository, _KEEP_STAGING_S, time.time())
 
+    async def wait_shared(self) -> None:
+        """Until what was compiled is where others find it, or that has failed."""
+        await self._giving.wait()
+
     def close(self) -> None:
-        """Remove the cache folder if it was made for this process alone."""
+        """Share nothing more. Remove the cache folder if it was made for this process alone."""
+        self._giving.cancel_all()
         if self._is_temporary:
             shutil.rmtree(self._cache.folder, ignore_errors=True)
 
@@ -123,8 +130,8 @@ class Plans:
                 return manifest
             say("compiling")
             manifest = await self._compiled(request, key, advance, warn)
-            if self.shared is not None:
-                await self.shared.give(key, self._cache.entry(key))
+            if self.shared is not None:  # beside all else: a store may be slow
+                self._giving.spawn(self.shared.give(key, self._cache.entry(key)))
             return manifest
 
     async def _shared(self, key: str) -> Manifest | None:
@@ -305,9 +312,7 @@ class Plans:
 
 
 def _plan_key(settings: Settings, folder: Path, *, make: bool) -> bytes | None:
-    if settings.plan_key is not None:
-        return settings.plan_key.get_secret_value().encode()
-    return key_in(folder, make=make)
+    return settings.own_plan_key or key_in(folder, make=make)
 
 
 def _writable_cache(settings: Settings) -> Path:

@@ -136,6 +136,11 @@ class Settings(BaseSettings):
         return self.mirror
 
     @property
+    def own_plan_key(self) -> bytes | None:
+        """The key for plans, where one was set."""
+        return None if self.plan_key is None else self.plan_key.get_secret_value().encode()
+
+    @property
     def cache_folder(self) -> Path:
         """Where compiled plans lie."""
         return self.cache if self.cache is not None else self.models_folder / ".cache"

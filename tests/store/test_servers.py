@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.support.onnx_models import linear
-from tests.support.servers import ADMIN, Server, running, until
+from tests.support.servers import ADMIN, ROOT, Server, running, until
 from tests.support.stores import Store
 from tests.support.uploads import ended, send
 
@@ -81,7 +84,7 @@ def wait_scale(server: Server, scale: float, timeout_s: float = 30.0) -> None:
 
 
 def test_what_one_publishes_the_other_serves_and_no_request_is_lost(store):
-    with serving(store) as one, serving(store) as other:
+    with serving(store) as one, serving(store, "--front-ends", "2") as other:
         assert published(one, 1.0) == 1
         other.wait_ready("m")
         with traffic(one, other):
@@ -229,3 +232,20 @@ def test_a_store_that_cannot_be_written_safely_is_read_and_builds_are_refused(
         assert status["state"] == "failed"
         assert "ignores conditional puts" in status["error"]
         assert not server.index()
+
+
+def test_the_command_publishes_in_a_store(store, tmp_path):
+    (tmp_path / "m.onnx").write_bytes(model(6.0))
+    flags = ["--name", "m", "--precision", "fp32", "--repository", store.url]
+    command = [sys.executable, "-m", "app", "compile", str(tmp_path / "m.onnx"), *flags]
+    env = {**os.environ, **store.env, **KEY}
+    with serving(store, "--watch-s", "0.2") as server:
+        made = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        assert (made.returncode, made.stdout) == (0, f"m version 1: {store.url}/m/1\n"), made
+        wait_scale(server, 6.0)
+        assert any("a plan has come from the store" in line for line in server.log)
+    env["AWS_ENDPOINT_URL"] = "http://127.0.0.1:1"
+    made = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert made.returncode == 1
+    assert made.stderr.startswith("bitserve: cannot create .probe/")
+    assert made.stderr.count("\n") == 1

@@ -73,7 +73,7 @@ def test_killed_between_any_two_writes_it_goes_on_and_publishes_once(kill_at, pr
 
 def _killed_at_write(server: Server, proxy: StoreProxy, number: int) -> threading.Event:
     """Kill it before the store does this write; after the last one where there is none of this number."""
-    killed, lock, seen = threading.Event(), threading.Lock(), []
+    killed, lock, seen, done = threading.Event(), threading.Lock(), [], []
 
     def kill() -> None:
         os.kill(server.process.pid, signal.SIGKILL)
@@ -88,9 +88,11 @@ def _killed_at_write(server: Server, proxy: StoreProxy, number: int) -> threadin
         return -1 if killed.is_set() else 0
 
     def after(method: str, path: str) -> None:
-        if path.endswith("/m/1/published.json") and method == "PUT" and number > WRITES:
-            assert len(seen) == WRITES, seen
-            kill()
+        with lock:
+            if method == "PUT":
+                done.append(path)
+                if number > WRITES and len(done) == WRITES:
+                    kill()
 
     proxy.hook, proxy.after = before, after
     return killed
