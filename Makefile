@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: serve test test-faults test-simulated test-targets test-native test-deploy gpu-test lint bench bench-binary bench-peers samples clean
+.PHONY: serve test test-faults test-simulated test-targets test-native test-deploy deploy-check gpu-test lint bench bench-binary bench-peers samples clean
 
 serve: $(VENV)/.installed
 	$(BIN)/bitserve serve --host $(HOST) --port $(PORT)
@@ -39,6 +39,10 @@ gpu-test: $(VENV)/.installed-targets
 # what a server needs beyond one machine: stores that several share
 test-deploy: $(VENV)/.installed-deploy
 	$(BIN)/python -m pytest $(TWO) $(wildcard tests/store tests/deploy)
+
+# a line for every validator of what is in deploy/
+deploy-check: $(VENV)/.installed-deploy
+	$(BIN)/python -m deploy.check
 
 # kernels and operators under AddressSanitizer and UndefinedBehaviorSanitizer; what OpenVINO and Python leak is theirs.
 # A report ends the process and is written past Python, so only Python's own output is captured. TBB_ENABLE_SANITIZERS:

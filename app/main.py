@@ -119,7 +119,7 @@ def create_app(settings: Settings, held: Tally | None = None) -> FastAPI:
     asgi = InferAsgi(handler)
     for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
         app.router.routes.append(Route(path, asgi, methods=["POST"], include_in_schema=False))
-    plane = control_plane(settings, gateway, manager)
+    plane = control_plane(settings, gateway, manager, builds)
     app.include_router(plane)
     reports = Reports(manager, manager.plans.render)
     app.include_router(build_routes(settings, builds, reports))

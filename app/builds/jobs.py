@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 from app.builds.lock import BuildsLock
-from app.builds.state import Asked, BuildState, Event, Progress, percent_of
+from app.builds.state import Asked, BuildState, Event, Progress, lasted_ns, percent_of
 from app.builds.store import BuildStore, now
 from app.disk import is_full
 from app.serving.errors import Elsewhere, QueueFull, Stopping
+from app.serving.stats import Histogram
 from app.words import printable
 from engines.errors import EngineError
 
@@ -24,6 +25,7 @@ _ATTEMPTS = 2
 """A build whose server was killed runs once more; one that takes the server with it must not do so for ever."""
 _TURN_S = 1.0
 """Between two looks whether the server that builds here has ended."""
+_BUCKETS_NS = tuple(bound * 10**9 for bound in (1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600))
 
 Tell = Callable[[str, str, float], None]
 """Called on the event loop: a stage (or nothing), a line for the log (or nothing), how much of the stage is done."""
@@ -70,6 +72,16 @@ class Builds:
         self._changed: dict[str, asyncio.Event] = {}
         self._worker: asyncio.Task[None] | None = None
         self._stopping = False
+        self.ended_ns = {state.value: Histogram(_BUCKETS_NS) for state in BuildState if state.is_final}
+        """How long those took that ended in this process, by how they did."""
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -329,6 +341,7 @@ class Builds:
         with contextlib.suppress(KeyError):
             self.store.drop_input(build)
         self._note(build, progress, error or state.value)
+        self.ended_ns[state.value].observe(lasted_ns(progress))
         log.info("build %s of %s %s", build, self.store.asked(build).model, state.value, extra={"error": error})
         self.store.retain(self._limits.keep, spare=build)
         self._changed.pop(build, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import enum
 import hashlib
 import itertools
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from engines.steps import CANONICAL_PASSES
 
 __all__ = [
-    "STAGES", "Advance", "Asked", "BuildState", "Event", "Progress", "is_served_instead", "percent_of",
+    "STAGES", "Advance", "Asked", "BuildState", "Event", "Progress", "is_served_instead", "lasted_ns", "percent_of",
     "served_instead", "upload_key",
 ]  # fmt: skip
 
@@ -84,6 +85,14 @@ class Event(BaseModel):
     stage: str
     percent: int
     message: str = ""
+
+
+def lasted_ns(progress: Progress) -> int:
+    """From its first start to its end; 0 for one that never ran."""
+    if progress.started is None or progress.ended is None:
+        return 0
+    took = datetime.datetime.fromisoformat(progress.ended) - datetime.datetime.fromisoformat(progress.started)
+    return max(0, round(took.total_seconds() * 1e9))
 
 
 def upload_key(model: str, digests: Mapping[str, str]) -> str:

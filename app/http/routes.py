@@ -38,7 +38,7 @@ from app.http.schemas import (
 )
 from app.http.triton_config import from_triton, is_triton
 from app.http.workers import INLINE_BYTES
-from app.metrics import CONTENT_TYPE, Snapshot
+from app.metrics import CONTENT_TYPE, BuildsSeen, Snapshot
 from app.models import ModelManager
 from app.serving.errors import DeviceGone, ModelNotReady, UnknownModel
 from app.serving.gateway import Gateway
@@ -64,7 +64,7 @@ _ERRORS = described(BadRequest, UnknownModel, BodyTooLarge, ModelNotReady)
 _GUARDED = {**_ERRORS, **described(NotAuthorized, Forbidden)}
 
 
-def control_plane(settings: Settings, gateway: Gateway, manager: ModelManager) -> APIRouter:
+def control_plane(settings: Settings, gateway: Gateway, manager: ModelManager, builds: BuildsSeen) -> APIRouter:
     """All routes but inference."""
     router = APIRouter(responses=_ERRORS)
     _add_health(router, gateway)
@@ -79,7 +79,7 @@ def control_plane(settings: Settings, gateway: Gateway, manager: ModelManager) -
         async def metrics() -> Response:
             """Prometheus text format: Triton's names, and bitserve's histograms in seconds."""
             ours, of_gpus = await asyncio.gather(
-                asyncio.to_thread(Snapshot(gateway).page), asyncio.to_thread(gpus.page)
+                asyncio.to_thread(Snapshot(gateway, builds).page), asyncio.to_thread(gpus.page)
             )
             return Response(ours + of_gpus, media_type=CONTENT_TYPE)
 
