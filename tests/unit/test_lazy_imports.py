@@ -8,7 +8,19 @@ import sys
 import pytest
 
 GPU = {"tensorrt", "tensorrt_rtx", "tensorrt_bindings", "tensorrt_rtx_bindings", "pycuda", "cuda", "pynvml"}
-HEAVY = {"openvino", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "nncf", "matplotlib", "jinja2", "optuna", "torch"}
+HEAVY = {
+    "openvino",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "nncf",
+    "matplotlib",
+    "jinja2",
+    "optuna",
+    "torch",
+    "obstore",
+}
 # Whether a module is installed makes no difference: what is asked for is written down before it is looked for.
 WATCHED = """
 import importlib, pkgutil, sys
