@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: serve test test-faults test-simulated test-targets test-native test-deploy deploy-check gpu-test lint bench bench-binary bench-peers samples clean
+.PHONY: serve test test-faults test-simulated test-targets test-native test-deploy deploy-check lock gpu-test lint bench bench-binary bench-peers samples clean
 
 serve: $(VENV)/.installed
 	$(BIN)/bitserve serve --host $(HOST) --port $(PORT)
@@ -43,6 +43,10 @@ test-deploy: $(VENV)/.installed-deploy
 # a line for every validator of what is in deploy/
 deploy-check: $(VENV)/.installed-deploy
 	$(BIN)/python -m deploy.check
+
+# the versions and hashes of all that the images install; needs uv
+lock:
+	deploy/image/lock.sh
 
 # kernels and operators under AddressSanitizer and UndefinedBehaviorSanitizer; what OpenVINO and Python leak is theirs.
 # A report ends the process and is written past Python, so only Python's own output is captured. TBB_ENABLE_SANITIZERS:

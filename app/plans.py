@@ -180,16 +180,18 @@ class Plans:
             self._cache.handover(key) as fallback,  # not the same: a plan is never written over another
         ):
             asked = await self._with_what_is_here(request)
-            ended = await run_build(
+            instead = await run_build(
                 asked, folder, self._limits, progress=advance, fallback=fallback, gpus=await self._gpu_build(gpus)
             )
-            if ended:
-                ended = served_instead(ended)
-                log.warning("%s", ended, extra={"plan": key})
-            left = fallback if ended else folder
+            left, said = folder, ""
+            if instead is not None:
+                if replacing:  # what is there is as good as what was left, or better
+                    raise EngineError(instead.reason)
+                left, said = instead.folder, served_instead(instead.reason, is_whole=instead.is_whole)
+                log.warning("%s", said, extra={"plan": key})
             manifest = await asyncio.to_thread(lambda: self._cache.adopt(left, key, replacing=replacing))
-        if ended:
-            warn(ended)
+        if said:
+            warn(said)
         return manifest
 
     async def _gpu_build(self, names: tuple[str, ...]) -> GpuBuild | None:

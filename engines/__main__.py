@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from engines.errors import EngineError
-from engines.handover import Plan, write_plan
+from engines.handover import FALLBACK, WHOLE, Plan, write_plan
 from engines.manifest import encode
 from engines.request import BuildRequest, GpusHere
 
@@ -55,9 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _build(options: argparse.Namespace) -> int:
     from engines.build import build  # heavy: the compiler is imported only where it runs
 
-    def keep(plan: Plan) -> None:
-        if options.fallback is not None and _is_left(plan, options.fallback):
-            _say(fallback=plan.manifest.key)
+    def keep(plan: Plan, *, is_whole: bool = False) -> None:
+        folder = options.fallback
+        if folder is not None and _is_left(plan, folder / WHOLE if is_whole else folder):
+            _say(**{WHOLE if is_whole else FALLBACK: plan.manifest.key})
 
     target, _, names = options.here.partition(":")
     here = GpusHere(target, tuple(names.split(","))) if target else None
@@ -74,9 +75,10 @@ def _build(options: argparse.Namespace) -> int:
 def _is_left(plan: Plan, folder: Path) -> bool:
     """A disk that has no room for two plans may have it for one: the build goes on."""
     try:
+        folder.mkdir(exist_ok=True)
         write_plan(plan, folder)
     except OSError:
-        for file in folder.iterdir():
+        for file in folder.glob("*"):
             file.unlink()
         return False
     return True

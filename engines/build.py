@@ -7,9 +7,9 @@ import datetime
 import hashlib
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -52,17 +52,27 @@ _MOST_NOTES = 20
 _OWN_ROWS = 8
 """Of the sender's samples, how many the engine is held against before anything is proven of it."""
 _UNFINISHED = "coarser engines were not tried to the end, for the build was ended before: this is the FP32 engine"
-Keep = Callable[[Plan], None]
+_NO_PLANS = "plans for GPUs were not built to the end, for the build was ended before: the CPU answers"
+
+
+class Keep(Protocol):
+    """Takes a plan that may serve should the build not end well; `is_whole` where only plans for GPUs are missing."""
+
+    def __call__(self, plan: Plan, *, is_whole: bool = False) -> None: ...
+
+
+def _keep_nothing(plan: Plan, *, is_whole: bool = False) -> None: ...
 
 
 def build(
     request: BuildRequest, out: Path, progress: Progress = lambda stage, share: None, threads: int = 0,
-    keep: Keep = lambda plan: None, gpus: tuple[str, ...] = (), timing_cache: str | None = None,
+    keep: Keep = _keep_nothing, gpus: tuple[str, ...] = (), timing_cache: str | None = None,
 ) -> Manifest:  # fmt: skip
     """Compile a model for this machine, write the plan into the folder `out`, and return its manifest.
 
     `threads` is how many the engine may use, 0 = all usable ones. `keep` is given the plan of the FP32 engine before
-    coarser ones are tried, where it may be what serves: trying them can take this process with it. `gpus` stand in for
+    coarser ones are tried, where it may be what serves: trying them can take this process with it; and the plan of the
+    one that was chosen before TensorRT builds for GPUs, which may take long. `gpus` stand in for
     those of the spec; `timing_cache` is a folder where TensorRT keeps the times of kernels. Raises ModelRefused
     where the model cannot be compiled, WrongEngine where it answers differently from the reference.
     """
@@ -103,6 +113,8 @@ def build(
         subject, base, samples, calibration, spec, threads, clock, lambda first: keep(plan_of(first, (), _UNFINISHED))
     )
     engine = improved.engine
+    if spec.targets != Spec().targets:
+        keep(plan_of(improved, (), _NO_PLANS), is_whole=True)
     gpu_plans = make_gpu_plans(
         GpuWork(improved.tryouts, subject, engine.choice, spec, engine.max_batch, timing_cache), clock
     )

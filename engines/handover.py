@@ -15,14 +15,16 @@ from engines.manifest import EngineFile, Manifest, PlanFile, decode, encode
 from engines.manifest_check import check_manifest
 
 __all__ = [
-    "ENGINE_FILE", "MANIFEST_FILE", "PLAN_FILES", "REPORT_FILE", "REPORT_PAGE", "Plan", "check_handover",
-    "read_page", "write_plan",
+    "ENGINE_FILE", "FALLBACK", "MANIFEST_FILE", "PLAN_FILES", "REPORT_FILE", "REPORT_PAGE", "WHOLE", "Plan",
+    "check_handover", "read_page", "write_plan",
 ]  # fmt: skip
 
 ENGINE_FILE = "engine.blob"
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.json"
 REPORT_PAGE = "report.html"
+FALLBACK, WHOLE = "fallback", "whole"
+"""What a build says it has left before its end: an engine in FP32; all but plans for GPUs, in a folder of this name."""
 PLAN_FILES = {"tensorrt-rtx": ("tensorrt-rtx.plan", "tensorrt-rtx.lowered.plan"), "tensorrt": ("tensorrt.plan",)}
 """By target: the second is for GPUs without units for bits, where others run binary layers as plugins."""
 _MOST_BYTES = {ENGINE_FILE: 2**34, MANIFEST_FILE: 2**24, REPORT_FILE: 2**25, REPORT_PAGE: 2**26}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import fnmatch
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +28,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any module of tests or of engines has taken the function by its name."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # what is left among temporary files is looked for: each has its own
+        os.environ["TMPDIR"] = tempfile.mkdtemp(prefix=f"{os.environ['PYTEST_XDIST_WORKER']}-")
+        atexit.register(shutil.rmtree, os.environ["TMPDIR"], ignore_errors=True)
+        tempfile.tempdir = None
     given = config.getoption("--extension")
     if given:
         extension.extension_path = lambda: Path(given).absolute()

@@ -7,6 +7,7 @@ import errno
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from app.disk import naming_full_disk
 from app.temporary import own_folder
 from app.words import printable
 from engines.errors import ModelRefused
-from engines.handover import read_page
+from engines.handover import FALLBACK, WHOLE, read_page
 from engines.request import BuildRequest
 
 __all__ = ["COMPILER", "BuildLimits", "GpuBuild", "Wanted", "render_report", "run_build", "run_child"]
@@ -48,18 +49,35 @@ class GpuBuild(NamedTuple):
     timing_cache: Path
 
 
+class Ended(NamedTuple):
+    """Of a child that came to no good end: the reason, and which of `Wanted.fallbacks` it had said last."""
+
+    reason: str
+    fallback: str
+
+
+class Instead(NamedTuple):
+    """Of a build that came to no good end: the reason, and the folder with what it had left before. `is_whole`: all but
+    its plans for GPUs, else an engine in FP32.
+    """
+
+    reason: str
+    folder: Path
+    is_whole: bool
+
+
 async def run_build(
     request: BuildRequest, out: Path, limits: BuildLimits, command: Sequence[str] = COMPILER,
     progress: Advance = lambda stage, share: None, fallback: Path | None = None,
     gpus: GpuBuild | None = None,
-) -> str:  # fmt: skip
+) -> Instead | None:  # fmt: skip
     """Compile into the folder `out`, of which nothing may be believed; `progress` is told the stages as they
     begin and go on.
 
-    Into another folder, `fallback`, the child may first put the plan of an FP32 engine. Where it had done so and then
-    came to no good end, the answer is the reason, and the plan is to be taken from there; else it is empty. Raises
-    ModelRefused with the reason where there is no plan, however the child ended. Nothing that it started outlives this
-    call.
+    Into another folder, `fallback`, the child may first put the plan of an FP32 engine, and into a folder of that the
+    plan of the one that it chose, before it builds for GPUs. Where it had done so and then came to no good end, the
+    answer says what is to be taken; else it is None. Raises ModelRefused with the reason where there is none, however
+    the child ended. Nothing that it started outlives this call.
     """
     words = [*_arguments(request), "--out", str(out.absolute()), "--threads", str(limits.threads)]
     writable = [out]
@@ -69,8 +87,15 @@ async def run_build(
     if gpus is not None:
         words += ["--gpus", ",".join(gpus.names), "--timing-cache", str(gpus.timing_cache.absolute())]
         writable.append(gpus.timing_cache)
-    wanted = Wanted("key", None if fallback is None else "fallback")
-    return await run_child([*command, *words], list(request.files().values()), writable, limits, wanted, progress)
+    wanted = Wanted("key", () if fallback is None else (FALLBACK, WHOLE))
+    files = list(request.files().values())
+    ended = await run_child([*command, *words], files, writable, limits, wanted, progress)
+    if ended is None or fallback is None:
+        return None
+    is_whole = ended.fallback == WHOLE
+    if not is_whole:  # it may have begun it
+        await asyncio.to_thread(shutil.rmtree, fallback / WHOLE, ignore_errors=True)
+    return Instead(ended.reason, fallback / WHOLE if is_whole else fallback, is_whole)
 
 
 async def render_report(report: Path, limits: BuildLimits) -> bytes:
@@ -87,11 +112,11 @@ async def render_report(report: Path, limits: BuildLimits) -> bytes:
 async def run_child(
     command: Sequence[str], readable: Sequence[Path], writable: Sequence[Path], limits: BuildLimits, wanted: Wanted,
     progress: Advance = lambda stage, share: None,
-) -> str:  # fmt: skip
+) -> Ended | None:  # fmt: skip
     """Run a command that is not trusted, which may read these files and write these folders, as `run_build` does.
 
     It has succeeded if it ends with code 0 and a line of JSON on stdout had the field `wanted.result`. The answer is
-    then empty; else it is the reason, where a line had the field `wanted.fallback`, and ModelRefused where none had.
+    then None; else it is the reason, where a line had one of `wanted.fallbacks`, and ModelRefused where none had.
     """
     with naming_full_disk("the folder of temporary files"), own_folder("build") as own:
         empty, packages = own / "work", own / "packages"
@@ -126,11 +151,12 @@ async def run_child(
             str(own),
         )
     if not (child.returncode or stopped) and wanted.result in said:
-        return ""
+        return None
     reason = _reason(child.returncode or 0, said, complaint.decode("utf-8", "replace"), stopped, hidden)
-    if wanted.fallback not in said:
+    left = [name for name in wanted.fallbacks if name in said]
+    if not left:
         raise ModelRefused(reason)
-    return reason
+    return Ended(reason, left[-1])
 
 
 def _arguments(request: BuildRequest) -> list[str]:

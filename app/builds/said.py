@@ -23,10 +23,12 @@ _OF_A_CHILD = frozenset(STAGES) - {"queued", "load", "done"}
 
 
 class Wanted(NamedTuple):
-    """Fields of a child's lines: that of its success, and the one that says it may end as it likes from then on."""
+    """Fields of a child's lines: that of its success, and those that say it may end as it likes from then on; of these
+    a later one is worth more.
+    """
 
     result: str
-    fallback: str | None = None
+    fallbacks: tuple[str, ...] = ()
 
 
 async def read_said(pipe: asyncio.StreamReader, said: dict[str, str], wanted: Wanted, progress: Advance) -> None:
@@ -36,7 +38,7 @@ async def read_said(pipe: asyncio.StreamReader, said: dict[str, str], wanted: Wa
     `progress` is told what changes what is shown of it, at most once in a turn of the event loop: telling it writes to
     the disk.
     """
-    kept = {"stage", "error", *filter(None, wanted)}
+    kept = {"stage", "error", wanted.result, *wanted.fallbacks}
     stages, logs, line, count = _Stages(progress), 0, b"", 0
     while chunk := await pipe.read(_KEPT_LINE_BYTES):
         *whole, line = (line + chunk).split(b"\n")

@@ -30,6 +30,7 @@ Advance = Callable[[str, float], None]
 """Told a stage, and how much of it is done: 0 when it begins, at most 1."""
 
 _INSTEAD = "; the FP32 engine, proven before, serves instead"
+_WITHOUT_PLANS = "; the engine that was chosen before serves, without plans for GPUs"
 
 
 class BuildState(enum.StrEnum):
@@ -107,11 +108,13 @@ def percent_of(stage: str, share: float, before: int) -> int:
     return max(before, begun + int(share * (_NEXT.get(stage, begun) - begun)))
 
 
-def served_instead(reason: str) -> str:
-    """What the log of a build says that came to no good end (the reason) after its FP32 engine was proven."""
-    return f"{reason}{_INSTEAD}"
+def served_instead(reason: str, *, is_whole: bool = False) -> str:
+    """What the log of a build says that came to no good end (the reason) after an engine was proven: that in FP32, or
+    the one that was chosen (`is_whole`).
+    """
+    return f"{reason}{_WITHOUT_PLANS if is_whole else _INSTEAD}"
 
 
 def is_served_instead(line: str) -> bool:
     """Whether a line of a build's log is of that kind."""
-    return line.endswith(_INSTEAD)
+    return line.endswith((_INSTEAD, _WITHOUT_PLANS))

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def _belongs(process: psutil.Process, cache: Path) -> bool:
     try:
         if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
             return False
-        return str(cache) in " ".join(process.cmdline()) or "bitserve-build-" in process.cwd()
+        return str(cache) in " ".join(process.cmdline()) or f"{tempfile.gettempdir()}/bitserve-build-" in process.cwd()
     except psutil.Error:
         return False
 

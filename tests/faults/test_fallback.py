@@ -21,6 +21,7 @@ from engines.errors import EngineError, PlanInvalid
 from engines.report import decode_report
 from engines.repository import MANIFEST_FILE, REPORT_FILE, Manifest
 from engines.request import BuildRequest
+from engines.runtime.plans import Here
 from engines.signature import KEY_FILE
 from engines.spec import Spec, encode_spec
 from tests.support.onnx_models import linear
@@ -60,6 +61,25 @@ sys.addaudithook(killed)
 sys.exit(main())
 """
 """The compiler, killed when it has written so many files of a plan and opens the next."""
+
+DIES_FOR_GPUS = """
+import errno, os, pathlib, signal, sys
+import engines.build, engines.__main__ as child
+def end(work, clock):
+    clock.begin("build tensorrt-rtx")
+    {ending}
+engines.build.make_gpu_plans = end
+sys.exit(child.main())
+"""
+"""The compiler, ended when it begins to build for GPUs."""
+HALF_WRITTEN = """written = child.write_plan
+def write(plan, folder):
+    if folder.name == "whole":
+        (folder / "engine.blob").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    written(plan, folder)
+child.write_plan = write
+"""
 
 
 class Made(NamedTuple):
@@ -186,3 +206,40 @@ def test_the_command_says_it_on_stderr(
     (line,) = said.err.splitlines()
     assert line.startswith("bitserve: the compile ended by SIGABRT at stage 'quantize': ")
     assert is_served_instead(line)
+
+
+def test_ended_while_it_builds_for_gpus_what_was_chosen_is_the_plan(shelf: Shelf) -> None:
+    """Also where a precision was asked for: it is the one that was."""
+    spec = Spec(precision="int8", targets=("openvino", "tensorrt-rtx"))
+    shelf.compile_by(DIES_FOR_GPUS.format(ending="os.kill(os.getpid(), signal.SIGKILL)"))
+    made = shelf.make(spec)
+    (warning,) = made.warnings
+    assert "the compile ended by SIGKILL at stage 'build tensorrt-rtx'" in warning
+    assert "the engine that was chosen before serves, without plans for GPUs" in warning
+    assert is_served_instead(warning)
+    assert (made.manifest.precision, made.manifest.plans) == ("int8", ())
+    assert any("plans for GPUs were not built to the end" in note for note in made.manifest.notes)
+
+
+def test_ended_while_that_is_written_the_engine_before_is_the_plan(shelf: Shelf) -> None:
+    script = DIES_FOR_GPUS.format(ending="raise AssertionError").replace("sys.exit", HALF_WRITTEN + "sys.exit")
+    shelf.compile_by(script)
+    made = shelf.make(Spec(targets=("openvino", "tensorrt-rtx")))
+    (warning,) = made.warnings
+    assert "the FP32 engine, proven before, serves instead" in warning
+    check_is_fallback(made)
+
+
+def test_a_plan_that_serves_stays_where_one_for_gpus_does_not_come(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built again for them, which ends: the plan is not replaced by what was left."""
+    request = shelf.request(Spec(precision="int8"))
+    plans = Plans(shelf.settings)
+    before = asyncio.run(plans.make(request, lambda line: None))
+    shelf.compile_by(DIES_FOR_GPUS.format(ending="os.kill(os.getpid(), signal.SIGKILL)"))
+    monkeypatch.setattr(plans_module, "look_here", lambda: Here({"tensorrt-rtx": "1.7.1.116"}, (86,), 1))
+    plans = Plans(shelf.settings)
+    with pytest.raises(EngineError, match="ended by SIGKILL at stage 'build tensorrt-rtx'"):
+        asyncio.run(plans.renew(request))
+    assert asyncio.run(plans.find(request)) == before
