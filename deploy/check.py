@@ -47,7 +47,7 @@ __all__ = ["VALIDATORS", "NotChecked", "Validator", "line", "main"]
 
 
 class NotChecked(Exception):
-    """What would be checked against is not here, and cannot be installed: no failure, since another looks there, too."""
+    """What would be checked against is not here, nor to be installed: no failure, since another looks there, too."""
 
 
 class Validator(NamedTuple):
