@@ -109,6 +109,8 @@ def read_config(text: str, name: str = "config.toml") -> ModelConfig:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise BadRepository(f"{name} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise BadRepository(f"{name} is nested too deeply") from error
     return config_of(data, name)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import AsyncIterator
 
 from app.models import ModelManager
 from app.serving.registry import ModelState, Registry, Version
@@ -32,6 +34,7 @@ class Following:
         opened = open_store(settings.store, settings.models_folder, settings.own_plan_key)
         self.versions, self._writer = opened.versions, opened.writer
         self._mirror = Mirror(opened.bucket, settings.models_folder, settings.max_mirror_bytes, self)
+        self._mirror.published_here = self.versions.here
         self._tasks = Tasks()
         manager.bring, manager.plans.shared = self.bring, opened.plans
 
@@ -42,8 +45,10 @@ class Following:
             self._registry.awaits = "its store was not reached yet"
         try:
             await asyncio.wait_for(self._mirror.look(), _FIRST_LOOK_S)
-        except (StoreError, OSError, TimeoutError) as error:
+        except (StoreError, OSError) as error:  # TimeoutError is one
             log.warning("the store does not answer, what the mirror has is served: %s", error or "no answer in time")
+        except Exception:
+            log.exception("the store could not be looked at, what the mirror has is served")
         self._tasks.spawn(self._mirror.watch(self._settings.watch_s))
         self._tasks.spawn(self._keep())
 
@@ -58,21 +63,32 @@ class Following:
         while True:
             try:
                 await self._writer.check()
-                removed = await self._writer.sweep()
-                if removed:
-                    log.info("%d objects that killed writers had left are removed from the store", removed)
             except StoreError as error:
                 log.warning("the store is only read, builds cannot be published: %s", error)
+            else:
+                await self._sweep()
             await asyncio.sleep(_SWEEP_EVERY_S)
 
-    async def bring(self, model: str, choose: Choose) -> None:
-        """Before a load: have here what it needs. Without the store, what is here has to do."""
+    async def _sweep(self) -> None:
         try:
-            await self._mirror.bring(model, choose)
-        except (StoreError, OSError) as error:
-            if not (self._settings.models_folder / model).is_dir():
-                raise BadRepository(f"failed to load '{model}': {printable(str(error))}") from error
-            log.warning("the store was not asked for %s, it is loaded as it is here: %s", model, error)
+            removed = await self._writer.sweep()
+            if removed:
+                log.info("%d objects that killed writers had left are removed from the store", removed)
+        except Exception as error:
+            log.warning("what killed writers have left in the store stays for now: %s", error)
+
+    @contextlib.asynccontextmanager
+    async def bring(self, model: str, choose: Choose) -> AsyncIterator[None]:
+        """Around a load: have here what it needs. Without the store, what is here has to do."""
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self._mirror.bring(model, choose))
+            except (StoreError, OSError) as error:
+                said = str(error) if isinstance(error, StoreError) else error.strerror
+                if not (self._settings.models_folder / model).is_dir():
+                    raise BadRepository(f"failed to load '{model}': {printable(str(said))}") from error
+                log.warning("the store was not asked for %s, it is loaded as it is here: %s", model, said)
+            yield
 
     # -- Follower ------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -31,11 +32,7 @@ _SETTLING = "waiting for its files to settle"
 _GONE = "its files are gone"
 _UNLOADED = "it was unloaded meanwhile"
 Prepared = Coroutine[Any, Any, Loaded | str]
-Bring = Callable[[str, Callable[[str, set[int]], set[int]]], Coroutine[Any, Any, None]]
-
-
-async def _is_here(model: str, choose: object) -> None:
-    """A folder of this machine has what there is."""
+Bring = Callable[[str, Callable[[str, set[int]], set[int]]], AbstractAsyncContextManager[None]]
 
 
 class ModelManager:
@@ -50,8 +47,8 @@ class ModelManager:
         self._overrides, self._calls = Overrides(), Calls()
         self._tasks = Tasks()
         self._stopping = False
-        self.bring: Bring = _is_here
-        """Called before a load: makes what it needs be in the folder, where that follows a store."""
+        self.bring: Bring = lambda model, choose: nullcontext()
+        """Around a load: makes what it needs be in the folder, where that follows a store."""
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -151,8 +148,10 @@ class ModelManager:
         return self.choose(model, set(self._seen.get(model, {})))
 
     def choose(self, model: str, numbers: set[int]) -> set[int]:
-        """Which of these versions the policy in force serves; from any thread."""
-        return self._overrides.get(model).choose(self._config_file(model), numbers)
+        """Which of these versions the policy in force serves, none of an unloaded model; from any thread."""
+        return (
+            set() if model in self._unloaded else self._overrides.get(model).choose(self._config_file(model), numbers)
+        )
 
     # -- loading -------------------------------------------------------------------------------------------------
 
@@ -307,15 +306,15 @@ class ModelManager:
             self._swap_in(outcome, sight)
 
     async def _load_call(self, model: str, override: Override) -> None:
-        async with self._calls.turn(model):
-            if override.folder is None:
-                await self.bring(model, lambda _, numbers: override.choose(self._config_file(model), numbers))
+        config = self._config_file(model)
+        elsewhere = override.folder is not None
+        here = nullcontext() if elsewhere else self.bring(model, lambda _, numbers: override.choose(config, numbers))
+        async with self._calls.turn(model), here:
             found = await asyncio.to_thread(repository.scan, override.folder or self._settings.models_folder)
-            stamp = stamp_of(self._config_file(model))
-            sights = {files.version: Seen((files.stamp, stamp)) for files in found.get(model, ())}
+            sights = {files.version: Seen((files.stamp, stamp_of(config))) for files in found.get(model, ())}
             if not sights:
                 raise BadRepository(f"failed to load '{model}', failed to poll from model repository: no such model")
-            wanted = override.choose(self._config_file(model), set(sights))
+            wanted = override.choose(config, set(sights))
             if not wanted:
                 raise BadRepository(f"failed to load '{model}': it has no version that its configuration asks for")
             for number in wanted:

@@ -41,8 +41,8 @@ from engines.steps import CANONICAL_PASSES
 __all__ = [
     "CALIBRATION_FILE", "CONFIG_FILE", "MANIFEST_FILE", "MODEL_FILE", "REPORT_FILE", "REPORT_PAGE", "SPEC_FILE",
     "VALIDATION_FILE", "Manifest", "PlanCache", "VersionFiles", "check_model_folder", "check_model_name", "decode",
-    "encode", "file_sha256", "is_model_name", "keep_page", "next_version", "plan_key", "publish_version", "scan",
-    "staged_folder", "stamp_of", "sweep_versions", "tool_versions", "withdraw_version",
+    "encode", "file_sha256", "is_model_name", "keep_page", "move_in", "new_staging", "next_version", "plan_key",
+    "publish_version", "scan", "staged_folder", "stamp_of", "sweep_versions", "tool_versions", "withdraw_version",
 ]  # fmt: skip
 
 MODEL_FILE = "model.onnx"
@@ -186,26 +186,35 @@ def staged_folder(final: Path) -> Iterator[Path]:
     """
     with _private_folder(final) as staging:
         yield staging
-        _move_in(staging, final)
+        move_in(staging, final)
 
 
 @contextlib.contextmanager
 def _private_folder(final: Path) -> Iterator[Path]:
-    """A folder beside `final`, under a name that every sweep knows; gone afterwards unless it was moved."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=_STAGING, dir=final.parent))
+    """A folder beside `final`; gone afterwards unless it was moved."""
+    staging = new_staging(final)
     try:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _move_in(staging: Path, final: Path) -> None:
-    """Sync, and rename. Raises FileExistsError where `final` exists."""
+def new_staging(final: Path) -> Path:
+    """An empty folder beside `final`, under a name that every sweep knows."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=_STAGING, dir=final.parent))
+
+
+def move_in(staging: Path, final: Path, *, replacing: bool = False) -> None:
+    """Sync, and rename. What is there makes way at the last moment where this one is `replacing` it; else raises
+    FileExistsError.
+    """
     staging.chmod(0o755)  # mkdtemp makes it private; another user's server may have to read it
     for file in staging.iterdir():
         _sync(file)
     _sync(staging)
+    if replacing:
+        _bury(final)
     if final.exists():
         raise FileExistsError(f"{final.name} exists already and is immutable")
     try:
@@ -266,11 +275,16 @@ def next_version(repository: Path, model: str) -> int:
 
 def withdraw_version(repository: Path, model: str, version: int) -> None:
     """Take back a version that could not be brought into service; renamed first, so that nobody finds half of it."""
-    folder = repository / model / str(version)
-    grave = folder.with_name(f".{version}.{os.getpid()}{_STAGING}")
-    with contextlib.suppress(FileNotFoundError):
-        folder.rename(grave)
-    shutil.rmtree(grave, ignore_errors=True)
+    _bury(repository / model / str(version))
+
+
+def _bury(folder: Path) -> None:
+    """Remove a folder, if it is there. A grave of its own: one that a killed process has left would be in the way."""
+    if folder.exists():
+        grave = new_staging(folder)
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(grave / folder.name)
+        shutil.rmtree(grave, ignore_errors=True)
 
 
 def sweep_versions(repository: Path, older_than_s: float, now_s: float) -> int:
@@ -352,7 +366,7 @@ class PlanCache:
         for file in folder.iterdir():
             file.chmod(0o644)
         with contextlib.suppress(FileExistsError):
-            _move_in(folder, self.entry(key))
+            move_in(folder, self.entry(key))
         return self.manifest(key) or manifest
 
     def discard(self, key: str) -> None:

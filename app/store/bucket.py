@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -24,14 +26,19 @@ if TYPE_CHECKING:
 
 __all__ = ["ADDRESSES", "Bucket", "Object", "is_address", "open_bucket"]
 
+log = logging.getLogger(__name__)
 ADDRESSES = ("s3", "gs", "az", "file")
 """Kinds of addresses, as their schemes."""
-_TRIES = 8
-_RETRY_FOR = timedelta(seconds=30)
+_RETRIES = {
+    "max_retries": 20, "retry_timeout": timedelta(seconds=30),
+    "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=8), "base": 2},
+}  # fmt: skip
 _ANSWER_WITHIN = "30s"
 """Of one request, its body included: a part of 8 MiB at 270 KB/s."""
 _CONNECT_WITHIN = "5s"
 _PART_BYTES = 8 * 2**20
+_TOO_SHORT = "it answers 416"
+"""Range Not Satisfiable: an object ends before the part that is asked for."""
 _PAGE = 1000
 """Objects that S3 lists at once."""
 
@@ -62,7 +69,7 @@ def open_bucket(url: str) -> Bucket:
         Path(urlsplit(url).path).mkdir(parents=True, exist_ok=True)
     web: dict[str, Any] = {} if kind == "file" else {
         "client_options": {"allow_http": True, "timeout": _ANSWER_WITHIN, "connect_timeout": _CONNECT_WITHIN},
-        "retry_config": {"max_retries": _TRIES, "retry_timeout": _RETRY_FOR},
+        "retry_config": _RETRIES,
     }  # fmt: skip
     with _told(f"open {url}"):
         return Bucket(from_url(url, **web), url)
@@ -79,7 +86,7 @@ class Bucket:
         import obstore
 
         found: list[Object] = []
-        with _told(f"list {under or self.url}"):
+        with _told(f"list {under or 'the store'}"):
             async for page in obstore.list(self._store, under or None, offset=after or None, chunk_size=_PAGE):
                 found += [
                     Object(one["path"], one["size"], (one["e_tag"] or "").strip('"'), one["last_modified"].timestamp())
@@ -98,18 +105,33 @@ class Bucket:
             return bytes(await answer.bytes_async())
 
     async def download(self, key: str, path: Path, size_bytes: int, sha256: str) -> None:
-        """Into a new file. Raises NotThere, StoreRefused where size or hash are others, or OSError of the disk."""
+        """Into a new file, part by part. Raises NotThere, StoreRefused where size or hash are others, or OSError."""
+        digest = hashlib.sha256()
+        file = await asyncio.to_thread(path.open, "xb")
+        try:
+            for start in range(0, max(1, size_bytes), _PART_BYTES):
+                part = await self._part(key, start, min(start + _PART_BYTES, size_bytes), size_bytes)
+                if part is None:
+                    break
+                await asyncio.to_thread(_take, part, file, digest)
+        finally:
+            await asyncio.to_thread(file.close)
+        if digest.hexdigest() != sha256:
+            raise StoreRefused(f"{key} is not what was published: expected {size_bytes} bytes of SHA-256 {sha256[:12]}")
+
+    async def _part(self, key: str, start: int, end: int, size_bytes: int) -> bytes | None:
+        """Some bytes of an object, asked again until they come whole; None where it has another size."""
         import obstore
 
-        digest, got = hashlib.sha256(), 0
-        with path.open("xb") as file, _told(f"read {key}"):
-            answer = await obstore.get_async(self._store, key)
-            if answer.meta["size"] == size_bytes:  # else not a byte of it is wanted
-                async for part in answer.stream(min_chunk_size=_PART_BYTES):
-                    got += len(part)
-                    await asyncio.to_thread(_take, part, file, digest)
-        if got != size_bytes or digest.hexdigest() != sha256:
-            raise StoreRefused(f"{key} is not what was published: expected {size_bytes} bytes of SHA-256 {sha256[:12]}")
+        try:
+            with _told(f"read {key}"):
+                options: Any = {"range": (start, end)} if end > start else {}
+                answer = await obstore.get_async(self._store, key, options=options)
+                return bytes(await answer.bytes_async()) if answer.meta["size"] == size_bytes else None
+        except StoreError as error:
+            if _TOO_SHORT in str(error):
+                return None
+            raise
 
     async def write(self, key: str, data: bytes | Path) -> None:
         """Put an object, whatever there is of this name; large files in parts."""
@@ -154,9 +176,14 @@ def _told(what: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise NotThere(f"cannot {what}: the store has no such object, or no such bucket") from error
     except exceptions.BaseError as error:
-        raise StoreError(f"cannot {what}: {_first_line(error)}") from error
+        log.debug("cannot %s: %s", what, error)
+        raise StoreError(f"cannot {what}: {_reason(str(error))}") from error
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).split("\n", 1)[0].split("<?xml", 1)[0].strip(" :")
-    return text[:300] or type(error).__name__
+def _reason(text: str) -> str:
+    """What the store answered, without its address, which is nobody's business who asks for a model's state."""
+    status = re.search(r"status code: (\d{3}(?: [A-Z][A-Za-z ]+)?)", text)
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    if status is None:
+        return "it does not answer" if "error sending request" in text or "timed out" in text else "it failed to answer"
+    return f"it answers {status[1].strip()}" + (f", {code[1]}" if code else "")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from app.store.remote import Held
-from engines.repository import is_model_name, staged_folder, withdraw_version
+from engines.files import open_plain
+from engines.repository import MANIFEST_FILE, is_model_name, move_in, new_staging
 
-__all__ = ["held_in", "keep_file", "kept_files", "new_version", "note_files", "write_note"]
+__all__ = ["copy_version", "end_version", "held_in", "keep_file", "kept_files", "mark_used", "note_files"]
+
+_COPIED_BYTES = 2**20
 
 _NOTE = ".mirrored"
 """In a version's folder, and in a model's for the files beside its versions: what has none is not ours to remove."""
@@ -25,8 +28,8 @@ class _Note(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
-def held_in(folder: Path, wanted: dict[str, set[int]] | None = None) -> dict[str, dict[int, Held]]:
-    """What is there of the store, by model and version; those `wanted` are marked as used now."""
+def held_in(folder: Path) -> dict[str, dict[int, Held]]:
+    """What is there of the store, by model and version."""
     found: dict[str, dict[int, Held]] = {}
     for note in folder.glob(f"*/*/{_NOTE}"):
         model, version = note.parent.parent.name, note.parent.name
@@ -34,26 +37,37 @@ def held_in(folder: Path, wanted: dict[str, set[int]] | None = None) -> dict[str
             continue
         with contextlib.suppress(OSError, msgspec.MsgspecError):
             known = msgspec.json.decode(note.read_bytes(), type=_Note)
-            if wanted is not None and int(version) in wanted.get(model, ()):
-                os.utime(note)
             found.setdefault(model, {})[int(version)] = Held(known.tag, known.size_bytes, note.stat().st_mtime)
     return found
 
 
-@contextmanager
-def new_version(folder: Path, model: str, version: int, tag: str, size_bytes: int) -> Iterator[Path]:
-    """A folder to fill that becomes the version in one step; one of the same number that is there makes way."""
-    final = folder / model / str(version)
-    with staged_folder(final) as staging:
-        yield staging
-        write_note(staging, tag, size_bytes)
-        if final.exists():
-            withdraw_version(folder, model, version)
+def mark_used(folder: Path, wanted: Mapping[str, Iterable[int]]) -> None:
+    """Note that these are wanted now: what was wanted longest ago makes room first."""
+    for model, numbers in wanted.items():
+        for number in numbers:
+            with contextlib.suppress(OSError):
+                os.utime(folder / model / str(number) / _NOTE)
 
 
-def write_note(version: Path, tag: str, size_bytes: int) -> None:
-    """Say in a version's folder what it is a copy of."""
-    (version / _NOTE).write_bytes(msgspec.json.encode(_Note(tag, size_bytes)))
+def end_version(staging: Path, folder: Path, model: str, version: int, tag: str, size_bytes: int) -> None:
+    """A folder of `new_staging` that has all files of a version becomes it; one of the same number makes way."""
+    (staging / _NOTE).write_bytes(msgspec.json.encode(_Note(tag, size_bytes)))
+    move_in(staging, folder / model / str(version), replacing=True)
+
+
+def copy_version(
+    folder: Path, model: str, version: int, files: Mapping[str, Path], manifest: bytes, tag: str, size_bytes: int
+) -> None:
+    """The same, of files that are on this machine. Raises ModelRefused for a link, or OSError."""
+    staging = new_staging(folder / model / str(version))
+    try:
+        for name, path in files.items():
+            with open_plain(path) as source, (staging / name).open("xb") as copy:
+                shutil.copyfileobj(source, copy, _COPIED_BYTES)
+        (staging / MANIFEST_FILE).write_bytes(manifest)
+        end_version(staging, folder, model, version, tag, size_bytes)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def kept_files(folder: Path) -> dict[str, dict[str, str]]:

@@ -10,17 +10,20 @@ import asyncio
 import contextlib
 import logging
 import random
+import shutil
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from app.store.bucket import Bucket
-from app.store.errors import NotThere, StoreError
-from app.store.local import held_in, keep_file, kept_files, new_version, note_files
+from app.store.errors import NotThere, StoreError, StoreRefused
+from app.store.local import end_version, held_in, keep_file, kept_files, mark_used, note_files
 from app.store.publications import fetch, read
-from app.store.remote import AFTER_OURS, LARGEST_FILE_BYTES, Remote, Step, evictions, remote_of, steps
-from engines.repository import withdraw_version
+from app.store.published import Published
+from app.store.remote import AFTER_OURS, LARGEST_FILE_BYTES, Held, Remote, Step, evictions, remote_of, steps
+from engines.repository import MODEL_FILE, new_staging, withdraw_version
 
 __all__ = ["Choose", "Follower", "Mirror"]
 
@@ -75,54 +78,88 @@ class Mirror:
         self._fetching: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._failed: dict[tuple[str, int], _Failed] = {}
         self._coming_bytes = 0
+        self._brought: Counter[tuple[str, int]] = Counter()
+        self._was_reached = False
+        self.published_here: set[tuple[str, int]] = set()
+        """Versions that this process is publishing: it puts them into the folder itself."""
 
     async def look(self) -> None:
         """Compare the store with the folder; downloads go on after this returns. Raises StoreError or OSError."""
         async with self._turn:
             held = await asyncio.to_thread(held_in, self._folder)  # first: what is published meanwhile is not removed
-            self._remote = remote = remote_of(await self._bucket.list(after=AFTER_OURS))
+            remote = await asyncio.to_thread(remote_of, await self._bucket.list(after=AFTER_OURS))
+            self._remote = remote
             changed = await self._follow_files(remote)
-            todo = await asyncio.to_thread(steps, remote, held, self._follower.choose)
-            gone = [step for step in todo if not step.tag]
-            for step in gone:
-                log.info("%s/%d is no longer in the store", step.model, step.version)
-                await asyncio.to_thread(withdraw_version, self._folder, step.model, step.version)
+            todo = await asyncio.to_thread(self._todo, remote, held)
+            wanted = {(step.model, step.version) for step in todo if step.tag}
             for step in todo:
                 if step.tag:
                     self._begin(step)
-            self._end_unwanted({(step.model, step.version) for step in todo if step.tag})
-            for step in todo:
-                if step.tag and (step.model, step.version) not in self._failed:
-                    self._follower.note(step.model, step.version, "waiting to be downloaded")
+                else:
+                    changed = await self._remove(step) or changed
+            self._end_unwanted(wanted | self._brought.keys())
+            self._was_reached = True
             self._follower.reached()
-        if changed or gone:
+        if changed:
             await self._follower.look()
 
-    async def bring(self, model: str, choose: Choose) -> None:
-        """Have the versions of a model here that `choose` wants, now. Raises StoreError with the reason where that
-        fails, or OSError.
+    def _todo(self, remote: Remote, held: Mapping[str, Mapping[int, Held]]) -> list[Step]:
+        """In a thread. A download may have ended while the store was listed, and something be published from here."""
+        wanted = {model: self._follower.choose(model, set(tags)) for model, tags in remote.versions.items()}
+        mark_used(self._folder, wanted)
+        now_held = held_in(self._folder)
+        return [
+            step
+            for step in steps(remote, held, lambda model, _: wanted[model])
+            if (step.model, step.version) not in self.published_here and not (step.tag and _has(now_held, step))
+        ]
+
+    async def _remove(self, step: Step) -> bool:
+        log.info("%s/%d is no longer in the store", step.model, step.version)
+        try:
+            await asyncio.to_thread(withdraw_version, self._folder, step.model, step.version)
+        except OSError as error:  # it costs this version only
+            log.warning("%s/%d cannot be removed: %s", step.model, step.version, error.strerror)
+            return False
+        return True
+
+    @contextlib.asynccontextmanager
+    async def bring(self, model: str, choose: Choose) -> AsyncIterator[None]:
+        """Have the versions of a model here that `choose` wants, now, and until the end of what is done with them.
+
+        Raises StoreError with the reason where that fails, or OSError.
         """
         await self.look()
         tags = self._remote.versions.get(model, {})
-        held = (await asyncio.to_thread(held_in, self._folder)).get(model, {})
-        wanted = choose(model, set(tags))
-        missing = [n for n in wanted if n not in held or held[n].tag != tags[n]]
-        for number in missing:
-            self._failed.pop((model, number), None)
-        tasks = [task for n in missing if (task := self._begin(Step(model, n, tags[n]))) is not None]
-        await asyncio.gather(*(asyncio.shield(task) for task in tasks))
+        keys = [(model, number) for number in choose(model, set(tags))]
+        self._brought.update(keys)
+        try:
+            held = await asyncio.to_thread(held_in, self._folder)
+            missing = [step for _, n in keys if not _has(held, step := Step(model, n, tags[n]))]
+            for step in missing:
+                self._failed.pop((model, step.version), None)
+            tasks = [task for step in missing if (task := self._begin(step)) is not None]
+            await asyncio.gather(*(asyncio.shield(task) for task in tasks))
+            yield
+        finally:
+            self._brought.subtract(keys)
+            self._brought += Counter()  # without those that nobody brings any more
 
     async def watch(self, every_s: float) -> None:
-        """Look again and again, with a little jitter; ever more rarely while the store is away."""
+        """Look again and again, with a little jitter; ever more rarely while the store is away. 0: until it was
+        reached once.
+        """
         failures = 0
-        while every_s:
-            pause_s = min(every_s * 2**failures, max(every_s, _LONGEST_PAUSE_S))
+        while every_s or not self._was_reached:
+            pause_s = min((every_s or 1.0) * 2**failures, max(every_s, _LONGEST_PAUSE_S))
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
             try:
                 await self.look()
                 failures = 0
-            except (StoreError, OSError) as error:
-                if not failures:
+            except Exception as error:  # whatever it is, the next look may be better
+                if not isinstance(error, (StoreError, OSError)):
+                    log.exception("the store could not be looked at")
+                elif not failures:
                     log.warning("the store is not followed for now, what is here serves on: %s", error)
                 failures = min(failures + 1, 16)
 
@@ -143,6 +180,7 @@ class Mirror:
                 return None
             task = self._fetching[key] = asyncio.get_running_loop().create_task(self._fetch(step))
             task.add_done_callback(lambda done: self._ended(step, done))
+            self._follower.note(*key, "waiting to be downloaded")
         return self._fetching[key]
 
     def _ended(self, step: Step, task: asyncio.Task[None]) -> None:
@@ -155,7 +193,8 @@ class Mirror:
             pause_s = min(2.0**times, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
             self._failed[key] = _Failed(step.tag, times, time.monotonic() + pause_s)
             log.warning("%s/%d cannot be fetched, and is tried again: %s", step.model, step.version, error)
-            self._follower.note(*key, f"it cannot be fetched from the store: {error}", failed=True)
+            said = str(error) if isinstance(error, StoreError) else getattr(error, "strerror", type(error).__name__)
+            self._follower.note(*key, f"it cannot be fetched from the store: {said}", failed=True)
         else:
             self._failed.pop(key, None)
 
@@ -168,26 +207,38 @@ class Mirror:
             self._follower.forget(*key)
 
     async def _fetch(self, step: Step) -> None:
-        model, version, tag = step
+        model, version, _ = step
         async with self._slots:
             place = f"{model}/{version}"
             published = await read(self._bucket, place)
+            if MODEL_FILE not in published.files:
+                raise StoreRefused(f"{place} was published without {MODEL_FILE}")
             await self._make_room(published.size_bytes)
             try:
                 self._follower.note(model, version, f"downloading {published.size_bytes / 1e6:.1f} MB")
-                with new_version(self._folder, model, version, tag, published.size_bytes) as folder:
-                    await fetch(self._bucket, place, published, folder)
+                await self._download(step, published)
             finally:
                 self._coming_bytes -= published.size_bytes
         log.info("%s/%d has come from the store", model, version)
         await self._follower.look()
+
+    async def _download(self, step: Step, published: Published) -> None:
+        """Files are synced, renamed and removed in threads: each may take seconds, and the loop answers requests."""
+        model, version, tag = step
+        staging = await asyncio.to_thread(new_staging, self._folder / model / str(version))
+        try:
+            await fetch(self._bucket, f"{model}/{version}", published, staging)
+            await asyncio.to_thread(end_version, staging, self._folder, model, version, tag, published.size_bytes)
+        finally:
+            await asyncio.shield(asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True))
 
     async def _make_room(self, size_bytes: int) -> None:
         """Count what is coming, once it has room. StoreError where all that there is is needed."""
         async with self._room:
             held = await asyncio.to_thread(held_in, self._folder)
             needed = size_bytes + self._coming_bytes
-            for step in evictions(held, self._keeps, needed, self._limit_bytes):
+            kept = await asyncio.to_thread(self._kept, held)
+            for step in evictions(held, lambda *key: key in kept, needed, self._limit_bytes):
                 log.info("%s/%d makes room in the mirror", step.model, step.version)
                 await asyncio.to_thread(withdraw_version, self._folder, step.model, step.version)
                 del held[step.model][step.version]
@@ -199,9 +250,15 @@ class Mirror:
                 )
             self._coming_bytes += size_bytes
 
-    def _keeps(self, model: str, number: int) -> bool:
-        wanted = self._follower.choose(model, set(self._remote.versions.get(model, {})))
-        return number in wanted or self._follower.needs(model, number)
+    def _kept(self, held: Mapping[str, Mapping[int, Held]]) -> set[tuple[str, int]]:
+        """Of what is here, what is wanted, serves, or is brought for a load."""
+        wanted = {model: self._follower.choose(model, set(self._remote.versions.get(model, {}))) for model in held}
+        return {
+            (model, number)
+            for model, versions in held.items()
+            for number in versions
+            if number in wanted[model] or self._follower.needs(model, number) or (model, number) in self._brought
+        }
 
     # -- files beside versions -----------------------------------------------------------------------------------
 
@@ -210,18 +267,30 @@ class Mirror:
         kept = await asyncio.to_thread(kept_files, self._folder)
         changed = False
         for model in {*kept, *remote.files}:
-            tags, known = remote.files.get(model, {}), dict(kept.get(model, {}))
-            if tags == known:
-                continue
-            for name in {*tags, *known}:
-                if tags.get(name) != known.get(name):
-                    data = await self._file(model, name) if name in tags else None
-                    await asyncio.to_thread(keep_file, self._folder, model, name, data)
-            await asyncio.to_thread(note_files, self._folder, model, tags)
-            changed = True
+            tags, known = remote.files.get(model, {}), kept.get(model, {})
+            if tags != known:
+                try:
+                    await self._take_files(model, tags, known)
+                    changed = True
+                except (StoreError, OSError) as error:  # it costs this model only
+                    said = str(error) if isinstance(error, StoreError) else error.strerror
+                    log.warning("the files of %s are not followed for now: %s", model, said)
         return changed
+
+    async def _take_files(self, model: str, tags: dict[str, str], known: dict[str, str]) -> None:
+        for name in {*tags, *known}:
+            if tags.get(name) != known.get(name):
+                data = await self._file(model, name) if name in tags else None
+                await asyncio.to_thread(keep_file, self._folder, model, name, data)
+        await asyncio.to_thread(note_files, self._folder, model, tags)
 
     async def _file(self, model: str, name: str) -> bytes | None:
         with contextlib.suppress(NotThere):  # it has gone since the listing
             return await self._bucket.read(f"{model}/{name}", LARGEST_FILE_BYTES)
         return None
+
+
+def _has(held: Mapping[str, Mapping[int, Held]], step: Step) -> bool:
+    """Whether what a step would fetch is here."""
+    found = held.get(step.model, {}).get(step.version)
+    return found is not None and found.tag == step.tag

@@ -28,7 +28,7 @@ async def publish(
     """Write files under their names, and say so last, signed with `key`; what was published, and its tag.
 
     Raises VersionTaken where another was first, StoreError, or ModelRefused for a link; then nothing is left of it,
-    but for what a store that has gone away keeps, which `app.store.sweep` removes.
+    but for what a store that has gone away keeps, which `Writer.sweep` removes.
     """
     attempt = secrets.token_hex(8)
     known = {name: await asyncio.to_thread(_described, content) for name, content in files.items()}

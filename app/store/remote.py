@@ -54,9 +54,14 @@ def remote_of(objects: Iterable[Object]) -> Remote:
         version, _, name = rest.partition("/")
         if name == PUBLISHED and _VERSION.fullmatch(version):
             remote.versions.setdefault(model, {})[int(version)] = one.tag
-        elif not name and _FILE.fullmatch(rest) and one.size_bytes <= LARGEST_FILE_BYTES:
+        elif not name and _is_file(rest) and one.size_bytes <= LARGEST_FILE_BYTES:
             remote.files.setdefault(model, {})[rest] = one.tag
     return remote
+
+
+def _is_file(name: str) -> bool:
+    """Not what is named as a version is: some tools put an empty object in the place of a folder."""
+    return bool(_FILE.fullmatch(name)) and not name.isdigit()
 
 
 def steps(
@@ -86,7 +91,10 @@ def steps(
 def evictions(
     held: Mapping[str, Mapping[int, Held]], wanted: Callable[[str, int], bool], needed_bytes: int, limit_bytes: int
 ) -> list[Step]:
-    """Versions that are not wanted, those first that were wanted longest ago, until `needed_bytes` fit as well."""
+    """Versions that are not wanted, those first that were wanted longest ago, until `needed_bytes` fit as well.
+
+    None where they would not fit without all of them either.
+    """
     total = sum(one.size_bytes for versions in held.values() for one in versions.values()) + needed_bytes
     spare = sorted(
         (one.used_s, model, number, one.size_bytes)
@@ -95,6 +103,8 @@ def evictions(
         if not wanted(model, number)
     )
     gone: list[Step] = []
+    if total - sum(size_bytes for *_, size_bytes in spare) > limit_bytes:
+        return gone
     for _, model, number, size_bytes in spare:
         if total <= limit_bytes:
             break

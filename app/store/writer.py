@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _LEFT_S = 86_400.0
 """A writer may be at work on what is younger."""
 _PROBES = ".probe"
-_ATTEMPT = re.compile(r"(.+)/([0-9a-f]{16})/[^/]+")
+_ATTEMPT = re.compile(r"((?:[^/]+/[0-9]{1,18})|(?:\.plans/[0-9a-f]{32}))/([0-9a-f]{16})/[^/]+")
 
 
 class Writer:
@@ -96,13 +96,15 @@ class Writer:
                 counted[place] = (await read(self._bucket, place)).attempt
             except (NotThere, StoreRefused):
                 counted[place] = None
-        gone = leftovers(objects, counted, time.time() - _LEFT_S)
+        newest_s = max((one.changed_s for one in objects), default=0.0)
+        now_s = min(time.time(), newest_s)  # the store's clock, where ours is ahead
+        gone = leftovers(objects, counted, now_s - _LEFT_S)
         await self._bucket.remove(gone)
         return len(gone)
 
 
 def leftovers(objects: Iterable[Object], counted: Mapping[str, str | None], before_s: float) -> list[str]:
-    """Keys of attempts that do not count, and of probes, which nobody has changed since `before_s` (Unix time).
+    """Keys of attempts at places of ours that do not count, and of probes, unchanged since `before_s` (Unix time).
 
     `counted` has, by place, the attempt that does; None where nobody can tell: there, all stay.
     """

@@ -183,7 +183,7 @@ def test_plans_are_read_only_where_the_key_is_the_same(store):
 
 
 def test_the_mirror_keeps_to_its_limit_and_the_oldest_goes_first(store, tmp_path):
-    mirror = tmp_path / "mirror"
+    mirror, of_one = tmp_path / "mirror", tmp_path / "one"
     size = 300_000
 
     def padded(scale: float) -> bytes:
@@ -191,17 +191,31 @@ def test_the_mirror_keeps_to_its_limit_and_the_oldest_goes_first(store, tmp_path
         found.doc_string = "x" * size
         return bytes(found.SerializeToString())
 
+    def configured(text: bytes) -> None:
+        store.put("m/config.toml", text)
+        for folder in (mirror, of_one):
+            until(lambda folder=folder: (folder / "m" / "config.toml").read_bytes() == text, "the file has come")
+
     flags = ("--watch-s", "0.1", "--mirror", str(mirror), "--max-mirror-bytes", str(3 * size))
-    with serving(store) as one, serving(store, *flags) as other:
+    with serving(store, "--mirror", str(of_one)) as one, serving(store, *flags) as other:
         for scale in (1.0, 2.0, 3.0, 4.0):
             status = ended(one, send(one, "m", padded(scale), FP32))
             assert status["state"] == "succeeded", status["error"]
             wait_scale(other, scale)
         assert sorted(path.name for path in mirror.glob("m/[0-9]*")) == ["3", "4"]
+        store.put("m/config.toml", b"versions = [3]\n")  # wanted again, and last of all: so the next to go is 4
+        for server in (one, other):
+            wait_scale(server, 3.0)
+        configured(b"versions = [5]\n")
+        assert ended(one, send(one, "m", padded(6.0), FP32))["version"] == 5
+        wait_scale(other, 6.0)
+        assert sorted(path.name for path in mirror.glob("m/[0-9]*")) == ["3", "5"]
+        configured(b"")
         size = 1_000_000
         assert ended(one, send(one, "m", padded(5.0), FP32))["state"] == "succeeded"
-        until(lambda: "see setting max_mirror_bytes" in other.index().get(("m", "5"), {}).get("reason", ""), "said")
-        assert scale_of(other) == pytest.approx(4.0)
+        until(lambda: "see setting max_mirror_bytes" in other.index().get(("m", "6"), {}).get("reason", ""), "said")
+        assert scale_of(other) == pytest.approx(6.0)
+        assert sorted(path.name for path in mirror.glob("m/[0-9]*")) == ["3", "5"], "nothing goes in vain"
 
 
 def test_a_load_call_asks_the_store_at_once(store):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import threading
@@ -15,9 +16,10 @@ import httpx
 import pytest
 
 from app.store.bucket import open_bucket
-from app.store.publications import fetch, read
+from app.store.publications import fetch, publish, read
+from app.store.published import File, Published, encode
 from tests.store.test_servers import FP32, model, published, scale_of, serving, traffic, wait_scale
-from tests.support.servers import Server, until
+from tests.support.servers import ADMIN, Server, until
 from tests.support.storeproxy import StoreProxy, proxied
 from tests.support.stores import Store
 from tests.support.uploads import build_of, ended, send
@@ -175,18 +177,133 @@ def test_a_slow_store_slows_no_answer(proxy):
             assert longest_s < 0.9, "an answer waited for the store"
 
 
-def test_of_two_writers_of_a_version_one_is_told_so(store):
-    with serving(store, "--watch-s", "0") as one, serving(store, "--watch-s", "0") as other:
-        statuses = []
-        for number in range(4):
-            answers = [
-                (server, send(server, f"m{number}", model(scale), FP32)) for server, scale in ((one, 1.0), (other, 2.0))
-            ]
-            statuses += [ended(server, answer) for server, answer in answers]
-        won = [status for status in statuses if status["state"] == "succeeded"]
-        assert len(won) >= 4
-        for status in statuses:
-            if status["state"] != "succeeded":
-                assert "was published by another meanwhile" in status["error"]
-    places = [name for name in store.names() if name.endswith("/published.json") and not name.startswith(".")]
-    assert len(places) == len(won), "each that was told of success has its version"
+def test_of_two_writers_of_a_version_one_is_told_so(proxy, store):
+    """Both have chosen version 1 before the store has a byte of it."""
+    both, attempts = threading.Event(), set()
+
+    def hook(method: str, path: str) -> int:
+        if method == "PUT" and "/m/1/" in path:
+            attempts.add(path.split("/m/1/")[1].split("/", maxsplit=1)[0])
+            if len(attempts) == 2:
+                both.set()
+            assert both.wait(60)
+        return 0
+
+    proxy.hook = hook
+    with serving(proxy.store, "--watch-s", "0") as one, serving(proxy.store, "--watch-s", "0") as other:
+        answers = [(server, send(server, "m", model(scale), FP32)) for server, scale in ((one, 1.0), (other, 2.0))]
+        statuses = [ended(server, answer) for server, answer in answers]
+        assert sorted(status["state"] for status in statuses) == ["failed", "succeeded"], statuses
+        (lost,) = [status for status in statuses if status["state"] == "failed"]
+        assert "was published by another meanwhile" in lost["error"]
+    assert sum(name.startswith("m/") for name in store.names()) == 3, "the winner's two files, and what says so"
+
+
+def test_a_version_that_is_published_here_is_not_fetched_meanwhile(proxy):
+    """The store has it, and the server that published it hears so only later: its own mirror sees it first."""
+    told = threading.Event()
+
+    def after(method: str, path: str) -> None:
+        if method == "PUT" and path.endswith("/m/1/published.json"):
+            told.wait(2.0)  # nobody sets it: a slow answer
+
+    proxy.after = after
+    with serving(proxy.store, "--watch-s", "0.1") as server:
+        assert published(server, 2.0) == 1
+        wait_scale(server, 2.0)
+    assert not [path for method, path in proxy.calls if method == "GET" and path.endswith("/model.onnx")]
+
+
+def test_large_files_come_in_parts_that_are_asked_for_again(proxy, reached, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.store.env["AWS_ENDPOINT_URL"])
+    data = os.urandom(20 * 2**20)
+    failed: list[str] = []
+
+    async def there_and_back() -> None:
+        bucket = open_bucket(reached.url)
+        made, _ = await publish(bucket, "m/1", {"model.onnx": data})
+        proxy.calls.clear()
+
+        def hook(method: str, path: str) -> int:
+            if method == "GET" and path.endswith("/model.onnx") and len(proxy.calls) == 3:
+                failed.append(path)
+                return -1
+            return 0
+
+        proxy.hook = hook
+        await fetch(bucket, "m/1", made, tmp_path)
+
+    asyncio.run(there_and_back())
+    assert (tmp_path / "model.onnx").read_bytes() == data
+    assert len(failed) == 1
+    assert len(proxy.calls) == 4, "three parts, of which one was asked for twice"
+
+
+def test_what_is_wrong_with_one_model_costs_the_others_nothing(proxy, store):
+    """A mark that some tools make of a folder, a file that cannot be read, a configuration that no parser survives."""
+    with serving(proxy.store, "--watch-s", "0.1") as one, serving(proxy.store, "--watch-s", "0.1") as other:
+        published(one, 1.0)
+        wait_scale(other, 1.0)
+        proxy.hook = lambda method, path: 403 if "/locked/" in path else 0
+        store.put("m/1", b"")
+        store.put("m/2/0123456789abcdef/", b"")
+        store.put("locked/labels.txt", b"a")
+        store.put("deep/config.toml", b"x = " + b"[" * 100_000)
+        store.put("deep/1/published.json", store.get("m/1/published.json"))
+        empty = Published("0123456789abcdef", {"a": File(0, "0" * 64)})
+        store.put("empty/1/published.json", encode(empty))
+        for server in (one, other):
+            until(lambda server=server: server.state("empty") == "UNAVAILABLE", "it has been looked at")
+            assert "was published without model.onnx" in server.index()["empty", "1"]["reason"]
+        published(one, 2.0)
+        wait_scale(other, 2.0)
+        assert httpx.get(f"{other.url}/v2/health/started").status_code == 200
+    with serving(proxy.store) as third:
+        until(lambda: httpx.get(f"{third.url}/v2/health/started").status_code == 200, "it has started")
+        assert scale_of(third) == pytest.approx(2.0)
+
+
+def test_a_load_call_has_its_version_however_long_it_takes(proxy):
+    """Also one that the configuration does not ask for: looks meanwhile do not end its download."""
+    with serving(proxy.store) as one:
+        for scale in (1.0, 2.0):
+            published(one, scale)
+    with serving(proxy.store, "--watch-s", "0.1") as server:
+        wait_scale(server, 2.0)
+        slow = threading.Event()
+
+        def hook(method: str, path: str) -> int:
+            if "/m/1/" in path:
+                slow.wait(1.0)
+            return 0
+
+        proxy.hook = hook
+        answer = httpx.post(
+            f"{server.url}/v2/repository/models/m/load", headers=ADMIN, timeout=60,
+            json={"parameters": {"config": json.dumps({"versions": [1]})}},
+        )  # fmt: skip
+        assert answer.status_code == 200, answer.text
+        assert scale_of(server) == pytest.approx(1.0)
+
+
+def test_a_model_that_was_unloaded_is_not_fetched(proxy):
+    with serving(proxy.store) as one, serving(proxy.store, "--watch-s", "0.1") as other:
+        published(one, 1.0)
+        wait_scale(other, 1.0)
+        assert httpx.post(f"{other.url}/v2/repository/models/m/unload", headers=ADMIN).status_code == 200
+        published(one, 2.0)
+        proxy.calls.clear()
+        until(lambda: sum("list-type" in path for _, path in proxy.calls) > 20, "it has looked often")
+        assert ("m", "2") not in other.index()
+        assert other.state("m", 1) != "READY"
+
+
+def test_a_server_that_does_not_watch_goes_on_until_it_has_seen_the_store(proxy):
+    with serving(proxy.store) as one:
+        published(one, 2.0)
+    proxy.hook = lambda method, path: 503
+    with serving(proxy.store, "--watch-s", "0") as server:
+        assert httpx.get(f"{server.url}/v2/health/started").status_code == 503
+        proxy.hook = lambda method, path: 0
+        until(lambda: httpx.get(f"{server.url}/v2/health/started").status_code == 200, "it has started")
+        wait_scale(server, 2.0)
