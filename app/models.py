@@ -44,6 +44,7 @@ class ModelManager:
         self.plans = self._loader.plans
         self._seen: dict[str, dict[int, Seen]] = {}
         self._unloaded: set[str] = set()
+        self._leaving: set[tuple[str, int]] = set()
         self._overrides, self._calls = Overrides(), Calls()
         self._tasks = Tasks()
         self._stopping = False
@@ -88,18 +89,15 @@ class ModelManager:
         """Compare the disk with what is served; start loads, unload what is gone."""
         async with self._calls.noting() as touched:
             found = await asyncio.to_thread(self._scan)
-            self._compare(found, touched)
-
-    def _compare(self, found: dict[str, list[VersionFiles]], touched: set[str]) -> None:
-        found.update({model: [] for model in self._seen if model not in found})
-        for model, versions in found.items():
-            if model in touched:
-                continue  # a call has changed it since the scan, or will
-            if not versions:
-                self._unloaded.discard(model)
-            self._forget_missing(model, {files.version for files in versions})
-            if model not in self._unloaded:
-                self._look_at(model, versions)
+            found.update({model: [] for model in self._seen if model not in found})
+            for model, versions in found.items():
+                if model in touched:
+                    continue  # a call has changed it since the scan, or will
+                if not versions:
+                    self._unloaded.discard(model)
+                self._forget_missing(model, {files.version for files in versions})
+                if model not in self._unloaded:
+                    self._look_at(model, versions)
 
     def _scan(self) -> dict[str, list[VersionFiles]]:
         """Versions on disk; those that a load call brought stand in for the repository's."""
@@ -111,16 +109,26 @@ class ModelManager:
             del seen[number]
             self._loader.forget(model, number)
             self._tasks.cancel((model, number))
-            self._retire(model, number, _GONE)
+            self._leaving.add((model, number))
+        self._retire_gone(model, present)
         if not seen:
             self._seen.pop(model)
             self._discard(self._overrides.put(model, Override()))
+
+    def _retire_gone(self, model: str, present: set[int]) -> None:
+        """Versions without files go at once, but where another one of those `present` is about to take over."""
+        found = [self._registry.get(model, number) for number in self.choose(model, present)]
+        if not found or any(version is not None and version.state is not ModelState.LOADING for version in found):
+            for number in [number for name, number in self._leaving if name == model]:
+                self._leaving.discard((model, number))
+                self._retire(model, number, _GONE)
 
     def _look_at(self, model: str, versions: list[VersionFiles]) -> None:
         config_stamp = stamp_of(self._config_file(model))
         known = self._seen.setdefault(model, {}) if versions else {}
         for files in versions:
             known.setdefault(files.version, Seen(NOTHING))
+            self._leaving.discard((model, files.version))
         for files in versions:
             signature = (files.stamp, config_stamp)
             seen = known[files.version]
@@ -218,6 +226,7 @@ class ModelManager:
             for version in versions:
                 if version.number not in wanted and version.number in self._seen.get(model, {}):
                     self._retire(model, version.number, _REPLACED)
+        self._retire_gone(model, set(self._seen.get(model, {})))
 
     def _retire(self, model: str, number: int, reason: str, *, keep_listed: bool = False) -> None:
         """Stop a version; the requests it accepted are answered first."""
