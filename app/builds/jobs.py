@@ -23,6 +23,8 @@ __all__ = ["Builds", "Limits", "Tell", "Work"]
 log = logging.getLogger(__name__)
 _ATTEMPTS = 2
 """A build whose server was killed runs once more; one that takes the server with it must not do so for ever."""
+_PUBLISHES_WITHIN_S = 10.0
+"""Once the server is told to stop: a store that hangs does not keep it; the next start goes on with that version."""
 _TURN_S = 1.0
 """Between two looks whether the server that builds here has ended."""
 _BUCKETS_NS = tuple(bound * 10**9 for bound in (1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600))
@@ -131,6 +133,10 @@ class Builds:
 
     async def stop(self) -> None:
         self.begin_stop()
+        if publishing := list(self._running.values()):
+            await asyncio.wait(publishing, timeout=_PUBLISHES_WITHIN_S)
+            for task in publishing:
+                task.cancel()
         await asyncio.gather(*self._running.values(), *([self._worker] if self._worker else []), return_exceptions=True)
         self._lock.release()
 

@@ -307,3 +307,27 @@ def test_a_server_that_does_not_watch_goes_on_until_it_has_seen_the_store(proxy)
         proxy.hook = lambda method, path: 0
         until(lambda: httpx.get(f"{server.url}/v2/health/started").status_code == 200, "it has started")
         wait_scale(server, 2.0)
+
+
+def test_a_store_that_hangs_does_not_keep_a_server_that_is_told_to_stop(proxy, tmp_path):
+    """It was about to publish; the next start does."""
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hook(method: str, path: str) -> int:
+        if method == "PUT" and path.endswith("/m/1/published.json") and not goes_on.is_set():
+            hangs.set()
+            goes_on.wait(60)
+            return -1
+        return 0
+
+    proxy.hook = hook
+    flags = ("--mirror", str(tmp_path / "mirror"), "--watch-s", "0.2")
+    with serving(proxy.store, *flags) as server:
+        answer = send(server, "m", model(2.0), FP32)
+        assert hangs.wait(60)
+        assert server.stop(25) == 0
+    goes_on.set()
+    with serving(proxy.store, *flags) as server:
+        until(lambda: build_of(server, answer)["state"] == "succeeded", "it was gone on with")
+        wait_scale(server, 2.0)
+        assert set(server.index()) == {("m", "1")}
