@@ -177,7 +177,7 @@ def test_a_slow_store_slows_no_answer(proxy):
             assert longest_s < 0.9, "an answer waited for the store"
 
 
-def test_of_two_writers_of_a_version_one_is_told_so(proxy, store):
+def test_of_two_writers_of_a_version_one_is_told_so(proxy, reached, tmp_path):
     """Both have chosen version 1 before the store has a byte of it."""
     both, attempts = threading.Event(), set()
 
@@ -196,7 +196,7 @@ def test_of_two_writers_of_a_version_one_is_told_so(proxy, store):
         assert sorted(status["state"] for status in statuses) == ["failed", "succeeded"], statuses
         (lost,) = [status for status in statuses if status["state"] == "failed"]
         assert "was published by another meanwhile" in lost["error"]
-    assert sum(name.startswith("m/") for name in store.names()) == 3, "the winner's two files, and what says so"
+    assert "m/1" in all_is_whole(reached, tmp_path / "copies"), "one's files are not the other's"
 
 
 def test_a_version_that_is_published_here_is_not_fetched_meanwhile(proxy):
