@@ -50,7 +50,7 @@ from app.serving.gateway import Gateway
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tally import Tally
-from app.temporary import own_folder
+from app.temporary import with_mirror
 from engines.errors import EngineError
 from engines.runtime import usable_threads
 from engines.runtime.plans import look_here
@@ -71,9 +71,8 @@ def create_app(settings: Settings, held: Tally | None = None) -> FastAPI:
     `held` counts the bytes of bodies in all processes of the server, where it has several. Must be called where the
     event loop that will serve it is running.
     """
-    settings, leaving = with_admin_token(settings), contextlib.ExitStack()
-    if settings.store is not None and settings.mirror is None:
-        settings = settings.model_copy(update={"mirror": leaving.enter_context(own_folder("mirror"))})
+    leaving = contextlib.ExitStack()
+    settings = with_mirror(with_admin_token(settings), leaving)
     loop = asyncio.get_running_loop()
     device = Device(loop, settings.threads or usable_threads())
     gateway = Gateway(Registry(), device, Device(loop, _BATCHES_PER_GPU * max(1, look_here().gpus)))

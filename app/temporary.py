@@ -14,7 +14,9 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["own_folder", "sweep_folders"]
+from app.settings import Settings
+
+__all__ = ["own_folder", "sweep_folders", "with_mirror"]
 
 _NAME = re.compile(r"bitserve-(?:build|mirror|page|tune)-([0-9]{1,9})-[^-]+")
 _changing = threading.Lock()
@@ -32,6 +34,13 @@ def own_folder(kind: str) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # a file system may know no locks
                 stack.enter_context(_locked(folder))
         yield folder
+
+
+def with_mirror(settings: Settings, leaving: contextlib.ExitStack) -> Settings:
+    """The settings, with a mirror that goes when `leaving` is closed where a store needs one and none is set."""
+    if settings.store is None or settings.mirror is not None:
+        return settings
+    return settings.model_copy(update={"mirror": leaving.enter_context(own_folder("mirror"))})
 
 
 def sweep_folders() -> int:

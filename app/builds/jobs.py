@@ -136,7 +136,8 @@ class Builds:
         if publishing := list(self._running.values()):
             await asyncio.wait(publishing, timeout=_PUBLISHES_WITHIN_S)
             for task in publishing:
-                task.cancel()
+                if not task.cancelling():  # one that ends a compile is left to it
+                    task.cancel()
         await asyncio.gather(*self._running.values(), *([self._worker] if self._worker else []), return_exceptions=True)
         self._lock.release()
 

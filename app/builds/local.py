@@ -10,7 +10,7 @@ from app.builds.state import Advance
 from app.builds.versions import LocalVersions, Versions
 from app.plans import Plans
 from app.settings import Settings
-from app.temporary import own_folder
+from app.temporary import with_mirror
 from engines import repository
 from engines.repository import Manifest
 from engines.request import BuildRequest
@@ -40,8 +40,7 @@ def compile_here(
     """
     repository.check_model_name(model)
     with contextlib.ExitStack() as leaving:
-        if settings.store is not None and settings.mirror is None:
-            settings = settings.model_copy(update={"mirror": leaving.enter_context(own_folder("mirror"))})
+        settings = with_mirror(settings, leaving)
         repository.check_model_folder(settings.models_folder / model)
         settings.models_folder.mkdir(parents=True, exist_ok=True)
         plans = Plans(settings)

@@ -169,9 +169,7 @@ def _told(what: str) -> Iterator[None]:
 
     try:
         yield
-    except exceptions.AlreadyExistsError as error:
-        raise AlreadyThere(f"cannot {what}: it is there already") from error
-    except exceptions.PreconditionError as error:
+    except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
         raise AlreadyThere(f"cannot {what}: it is there already") from error
     except FileNotFoundError as error:
         raise NotThere(f"cannot {what}: the store has no such object, or no such bucket") from error

@@ -108,10 +108,17 @@ class Mirror:
         wanted = {model: self._follower.choose(model, set(tags)) for model, tags in remote.versions.items()}
         mark_used(self._folder, wanted)
         now_held = held_in(self._folder)
-        return [
+        todo = [
             step
             for step in steps(remote, held, lambda model, _: wanted[model])
             if (step.model, step.version) not in self.published_here and not (step.tag and _has(now_held, step))
+        ]
+        # what serves stays until what takes over from it is here
+        coming = {step.model for step in todo if step.tag and (step.model, step.version) not in self._failed}
+        return [
+            step
+            for step in todo
+            if step.tag or step.model not in coming or not self._follower.needs(step.model, step.version)
         ]
 
     async def _remove(self, step: Step) -> bool:

@@ -62,10 +62,6 @@ class Writer:
         await self.check()
         return await publish(self._bucket, f"{model}/{version}", files)
 
-    async def put_file(self, model: str, name: str, path: Path) -> None:
-        """Put a file beside the versions of a model, whatever there is of this name."""
-        await self._bucket.write(f"{model}/{name}", path)
-
     async def find(self, model: str, version: int) -> Published | None:
         """What is published as a version, if anything is."""
         try:

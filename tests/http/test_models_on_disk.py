@@ -141,6 +141,20 @@ def test_a_broken_new_version_leaves_the_old_one_serving(repository: Path, serve
     assert first(server, "broken") == pytest.approx(1.75)
 
 
+def test_a_version_whose_files_are_gone_answers_until_the_one_before_does(repository: Path, server: Server) -> None:
+    place(repository, "back", linear())
+    place(repository, "back", linear(scale=2), version=2)
+    server.wait_ready("back")
+    until(lambda: states(server, "back") == {("back", "2"): "READY"}, "the newest serves alone")
+    shutil.rmtree(repository / "back" / "2")
+    seen = []
+    while not seen or seen[-1] != pytest.approx(1.75):
+        seen.append(first(server, "back"))  # every call is answered: `first` wants 200
+        assert len(seen) < 20_000
+    assert set(map(round, seen)) == {4, 2}, "2 x 1.75, then 1.75"
+    until(lambda: states(server, "back") == {("back", "1"): "READY"}, "the other has gone")
+
+
 def test_a_file_replaced_in_place_while_it_is_compiled_is_served_in_the_end(repository: Path, server: Server) -> None:
     path = place(repository, "replaced", slow(width=512, layers=12))
     until(lambda: reason(server, "replaced") == "compiling", "the compile runs")

@@ -135,6 +135,20 @@ def test_a_version_that_is_taken_back_goes_and_the_one_before_comes_back(store):
             until(lambda server=server: not server.index(), "all have gone")
 
 
+def test_what_serves_stays_until_the_version_before_has_come(store):
+    """A server that never had it fetches it first; meanwhile the one that was taken back answers."""
+    with serving(store) as one:
+        for scale in (1.0, 2.0):
+            published(one, scale)
+    with serving(store, "--watch-s", "0.2") as server:
+        wait_scale(server, 2.0)
+        assert set(server.index()) == {("m", "2")}
+        with traffic(server):
+            store.delete("m/2/published.json")
+            until(lambda: set(server.index()) == {("m", "1")}, "it has gone")
+            assert scale_of(server) == pytest.approx(1.0)
+
+
 def test_another_version_under_the_same_number_is_another_version(store):
     """Deleted, and published again: the copies of before are not it."""
     with serving(store, "--watch-s", "0.2") as one, serving(store, "--watch-s", "0.2") as other:
