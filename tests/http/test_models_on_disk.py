@@ -144,7 +144,6 @@ def test_a_broken_new_version_leaves_the_old_one_serving(repository: Path, serve
 def test_a_version_whose_files_are_gone_answers_until_the_one_before_does(repository: Path, server: Server) -> None:
     place(repository, "back", linear())
     place(repository, "back", linear(scale=2), version=2)
-    server.wait_ready("back")
     until(lambda: states(server, "back") == {("back", "2"): "READY"}, "the newest serves alone")
     shutil.rmtree(repository / "back" / "2")
     seen = []
