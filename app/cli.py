@@ -18,6 +18,7 @@ from app.cli_inspect import inspect_version
 from app.cli_tune import tune_model
 from app.settings import Settings
 from app.terminal import ask, fail, print_table, read_settings
+from engines.errors import EngineError
 
 __all__ = ["app", "main"]
 
@@ -97,6 +98,22 @@ app.command("compile")(compile_model)
 app.command("inspect")(inspect_version)
 app.command("tune")(tune_model)
 app.command("bench")(bench_model)
+
+
+@app.command("build", hidden=True)
+def build(build: Annotated[str, typer.Argument(help="Id of a build that lies in the store.")]) -> None:
+    """Carry out a build of the store that the settings name, as a Job of a cluster does."""
+    settings = read_settings()
+    if settings.store is None:
+        fail("a build lies in a store: set BITSERVE_REPOSITORY to its address, such as s3://bucket/prefix")
+    from app.builds.shared.job import run_job
+    from app.logs import configure_logging
+
+    configure_logging(settings.log_level)
+    try:
+        raise typer.Exit(run_job(settings, build))
+    except EngineError as error:
+        fail(str(error))
 
 
 @app.command()

@@ -32,7 +32,7 @@ class Following:
         assert settings.store is not None
         self._settings, self._manager, self._registry = settings, manager, registry
         opened = open_store(settings.store, settings.models_folder, settings.own_plan_key)
-        self.versions, self._writer = opened.versions, opened.writer
+        self.versions, self.bucket, self._writer = opened.versions, opened.bucket, opened.writer
         self._mirror = Mirror(opened.bucket, settings.models_folder, settings.max_mirror_bytes, self)
         self._mirror.published_here = self.versions.here
         self._tasks = Tasks()
@@ -57,6 +57,16 @@ class Following:
         self._tasks.cancel_all()
         await self._tasks.wait()
         await self._mirror.stop()
+
+    def nudge(self) -> None:
+        """Look at the store now: something was published that others wait for."""
+        self._tasks.spawn(self._look_once())
+
+    async def _look_once(self) -> None:
+        try:
+            await self._mirror.look()
+        except Exception as error:
+            log.warning("the store was not looked at: %s", error)
 
     async def _keep(self) -> None:
         """Find out at once whether builds can be published, and say so; remove what killed writers have left."""

@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute, Match, Route
 
 from app.auth import with_admin_token
 from app.builds.jobs import Builds, Limits
+from app.builds.service import BuildService
 from app.builds.store import BuildStore
 from app.builds.versions import LocalVersions
 from app.builds.work import ServerWork
@@ -83,12 +84,7 @@ def create_app(settings: Settings, held: Tally | None = None) -> FastAPI:
 
     manager.plans.lost = lose
     following = _following(settings, manager, gateway.registry)
-    versions = LocalVersions(settings.models_folder) if following is None else following.versions
-    builds = Builds(
-        BuildStore(settings.models_folder / ".builds"),
-        ServerWork(settings.models_folder, versions, manager.plans, manager, gateway.registry),
-        Limits(settings.max_queued_builds, settings.keep_builds, settings.max_builds_bytes),
-    )
+    builds = _builds(settings, manager, gateway.registry, following)
     room = Room(settings.max_held_bytes, held)
     handler = InferHandler(gateway, settings.max_body_bytes, room=room, access_log=settings.access_log)
 
@@ -135,6 +131,21 @@ def _following(settings: Settings, manager: ModelManager, registry: Registry) ->
     from app.following import Following  # the clients of stores, which a folder does not need
 
     return Following(settings, manager, registry)
+
+
+def _builds(settings: Settings, manager: ModelManager, registry: Registry, following: Following | None) -> BuildService:
+    """Of this server, where its models lie in a folder; of all that share a store, where they lie in one."""
+    limits = Limits(settings.max_queued_builds, settings.keep_builds, settings.max_builds_bytes)
+    versions = LocalVersions(settings.models_folder) if following is None else following.versions
+    work = ServerWork(settings.models_folder, versions, manager.plans, manager, registry)
+    folder = settings.models_folder / ".builds"
+    if following is None:
+        return Builds(BuildStore(folder), work, limits)
+    from app.builds.shared.arrivals import Arrivals
+    from app.builds.shared.opened import open_builds  # the clients of stores and clusters, which a folder does not need
+
+    arrivals = Arrivals(work, manager, registry, following.nudge)
+    return open_builds(settings, following.bucket, work, arrivals, limits, folder)
 
 
 def _lose(gateway: Gateway, reason: str) -> None:

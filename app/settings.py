@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -79,6 +80,13 @@ class Settings(BaseSettings):
     build_cpu_s: float = Field(
         0, ge=0, description="CPU time of one compile, all threads together; 0 = what all have within the wall time."
     )
+    build_executor: Literal["process", "kubernetes"] = Field(
+        "process", description="Who builds: this server's own processes, or Jobs of its cluster (with a store)."
+    )
+    build_image: str = Field("", description="Image of Jobs that build; that of the server's own pod unless set.")
+    build_gpu_selector: str = Field(
+        "nvidia.com/gpu.present=true", description="Labels of nodes for Jobs that need a GPU: `key=value,...`."
+    )
     build_for_gpus: bool = Field(
         True, description="Build for the GPUs that are here, too, where a model's spec names no other target."
     )
@@ -121,6 +129,28 @@ class Settings(BaseSettings):
         if self.drain_s == float("inf"):
             raise ValueError("drain_s must be finite")
         return self
+
+    @field_validator("build_gpu_selector")
+    @classmethod
+    def _selector_has_pairs(cls, selector: str) -> str:
+        for pair in filter(None, selector.split(",")):
+            if "=" not in pair.strip("="):
+                raise ValueError(f"expected labels as key=value,key=value, this has {pair[:60]!r}")
+        return selector
+
+    @model_validator(mode="after")
+    def _jobs_have_a_store(self) -> Settings:
+        if self.build_executor == "kubernetes" and self.store is None:
+            raise ValueError(
+                "build_executor kubernetes needs a repository in a store (s3://...): Jobs run on other machines"
+            )
+        return self
+
+    @property
+    def gpu_selector(self) -> dict[str, str]:
+        """`build_gpu_selector`, by label."""
+        pairs = (pair.partition("=") for pair in self.build_gpu_selector.split(",") if pair)
+        return {key.strip(): value.strip() for key, _, value in pairs}
 
     @property
     def store(self) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from app.serving.stats import Histogram
 from app.words import printable
 from engines.errors import EngineError
 
-__all__ = ["Builds", "Limits", "Tell", "Work"]
+__all__ = ["Builds", "Limits", "Tell", "Work", "durations"]
 
 log = logging.getLogger(__name__)
 _ATTEMPTS = 2
@@ -53,6 +53,11 @@ class Work(Protocol):
         ...
 
 
+def durations() -> dict[str, Histogram]:
+    """How long builds took, by how they ended."""
+    return {state.value: Histogram(_BUCKETS_NS) for state in BuildState if state.is_final}
+
+
 class Limits:
     """How many builds may wait, how many finished ones are kept, and how much disk all may take."""
 
@@ -61,7 +66,7 @@ class Limits:
 
 
 class Builds:
-    """Runs on the event loop; calls of the store are short enough for it."""
+    """Satisfies `app.builds.service.BuildService`. On the event loop: calls of its store are short enough for it."""
 
     def __init__(self, store: BuildStore, work: Work, limits: Limits) -> None:
         self.store, self._work, self._limits = store, work, limits
@@ -74,8 +79,8 @@ class Builds:
         self._changed: dict[str, asyncio.Event] = {}
         self._worker: asyncio.Task[None] | None = None
         self._stopping = False
-        self.ended_ns = {state.value: Histogram(_BUCKETS_NS) for state in BuildState if state.is_final}
-        """How long those took that ended in this process, by how they did."""
+        self.ended_ns: Mapping[str, Histogram] = durations()
+        """Of those that ended in this process."""
 
     @property
     def waiting(self) -> int:
@@ -198,12 +203,42 @@ class Builds:
                     return asked, progress
         return None, Progress()
 
-    def add(self, build: str) -> None:
+    def new_id(self) -> str:
+        return self.store.new_id()
+
+    @contextlib.asynccontextmanager
+    async def receive(self, build: str) -> AsyncIterator[Path]:
+        """A folder to receive an upload into; it is the build's where `add` was called, else nothing is left."""
+        with self.store.open(build) as staging:
+            yield staging
+        self.take(build)
+
+    def take(self, build: str) -> None:
         """Queue a build that was stored just now."""
         self._note(build, self.store.progress(build), "accepted")
         self._enqueue(build)
 
-    def cancel(self, build: str) -> bool:
+    async def add(self, asked: Asked, staging: Path) -> None:
+        """Queue what is received, once that has ended."""
+        self.store.write_request(staging, asked)
+
+    async def all(self) -> list[tuple[Asked, Progress]]:
+        """All that are remembered, the oldest first."""
+        found = []
+        for build in self.store.ids():
+            with contextlib.suppress(KeyError):  # removed meanwhile
+                found.append(await self.one(build))
+        return found
+
+    async def one(self, build: str) -> tuple[Asked, Progress]:
+        """KeyError where there is none."""
+        return self.store.asked(build), self.store.progress(build)
+
+    async def events(self, build: str) -> list[Event]:
+        """All events so far."""
+        return self.store.events(build)
+
+    async def cancel(self, build: str) -> bool:
         """End a build that waits or runs; False where it is too late. KeyError where there is none."""
         state = self.store.progress(build).state
         if state.is_final or build in self._publishing:

@@ -59,6 +59,8 @@ class Asked(BaseModel):
     sha256: str
     size_bytes: int
     created: str = Field(description="ISO 8601, UTC.")
+    targets: tuple[str, ...] = ()
+    """Of its spec."""
 
 
 class Progress(BaseModel):

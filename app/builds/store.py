@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from app.builds.state import Asked, BuildState, Event, Progress
 from engines.repository import staged_folder
 
-__all__ = ["INPUT", "BuildStore", "now"]
+__all__ = ["INPUT", "BuildStore", "is_build_id", "now"]
 
 log = logging.getLogger(__name__)
 _ID = re.compile(r"([0-9]{8}-[0-9]{6}-[0-9]{6})-[0-9a-f]{8}")
@@ -36,6 +36,11 @@ _MAX_EVENTS_BYTES = 2**20
 def now() -> str:
     """The time in ISO 8601, UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def is_build_id(text: str) -> bool:
+    """Whether a text has the form of one; ids come from clients."""
+    return _ID.fullmatch(text) is not None
 
 
 def _moment(build: str) -> datetime.datetime:
@@ -63,7 +68,7 @@ class BuildStore:
     def path(self, build: str) -> Path:
         """The folder of a build. KeyError where there is none: ids come from clients."""
         path = self.folder / build
-        if not _ID.fullmatch(build) or not (path / _REQUEST).is_file():
+        if not is_build_id(build) or not (path / _REQUEST).is_file():
             raise KeyError(build)
         return path
 
@@ -80,7 +85,7 @@ class BuildStore:
     def ids(self) -> list[str]:
         """All builds, the oldest first."""
         with contextlib.suppress(OSError):
-            return sorted(p.name for p in self.folder.iterdir() if _ID.fullmatch(p.name) and (p / _REQUEST).is_file())
+            return sorted(p.name for p in self.folder.iterdir() if is_build_id(p.name) and (p / _REQUEST).is_file())
         return []
 
     def final_ids(self) -> list[str]:

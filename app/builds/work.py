@@ -17,7 +17,7 @@ from engines.errors import EngineError
 from engines.repository import Manifest
 from engines.request import BuildRequest
 
-__all__ = ["ServerWork"]
+__all__ = ["ServerWork", "StoreWork"]
 
 
 class ServerWork:
@@ -78,6 +78,39 @@ class ServerWork:
         except EngineError:  # what cannot serve must not be there at the next start either
             await self._versions.withdraw(asked.model, version)
             raise
+
+    async def withdraw(self, asked: Asked, version: int) -> None:
+        await self._versions.withdraw(asked.model, version)
+
+
+class StoreWork:
+    """What a process does that serves nothing: compile, and publish where servers find it."""
+
+    def __init__(self, versions: Versions, plans: Plans) -> None:
+        self._versions, self._plans = versions, plans
+
+    async def compile(self, asked: Asked, folder: Path, tell: Tell) -> None:
+        await self._versions.check()
+        await self._make(BuildRequest.of_folder(folder / INPUT), tell)
+        await self._plans.wait_shared()  # before there is a version: else every server compiles it as well
+
+    async def _make(self, request: BuildRequest, tell: Tell) -> Manifest:
+        def note(line: str) -> None:
+            tell("", line, 0.0)
+
+        return await self._plans.make(request, note, lambda stage, share: tell(stage, "", share), note)
+
+    async def next_version(self, asked: Asked) -> int:
+        return await self._versions.next_version(asked.model)
+
+    async def publish(self, asked: Asked, folder: Path, version: int, tell: Tell) -> None:
+        tell("publish", f"version {version}", 0.0)
+        request = BuildRequest.of_folder(folder / INPUT)
+        manifest = await self._make(request, tell)
+        await self._versions.publish(asked.model, version, request.files(), repository.encode(manifest))
+
+    async def withdraw(self, asked: Asked, version: int) -> None:
+        await self._versions.withdraw(asked.model, version)
 
 
 def _is_same(one: BuildRequest, other: BuildRequest) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -11,8 +10,8 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from app.auth import check_admin
-from app.builds.jobs import Builds
-from app.builds.state import BuildState, Progress
+from app.builds.service import BuildService
+from app.builds.state import Asked, BuildState, Progress
 from app.http.errors import (
     ACCEPTED,
     BadRequest,
@@ -56,7 +55,7 @@ class BuildStatus(Progress):
     log: list[str] = Field(default_factory=list)
 
 
-def build_routes(settings: Settings, builds: Builds, reports: Reports) -> APIRouter:
+def build_routes(settings: Settings, builds: BuildService, reports: Reports) -> APIRouter:
     """Upload, list, show, follow, cancel. All of them need the admin token."""
     router = APIRouter(tags=["builds"], responses=_ERRORS)
 
@@ -65,7 +64,9 @@ def build_routes(settings: Settings, builds: Builds, reports: Reports) -> APIRou
         builds.require_turn()
 
     async def status_of(build: str) -> BuildStatus:
-        status = _status(builds, build)
+        return await with_report(await _status(builds, build))
+
+    async def with_report(status: BuildStatus) -> BuildStatus:
         if status.state is not BuildState.SUCCEEDED or status.version is None:
             return status
         if not await reports.exists(status.model, status.version):
@@ -89,18 +90,14 @@ def build_routes(settings: Settings, builds: Builds, reports: Reports) -> APIRou
     async def all_builds(authorization: Authorization = None) -> list[BuildStatus]:
         """All builds that are remembered, the oldest first."""
         check(authorization)
-        found = []
-        for build in builds.store.ids():
-            with contextlib.suppress(NotFound):  # removed meanwhile
-                found.append(await status_of(build))
-        return found
+        return [await with_report(_shown(asked, progress)) for asked, progress in await builds.all()]
 
     @router.get("/v2/builds/{build}")
     async def one_build(build: BuildId, authorization: Authorization = None) -> BuildStatus:
         """How far a build is, with its log."""
         check(authorization)
         status = await status_of(build)
-        log = [f"{event.time} {event.message}" for event in builds.store.events(build) if event.message]
+        log = [f"{event.time} {event.message}" for event in await builds.events(build) if event.message]
         return status.model_copy(update={"log": log})
 
     @router.get("/v2/builds/{build}/events", response_class=StreamingResponse)
@@ -109,30 +106,33 @@ def build_routes(settings: Settings, builds: Builds, reports: Reports) -> APIRou
     ) -> StreamingResponse:
         """Server-sent events, from the first (or after Last-Event-ID) until the build has ended."""
         check(authorization)
-        _status(builds, build)
+        await _status(builds, build)
         return StreamingResponse(_stream(builds, build, max(0, last_event_id)), media_type="text/event-stream")
 
     @router.delete("/v2/builds/{build}")
     async def cancel(build: BuildId, authorization: Authorization = None) -> BuildStatus:
         """Cancel a build that waits or runs."""
         check(authorization)
-        state = _status(builds, build).state
-        if not builds.cancel(build):
+        state = (await _status(builds, build)).state
+        if not await builds.cancel(build):
             raise BadRequest(f"build {build} cannot be cancelled any more: it is {state.value}")
-        return _status(builds, build)
+        return await _status(builds, build)
 
     return router
 
 
-def _status(builds: Builds, build: str) -> BuildStatus:
+async def _status(builds: BuildService, build: str) -> BuildStatus:
     try:
-        asked, progress = builds.store.asked(build), builds.store.progress(build)
+        return _shown(*await builds.one(build))
     except KeyError:
         raise NotFound(f"there is no build '{build[:40]}'") from None
+
+
+def _shown(asked: Asked, progress: Progress) -> BuildStatus:
     shown = asked.model_dump(include={"id", "model", "created", "sha256", "size_bytes"})
     return BuildStatus(**shown, **progress.model_dump())
 
 
-async def _stream(builds: Builds, build: str, after: int) -> AsyncIterator[str]:
+async def _stream(builds: BuildService, build: str, after: int) -> AsyncIterator[str]:
     async for number, event in builds.follow(build, after):
         yield f"id: {number}\nevent: {event.state.value}\ndata: {event.model_dump_json()}\n\n"

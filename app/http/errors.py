@@ -7,6 +7,7 @@ from http import HTTPStatus
 import msgspec
 
 from app.serving import errors as serving
+from app.store.errors import StoreError
 from engines.errors import BadRepository, EngineError
 
 __all__ = [
@@ -85,6 +86,7 @@ _STATUS: dict[type[BaseException], HTTPStatus] = {
     TooManyConnections: HTTPStatus.SERVICE_UNAVAILABLE,
     BadRepository: HTTPStatus.BAD_REQUEST,
     EngineError: HTTPStatus.BAD_REQUEST,
+    StoreError: HTTPStatus.SERVICE_UNAVAILABLE,
     serving.InvalidInput: HTTPStatus.BAD_REQUEST,
     serving.Cancelled: HTTPStatus.BAD_REQUEST,
     serving.UnknownModel: HTTPStatus.NOT_FOUND,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastapi import Request
 
-from app.builds.jobs import Builds
+from app.builds.service import BuildService
 from app.builds.state import Asked, upload_key
 from app.builds.store import INPUT, now
 from app.http.errors import BadRequest, BodyTooLarge
@@ -33,7 +33,7 @@ _LOOK_EVERY_BYTES = 2**22
 """How much may come between two looks at the disk: a look walks all that builds have there."""
 
 
-async def accept(settings: Settings, builds: Builds, model: str, request: Request) -> str:
+async def accept(settings: Settings, builds: BuildService, model: str, request: Request) -> str:
     """Receive an upload and queue its build; the id, or that of the build of the same upload.
 
     Raises BadRepository, BadRequest, BodyTooLarge, ModelRefused (of the spec), QueueFull, and ClientDisconnect where
@@ -45,14 +45,14 @@ async def accept(settings: Settings, builds: Builds, model: str, request: Reques
         return await _take(settings, builds, model, request)
 
 
-async def _take(settings: Settings, builds: Builds, model: str, request: Request) -> str:
+async def _take(settings: Settings, builds: BuildService, model: str, request: Request) -> str:
     announced = int(request.headers.get("content-length", "0"))
     if announced > settings.max_upload_bytes:
         raise BodyTooLarge(f"the upload has more than {settings.max_upload_bytes} bytes; see setting max_upload_bytes")
     await builds.require_disk(announced)
-    build = builds.store.new_id()
+    build = builds.new_id()
     try:
-        with builds.store.open(build) as staging:
+        async with builds.receive(build) as staging:
             received, spec = await _receive(settings, builds, request, staging / INPUT)
             key = _key(model, received, spec)
             same = await builds.find_same(model, key)
@@ -61,19 +61,18 @@ async def _take(settings: Settings, builds: Builds, model: str, request: Request
             file = received["model"]
             asked = Asked(
                 id=build, model=model, key=key, file_name=file.file_name, sha256=file.sha256,
-                size_bytes=file.size_bytes, created=now(),
+                size_bytes=file.size_bytes, created=now(), targets=spec.targets,
             )  # fmt: skip
-            builds.store.write_request(staging, asked)
+            await builds.add(asked, staging)
     except _AlreadyHereError as here:
         return here.build
     except OSError as error:
         raise QueueFull(f"the upload could not be stored: {error.strerror or type(error).__name__}") from error
-    builds.add(build)
     return build
 
 
 async def _receive(
-    settings: Settings, builds: Builds, request: Request, folder: Path
+    settings: Settings, builds: BuildService, request: Request, folder: Path
 ) -> tuple[dict[str, Received], Spec]:
     """Write the parts into `folder`, under the names that a version's folder has for them."""
     files = {part: folder / name for part, name in _FILES.items()}
@@ -94,7 +93,7 @@ async def _receive(
     return received, spec
 
 
-async def _within_quota(chunks: AsyncIterator[bytes], builds: Builds) -> AsyncIterator[bytes]:
+async def _within_quota(chunks: AsyncIterator[bytes], builds: BuildService) -> AsyncIterator[bytes]:
     """The same chunks; QueueFull once what was written of them, announced or not, is more than builds may take."""
     unseen = 0
     async for chunk in chunks:

@@ -186,7 +186,7 @@ def test_a_stream_ends_where_its_build_is_removed(tmp_path: Path) -> None:
         build, other = jobs.store.new_id(), jobs.store.new_id()
         for name in (build, other):
             put(jobs.store, name, "m")
-            jobs.add(name)
+            jobs.take(name)
         slow, waiting = jobs.follow(build), jobs.follow(build)
         assert (await anext(slow))[1].message == "accepted"
         assert (await anext(waiting))[1].message == "accepted"

@@ -92,6 +92,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "host": ("::1", "::1"), "port": ("8123", 8123),
     "max_batch_size": ("7", 7), "drain_s": ("1.5", 1.5), "log_level": ("debug", "debug"), "metrics": ("false", False),
     "access_log": ("true", True), "front_ends": ("3", 3), "build_for_gpus": ("false", False),
+    "build_executor": ("kubernetes", "kubernetes"), "build_gpu_selector": ("gpu=yes", "gpu=yes"),
 }  # fmt: skip
 
 
@@ -116,6 +117,15 @@ def test_a_store_is_no_folder_and_what_is_neither_is_refused(served, capsys):
     assert "expected a folder, or an address of s3://, gs://, az://, file://" in ran.err
 
 
+def test_jobs_need_a_store_and_labels_are_pairs(served, capsys):
+    ran = Ran(capsys, "serve", "--repository", str(ROOT), "--build-executor", "kubernetes")
+    assert ran.code == 1
+    assert "build_executor kubernetes needs a repository in a store" in ran.err
+    ran = Ran(capsys, "serve", "--repository", str(ROOT), "--build-gpu-selector", "a=b,gpu")
+    assert ran.code == 1
+    assert "expected labels as key=value,key=value, this has 'gpu'" in ran.err
+
+
 @pytest.mark.parametrize("name", list(Settings.model_fields))
 def test_every_setting_is_a_flag_and_a_variable(
     name: str, served: list[Settings], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -125,7 +135,8 @@ def test_every_setting_is_a_flag_and_a_variable(
     flag = f"--{name.replace('_', '-')}"
     is_switch = Settings.model_fields[name].annotation is bool
     given = [flag if value else f"--no-{flag[2:]}"] if is_switch else [flag, text]
-    repository = [] if name == "repository" else ["--repository", str(ROOT)]
+    where = "s3://bucket/prefix" if name == "build_executor" else str(ROOT)
+    repository = [] if name == "repository" else ["--repository", where]
     assert Ran(capsys, "serve", *repository, *given).code == 0
     monkeypatch.setenv(f"BITSERVE_{name.upper()}", text)
     assert Ran(capsys, "serve", *repository).code == 0

@@ -1,0 +1,79 @@
+"""Whether this server has what a build has published: until then it tells that it is being loaded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from app.builds.state import Asked, BuildState, Progress
+from app.models import ModelManager
+from app.serving.registry import ModelState, Registry
+
+__all__ = ["Arrivals"]
+
+_WITHIN_S = 60.0
+"""A version that has not come by then is not waited for: the model's state tells why."""
+
+
+class _Serving(Protocol):
+    async def serves(self, asked: Asked, version: int) -> bool: ...
+
+
+class Arrivals:
+    """Of builds that other processes carry out, as clients of this one see them: who is told "succeeded" can ask."""
+
+    def __init__(
+        self, work: _Serving, manager: ModelManager, registry: Registry, nudge: Callable[[], None],
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        """`nudge`: look at the store now."""
+        self._work, self._manager, self._registry = work, manager, registry
+        self._nudge, self._now_s = nudge, now_s
+        self._active: set[str] = set()
+        self._ended_s: dict[str, float] = {}
+
+    def note_active(self, builds: Iterable[str]) -> None:
+        """These have not ended, as the store says."""
+        self._active.update(builds)
+
+    async def serves(self, asked: Asked, version: int | None) -> bool:
+        """Whether what the model answers with is this version, made of what was asked; or is about to be."""
+        if version is None:
+            return False
+        return asked.id in self._ended_s or await self._work.serves(asked, version)
+
+    async def told(self, asked: Asked, progress: Progress) -> Progress:
+        """The progress as it is told here."""
+        if not progress.state.is_final:
+            self._active.add(asked.id)
+            return progress
+        if progress.state is not BuildState.SUCCEEDED or progress.version is None or not self._waits(asked.id):
+            self._active.discard(asked.id)
+            return progress
+        if self._is_here(asked.model, progress.version):
+            self._active.discard(asked.id)
+            self._ended_s.pop(asked.id, None)
+            return progress
+        return progress.model_copy(update={"state": BuildState.RUNNING, "stage": "load", "percent": 95, "ended": None})
+
+    def _waits(self, build: str) -> bool:
+        """Only for those that were seen on their way, and only for a while."""
+        if build not in self._active:
+            return False
+        if build not in self._ended_s:
+            self._ended_s[build] = self._now_s()
+            self._nudge()
+        if self._now_s() - self._ended_s[build] > _WITHIN_S:
+            self._ended_s.pop(build)
+            return False
+        return True
+
+    def _is_here(self, model: str, version: int) -> bool:
+        """It answers, has failed to load, is not wanted, or a later one has taken over."""
+        if not self._manager.choose(model, {version}):
+            return True
+        there = {found.number: found.state for found in self._registry.versions(model)}
+        if there.get(version) in (ModelState.READY, ModelState.UNAVAILABLE):
+            return True
+        return any(number > version and state is ModelState.READY for number, state in there.items())

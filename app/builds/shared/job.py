@@ -1,0 +1,68 @@
+"""The process of a Job: one build of a store, carried out once; how it ended is in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+
+from app.builds.shared.carry import carry_out
+from app.builds.shared.name import new_name
+from app.builds.shared.records import Records
+from app.builds.work import StoreWork
+from app.plans import Plans
+from app.settings import Settings
+from app.store.opened import open_store
+from app.temporary import with_mirror
+
+__all__ = ["run_job"]
+
+log = logging.getLogger(__name__)
+
+
+def run_job(settings: Settings, build: str) -> int:
+    """The exit code: 0 where the store has how it ended, whichever way; else the Job is to try again.
+
+    Raises StoreError where the store does not answer.
+    """
+    with contextlib.ExitStack() as leaving:
+        settings = with_mirror(settings, leaving)
+        settings.models_folder.mkdir(parents=True, exist_ok=True)
+        plans = Plans(settings)
+        leaving.callback(plans.close)
+        return asyncio.run(_until_told(settings, plans, build))
+
+
+async def _until_told(settings: Settings, plans: Plans, build: str) -> int:
+    """SIGTERM gives the build back: its pod has to go."""
+    task = asyncio.get_running_loop().create_task(_run(settings, plans, build))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        log.warning("build %s was given back: this process was told to end", build)
+        return 128 + signal.SIGTERM
+
+
+async def _run(settings: Settings, plans: Plans, build: str) -> int:
+    assert settings.store is not None
+    opened = open_store(settings.store, settings.models_folder, settings.own_plan_key)
+    plans.shared = opened.plans
+    records, by = Records(opened.bucket), new_name()
+    while True:
+        try:
+            seen = await records.one(build)
+        except KeyError:
+            log.error("the store has no build %s", build)
+            return 1
+        if seen.has_ended:
+            log.info("build %s has ended before", build)
+            return 0
+        number = seen.claims + 1
+        if await records.claim(build, number, by):
+            break
+    scratch = settings.models_folder / ".builds"
+    await carry_out(records, StoreWork(opened.versions, plans), seen, number, by, scratch)
+    return 0 if (await records.one(build)).has_ended else 1

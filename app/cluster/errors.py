@@ -1,0 +1,19 @@
+"""Errors of a cluster's API."""
+
+from __future__ import annotations
+
+from engines.errors import EngineError
+
+__all__ = ["ClusterError", "ClusterRefused", "NoSuchObject"]
+
+
+class ClusterError(EngineError):
+    """The API could not be asked, or has no time; a later try may succeed."""
+
+
+class ClusterRefused(ClusterError):
+    """The API does not do what it is asked, and will not the next time either: no right to, or not valid."""
+
+
+class NoSuchObject(ClusterError):
+    """There is no object of this name."""
