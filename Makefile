@@ -12,7 +12,7 @@ serve: $(VENV)/.installed
 # two processes, a file of tests in one of them: most tests wait for something half of their time
 TWO := -n 2 --dist loadfile
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(or $(TESTS),$(TWO) tests $(addprefix --ignore tests/,targets gpu plugins/cuda faults simulated deploy store))
+	$(BIN)/python -m pytest $(or $(TESTS),$(TWO) tests $(addprefix --ignore tests/,targets gpu plugins/cuda faults simulated deploy store cluster))
 
 # processes that die, disks that are full, clients that leave: with one process, and with front ends, as all HTTP is
 test-faults: $(VENV)/.installed-test
@@ -36,9 +36,9 @@ test-targets: $(VENV)/.installed-targets
 gpu-test: $(VENV)/.installed-targets
 	$(BIN)/python -m pytest $(TWO) tests/gpu tests/plugins/cuda
 
-# what a server needs beyond one machine: stores, manifests, monitoring, the image; as root, with .ci/debian-packages.txt
+# what a server needs beyond one machine: stores, builds as Jobs, manifests, monitoring, the image; as root, with .ci/debian-packages.txt
 test-deploy: $(VENV)/.installed-deploy
-	$(BIN)/python -m pytest $(TWO) tests/store tests/deploy
+	$(BIN)/python -m pytest $(TWO) tests/store tests/cluster tests/deploy
 
 # a line for every validator of what is in deploy/
 deploy-check: $(VENV)/.installed-deploy

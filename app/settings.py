@@ -83,7 +83,9 @@ class Settings(BaseSettings):
     build_executor: Literal["process", "kubernetes"] = Field(
         "process", description="Who builds: this server's own processes, or Jobs of its cluster (with a store)."
     )
-    build_image: str = Field("", description="Image of Jobs that build; that of the server's own pod unless set.")
+    build_image: str | None = Field(
+        None, description="Image of Jobs that build; that of the server's own pod unless set."
+    )
     build_gpu_selector: str = Field(
         "nvidia.com/gpu.present=true", description="Labels of nodes for Jobs that need a GPU: `key=value,...`."
     )

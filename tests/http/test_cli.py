@@ -117,15 +117,6 @@ def test_a_store_is_no_folder_and_what_is_neither_is_refused(served, capsys):
     assert "expected a folder, or an address of s3://, gs://, az://, file://" in ran.err
 
 
-def test_jobs_need_a_store_and_labels_are_pairs(served, capsys):
-    ran = Ran(capsys, "serve", "--repository", str(ROOT), "--build-executor", "kubernetes")
-    assert ran.code == 1
-    assert "build_executor kubernetes needs a repository in a store" in ran.err
-    ran = Ran(capsys, "serve", "--repository", str(ROOT), "--build-gpu-selector", "a=b,gpu")
-    assert ran.code == 1
-    assert "expected labels as key=value,key=value, this has 'gpu'" in ran.err
-
-
 @pytest.mark.parametrize("name", list(Settings.model_fields))
 def test_every_setting_is_a_flag_and_a_variable(
     name: str, served: list[Settings], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -32,7 +32,7 @@ def open_builds(
         from app.cluster.runner import JobRunner
 
         options = JobOptions(
-            settings.build_memory_bytes, settings.build_timeout_s, settings.build_image, settings.gpu_selector
+            settings.build_memory_bytes, settings.build_timeout_s, settings.build_image or "", settings.gpu_selector
         )
         return JobRunner(records, connect, options, wake)
 
