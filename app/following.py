@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator
 
+from app.builds.lock import BuildsLock
 from app.models import ModelManager
 from app.serving.registry import ModelState, Registry, Version
 from app.settings import Settings
@@ -16,6 +18,7 @@ from app.store.opened import open_store
 from app.tasks import Tasks
 from app.words import printable
 from engines.errors import BadRepository
+from engines.repository import sweep_versions
 
 __all__ = ["Following"]
 
@@ -41,6 +44,7 @@ class Following:
     async def start(self) -> None:
         """Look once before the server answers, so that its index has what there is; then follow."""
         self._settings.models_folder.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(self._sweep_mirror)
         if not any(self._settings.models_folder.glob("*/*/model.onnx")):  # else it serves what it had
             self._registry.awaits = "its store was not reached yet"
         try:
@@ -51,6 +55,13 @@ class Following:
             log.exception("the store could not be looked at, what the mirror has is served")
         self._tasks.spawn(self._mirror.watch(self._settings.watch_s))
         self._tasks.spawn(self._keep())
+
+    def _sweep_mirror(self) -> None:
+        """Downloads that a killed server has left take room that nobody counts; those of one that lives stay."""
+        lock = BuildsLock(self._settings.models_folder / ".builds")
+        if lock.take():
+            sweep_versions(self._settings.models_folder, 0.0, time.time())
+            lock.release()
 
     async def stop(self) -> None:
         """End downloads, and follow no more."""

@@ -54,7 +54,9 @@ class JobRunner:
                 break
             except ClusterError as error:
                 log.error("builds wait: %s", self._why_no_pod(error))
-                await asyncio.sleep(_AGAIN_S)
+            except Exception:
+                log.exception("builds wait: the cluster's API cannot be asked")
+            await asyncio.sleep(_AGAIN_S)
         self._jobs = Jobs(self._cluster, selector_of(self._pod), self._wake)
         await self._jobs.follow()
 

@@ -50,6 +50,9 @@ class Jobs:
                     log.warning("Jobs are not followed for now: %s", error)
                 failures = min(failures + 1, 10)
                 pause_s = min(_PAUSE_S * 2**failures, _LONGEST_PAUSE_S)
+            except Exception:
+                log.exception("Jobs could not be followed")
+                self._version, pause_s = "", _LONGEST_PAUSE_S
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
 
     async def _list(self) -> None:

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from app.builds.shared.name import Name
-from app.builds.shared.records import Records
+from app.builds.shared.records import Note, Records
 from app.builds.shared.servers import ServerRunner
 from app.builds.state import Asked, BuildState, Event
 from app.builds.store import BuildStore, now
@@ -289,3 +289,45 @@ async def test_a_build_that_takes_its_process_along_does_so_twice(reached, tmp_p
     assert (await state_of(records, build))[0] == "failed"
     error = (await records.note(await records.one(build))).progress.error
     assert error == "the process ended 2 times while this build ran"
+
+
+@pytest.mark.anyio
+async def test_cancelled_at_the_last_moment_its_version_is_taken_back(reached, tmp_path):
+    """It had asked whether it was cancelled before it published, and was told so only afterwards."""
+    records, work = Records(open_bucket(reached.url)), Work()
+    runner = runner_of(records, work, tmp_path / "one", Clock())
+    build = await stored(records, tmp_path)
+    publish, begun, goes_on = work.publish, asyncio.Event(), asyncio.Event()
+
+    async def slow(*arguments) -> None:
+        begun.set()
+        await goes_on.wait()
+        await publish(*arguments)
+
+    work.publish = slow
+    await look(runner, records)
+    await begun.wait()
+    progress = (await records.note(await records.one(build))).progress
+    assert progress.version == 1, "it is known before anything is published"
+    ended_so = progress.model_copy(update={"state": BuildState.CANCELLED, "ended": now(), "version": None})
+    assert await records.end(build, Note(progress=ended_so))
+    await runner.cancelled(build)
+    await look(runner, records)
+    assert runner.running, "what publishes is not disturbed"
+    goes_on.set()
+    await come_to(runner)
+    assert work.published == []
+    assert (await state_of(records, build))[0] == "cancelled"
+
+
+@pytest.mark.anyio
+async def test_what_cannot_be_read_fails_and_is_not_carried_out(reached, tmp_path, store):
+    records, work = Records(open_bucket(reached.url)), Work()
+    runner = runner_of(records, work, tmp_path / "one", Clock())
+    build = await stored(records, tmp_path)
+    store.put(f".builds/{build}/request.json", b"{")
+    await look(runner, records)
+    await come_to(runner)
+    progress = (await records.note(await records.one(build))).progress
+    assert (progress.state.value, progress.error) == ("failed", "what was asked for cannot be read")
+    assert work.compiled == 0

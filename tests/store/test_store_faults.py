@@ -68,6 +68,32 @@ def test_while_the_store_is_away_all_that_is_here_serves(proxy, tmp_path):
         wait_scale(server, 4.0)
 
 
+def test_a_download_that_was_killed_takes_no_room_after_the_next_start(proxy, tmp_path):
+    flags = ("--mirror", str(tmp_path / "mirror"), "--watch-s", "0.2")
+    with serving(proxy.store) as one:
+        published(one, 2.0)
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def hook(method: str, path: str) -> int:
+        if method == "GET" and "/m/1/" in path and path.endswith("/model.onnx"):
+            begun.set()
+            goes_on.wait(60)
+        return 0
+
+    proxy.hook = hook
+    staged = Path(flags[1], "m")
+    with serving(proxy.store, *flags) as server:
+        assert begun.wait(30)
+        server.process.kill()
+        server.process.wait(20)
+        assert [entry.name for entry in staged.iterdir() if entry.name.startswith(".1.")], "it was under way"
+    goes_on.set()
+    proxy.hook = lambda method, path: 0
+    with serving(proxy.store, *flags) as server:
+        wait_scale(server, 2.0)
+        assert [entry.name for entry in staged.iterdir()] == ["1"]
+
+
 def test_without_models_it_has_not_started_until_the_store_has_answered(proxy):
     """A replica that is new gets no traffic until it knows what it should serve, and serves it."""
     with serving(proxy.store) as one:

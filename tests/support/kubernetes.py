@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import re
 import subprocess
@@ -355,14 +356,21 @@ def run_container(job: Object, env: Mapping[str, str], log: Path) -> subprocess.
     for variable in container.get("env", ()):
         if "valueFrom" not in variable:
             values[variable["name"]] = _expanded(variable.get("value", ""), values)
-    words = [_expanded(word, values) for word in (*container.get("command", ()), *container.get("args", ()))]
-    assert words, "a container without a command runs what its image says, and there is no image here"
+    command = container.get("command") or _entrypoint()
+    words = [_expanded(word, values) for word in (*command, *container.get("args", ()))]
     first = {"python": [sys.executable], "bitserve": [sys.executable, "-m", "app"]}.get(words[0], [words[0]])
     with log.open("ab") as out:
         return subprocess.Popen(
             [*first, *words[1:]], env={**own, **values}, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out,
             stderr=subprocess.STDOUT,
         )  # fmt: skip
+
+
+def _entrypoint() -> list[str]:
+    """What the image runs where a container has no command, without the process that only waits for others."""
+    line = next(line for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("ENTRYPOINT "))
+    words: list[str] = json.loads(line.partition(" ")[2])
+    return words[words.index("--") + 1 :]
 
 
 def _expanded(text: str, values: Mapping[str, str]) -> str:

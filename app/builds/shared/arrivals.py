@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -18,6 +19,8 @@ _WITHIN_S = 60.0
 
 class _Serving(Protocol):
     async def serves(self, asked: Asked, version: int) -> bool: ...
+
+    async def next_version(self, asked: Asked) -> int: ...
 
 
 class Arrivals:
@@ -42,6 +45,11 @@ class Arrivals:
         if version is None:
             return False
         return asked.id in self._ended_s or await self._work.serves(asked, version)
+
+    async def require_wanted(self, asked: Asked) -> None:
+        """Raise BadRepository where the model's configuration would not serve what is built; or StoreError."""
+        version = await self._work.next_version(asked)
+        await asyncio.to_thread(self._manager.require_wanted, asked.model, version)
 
     async def told(self, asked: Asked, progress: Progress) -> Progress:
         """The progress as it is told here."""

@@ -118,7 +118,8 @@ class SharedBuilds:
         await self._runner.look(list(self._active.values()))
         for seen in whole:
             if seen.has_ended and not seen.is_counted:
-                await self._count(seen)
+                with contextlib.suppress(KeyError):  # another server has removed it
+                    await self._count(seen)
             if seen.has_ended and seen.has_input:
                 await self._records.drop_input(seen.id)
         ended = [seen.id for seen in whole if seen.has_ended]
@@ -193,9 +194,12 @@ class SharedBuilds:
             await asyncio.shield(asyncio.to_thread(_remove, staging))
 
     async def add(self, asked: Asked, staging: Path) -> None:
-        """Store what was received, and have it carried out. Raises QueueFull where the store does not take it."""
+        """Store what was received, and have it carried out. Raises QueueFull where the store does not take it, and
+        BadRepository where the model's configuration would not serve it.
+        """
         accepted = Event(time=now(), state=BuildState.QUEUED, stage="queued", percent=0, message="accepted")
         try:
+            await self._arrivals.require_wanted(asked)
             await self._records.add(asked, BuildRequest.of_folder(staging / INPUT).files(), accepted)
         except StoreError as error:
             raise QueueFull(f"the upload could not be stored: {error}") from error
@@ -205,7 +209,7 @@ class SharedBuilds:
     async def cancel(self, build: str) -> bool:
         """End a build that waits or runs; False where it is too late. KeyError where there is none."""
         progress = (await self._records.note(await self._records.one(build))).progress
-        if progress.state.is_final or progress.stage in ("publish", "load"):
+        if progress.state.is_final or progress.version is not None:  # it is being published
             return False
         ended = progress.model_copy(update={"state": BuildState.CANCELLED, "ended": now(), "version": None})
         if not await self._records.end(build, Note(progress=ended)):

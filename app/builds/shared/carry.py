@@ -7,7 +7,7 @@ import contextlib
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -40,13 +40,20 @@ class CarriedWork(Protocol):
     async def withdraw(self, asked: Asked, version: int) -> None: ...
 
 
-async def carry_out(records: Records, work: CarriedWork, seen: Seen, number: int, by: str, scratch: Path) -> None:
+async def carry_out(
+    records: Records, work: CarriedWork, seen: Seen, number: int, by: str, scratch: Path,
+    publishes: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
     """The try `number` of a build, which the caller has claimed; how it ended is in the store afterwards.
 
-    Raises StoreError where it cannot be said there. Cancelled, the build is given back for others to take.
+    Raises StoreError where it cannot be said there. Cancelled, the build is given back for others to take. Once it
+    `publishes`, it is better left to come to its end: should the build have been cancelled, it takes its version back.
     """
     asked, before = await records.asked(seen), (await records.note(seen)).progress
     recorder = Recorder(records, seen.id, number, by, _begun(before))
+    if not asked.model:
+        await recorder.end(BuildState.FAILED, "what was asked for cannot be read")
+        return
     if before.attempts >= ATTEMPTS and before.state is BuildState.RUNNING:
         await recorder.end(BuildState.FAILED, f"the process ended {ATTEMPTS} times while this build ran")
         return
@@ -56,7 +63,7 @@ async def carry_out(records: Records, work: CarriedWork, seen: Seen, number: int
     writing = asyncio.get_running_loop().create_task(recorder.keep_writing())
     try:
         async with _fetched(records, seen.id, scratch) as folder:
-            await _steps(records, recorder, work, asked, folder, number)
+            await _steps(records, recorder, work, asked, folder, number, publishes)
     except (asyncio.CancelledError, Stopping):
         recorder.progress = recorder.progress.model_copy(
             update={"state": BuildState.QUEUED, "attempts": recorder.progress.attempts - 1}
@@ -85,8 +92,9 @@ def _begun(before: Progress) -> Progress:
 
 
 async def _steps(
-    records: Records, recorder: Recorder, work: CarriedWork, asked: Asked, folder: Path, number: int
-) -> None:
+    records: Records, recorder: Recorder, work: CarriedWork, asked: Asked, folder: Path, number: int,
+    publishes: Callable[[], None],
+) -> None:  # fmt: skip
     version = recorder.progress.version
     if version is None:
         await work.compile(asked, folder, recorder.tell)
@@ -95,6 +103,7 @@ async def _steps(
     if not await records.holds(asked.id, number):  # cancelled, or taken by another while this one was not heard of
         log.info("build %s is no longer carried out here", asked.id)
         return
+    publishes()
     await work.publish(asked, folder, version, recorder.tell)
     if not await recorder.end(BuildState.SUCCEEDED, None):
         ended = (await records.note(await records.one(asked.id))).progress

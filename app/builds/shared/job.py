@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+from collections.abc import Callable
 
 from app.builds.shared.carry import carry_out
 from app.builds.shared.name import new_name
@@ -36,9 +37,15 @@ def run_job(settings: Settings, build: str) -> int:
 
 async def _until_told(settings: Settings, plans: Plans, build: str) -> int:
     """SIGTERM gives the build back: its pod has to go."""
-    task = asyncio.get_running_loop().create_task(_run(settings, plans, build))
+    publishing = asyncio.Event()
+    task = asyncio.get_running_loop().create_task(_run(settings, plans, build, publishing.set))
+
+    def leave() -> None:
+        if not publishing.is_set():  # that ends by itself, and takes its version back where the build was cancelled
+            task.cancel()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, leave)
     try:
         return await task
     except asyncio.CancelledError:
@@ -46,7 +53,7 @@ async def _until_told(settings: Settings, plans: Plans, build: str) -> int:
         return 128 + signal.SIGTERM
 
 
-async def _run(settings: Settings, plans: Plans, build: str) -> int:
+async def _run(settings: Settings, plans: Plans, build: str, publishes: Callable[[], None]) -> int:
     assert settings.store is not None
     opened = open_store(settings.store, settings.models_folder, settings.own_plan_key)
     plans.shared = opened.plans
@@ -64,5 +71,5 @@ async def _run(settings: Settings, plans: Plans, build: str) -> int:
         if await records.claim(build, number, by):
             break
     scratch = settings.models_folder / ".builds"
-    await carry_out(records, StoreWork(opened.versions, plans), seen, number, by, scratch)
+    await carry_out(records, StoreWork(opened.versions, plans), seen, number, by, scratch, publishes)
     return 0 if (await records.one(build)).has_ended else 1

@@ -31,7 +31,7 @@ class ServerRunner:
         self._records, self._work, self._name, self._scratch, self._wake = records, work, name, scratch, wake
         self._silent_s, self._now_s = silent_s, now_s
         self._task: asyncio.Task[None] | None = None
-        self._build = ""
+        self._build, self._publishes = "", False
         self._lives: dict[str, tuple[tuple[str, str], float]] = {}
         self._stopping = False
 
@@ -46,8 +46,8 @@ class ServerRunner:
     async def look(self, active: Sequence[Seen]) -> None:
         """Take the oldest that is free, if this server has time."""
         self._lives = {seen.id: self._life(seen) for seen in active}
-        if self._task is not None and self._build not in self._lives:
-            self._task.cancel()  # another server was told to cancel it, or it was removed
+        if self._build not in self._lives:
+            self._end_unless_it_publishes()  # another server was told to cancel it, or it was removed
         for seen in active:
             if self._task is not None or self._stopping:
                 return
@@ -73,12 +73,14 @@ class ServerRunner:
         return seen.has_begun and not note.by and note.claim == seen.claims
 
     def _begin(self, seen: Seen, number: int) -> None:
-        self._build = seen.id
+        self._build, self._publishes = seen.id, False
         self._task = asyncio.get_running_loop().create_task(self._carry(seen, number))
 
     async def _carry(self, seen: Seen, number: int) -> None:
         try:
-            await carry_out(self._records, self._work, seen, number, self._name.own, self._scratch)
+            await carry_out(
+                self._records, self._work, seen, number, self._name.own, self._scratch, self._note_publishing
+            )
         except StoreError as error:
             log.warning("how build %s goes on cannot be stored, it is tried again: %s", seen.id, error)
         except Exception:
@@ -87,9 +89,16 @@ class ServerRunner:
             self._task = None
             self._wake()
 
-    async def cancelled(self, build: str) -> None:
-        if build == self._build and self._task is not None:
+    def _note_publishing(self) -> None:
+        self._publishes = True
+
+    def _end_unless_it_publishes(self) -> None:
+        if self._task is not None and not self._publishes and not self._task.cancelling():
             self._task.cancel()
+
+    async def cancelled(self, build: str) -> None:
+        if build == self._build:
+            self._end_unless_it_publishes()
 
     def note(self, build: str) -> str:
         return ""
