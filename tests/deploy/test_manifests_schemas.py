@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.deploy.support.builds import build_jobs
 from tests.deploy.support.render import (
     DEPLOY,
     FLAVOURS,
@@ -247,12 +248,14 @@ def test_what_restricted_allows_is_not_found(objects: list[Object]) -> None:
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_checkov_passes_an_overlay(flavour: str) -> None:
-    assert checkov_findings(kustomize(overlay(flavour))) == []
+    """With the Jobs that its servers make."""
+    objects = kustomize(overlay(flavour))
+    assert checkov_findings([*objects, *build_jobs(objects)]) == []
 
 
 def test_checkov_passes_the_right_to_make_jobs() -> None:
-    """But for the pod's token, which it then needs."""
-    found = checkov_findings(helm_template(sets=("rbac.buildJobs=true",)))
+    """But for the pod's token, which it then needs: the overlay says so beside it."""
+    found = checkov_findings(helm_template(values_file("jobs")))
     assert {one.split()[1] for one in found} == {"CKV_K8S_38"}, found
 
 
