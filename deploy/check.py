@@ -152,7 +152,7 @@ def _custom() -> list[str]:
 
 def _checkov() -> list[str]:
     """Of the overlays alone: the chart equals them, and it knows nothing of KServe's kinds."""
-    renderings = [[*objects, *build_jobs(objects)] for objects in map(_kustomized, FLAVOURS)]
+    renderings = [*map(_kustomized, FLAVOURS), [*_kustomized("jobs"), *build_jobs(_kustomized("jobs"))]]
     return list(dict.fromkeys(found for one in renderings for found in schemas_checkov.checkov_findings(one)))
 
 
@@ -209,7 +209,7 @@ VALIDATORS = (
     Validator("kubernetes-models", "types of custom resources, as published on npm",
               lambda: schemas_published.published_findings([*_objects(), *_monitored()])),
     Validator("PodSecurity restricted", f"pods of {_ALL}", lambda: _in_each(schemas_pod_security.restricted_findings)),
-    Validator("checkov", f"overlays and Jobs of their servers, without {', '.join(schemas_checkov.SKIPPED)}", _checkov),
+    Validator("checkov", f"overlays, and Jobs of servers, without {', '.join(schemas_checkov.SKIPPED)}", _checkov),
     Validator("names", "settings, keys, ports, images, users, selectors, references against the code",
               lambda: _in_each(schemas_names.name_findings)),
     Validator("sizes", "grace and drain, memory and disk against their limits",

@@ -248,9 +248,20 @@ def test_what_restricted_allows_is_not_found(objects: list[Object]) -> None:
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_checkov_passes_an_overlay(flavour: str) -> None:
-    """With the Jobs that its servers make."""
-    objects = kustomize(overlay(flavour))
-    assert checkov_findings([*objects, *build_jobs(objects)]) == []
+    assert checkov_findings(kustomize(overlay(flavour))) == []
+
+
+@pytest.mark.parametrize("flavour", ["s3", "keda", "jobs"])
+def test_checkov_passes_the_jobs_of_a_server_with_a_store(flavour: str) -> None:
+    """With the policies that come with them."""
+    jobs = build_jobs(kustomize(overlay(flavour)))
+    assert checkov_findings([*of_kind(kustomize(overlay("jobs")), "NetworkPolicy"), *jobs]) == []
+
+
+def test_checkov_finds_jobs_that_no_policy_is_of() -> None:
+    objects = kustomize(overlay("s3"))
+    found = checkov_findings([*objects, *build_jobs(objects)])
+    assert {word for one in found for word in one.split() if word.startswith("CKV")} == {"CKV2_K8S_6"}
 
 
 def test_checkov_passes_the_right_to_make_jobs() -> None:

@@ -139,7 +139,9 @@ def job_findings(job: Object, objects: list[Object]) -> list[str]:
     found = [found for version in VERSIONS for found in builtin_findings([job], version)]
     found += restricted_findings([job])
     found += [one for one in name_findings([*objects, job]) if one.startswith(where)]
-    return [*found, *(f"{where}: {one}" for one in _of_job(job, objects))]
+    if found:  # settings that are none cannot be read
+        return found
+    return [f"{where}: {one}" for one in _of_job(job, objects)]
 
 
 def _of_job(job: Object, objects: list[Object]) -> Iterator[str]:
