@@ -203,7 +203,7 @@ VALIDATORS = (
     Validator("kubectl kustomize", f"base, overlays {', '.join(FLAVOURS)}, kserve", _renders_kustomize),
     Validator("helm lint --strict", f"{CHART.name} with {len(FLAVOURS)} files of values", _lints),
     Validator("helm template", f"{CHART.name} with {len(FLAVOURS)} files of values", _renders_chart),
-    Validator("chart = overlays", "all objects, but for labels and annotations", _chart_equals_overlays),
+    Validator("chart = overlays", "all objects, but for labels, annotations and namespaces", _chart_equals_overlays),
     Validator("kubernetes-validate --strict", f"{_MONITORED}, Kubernetes {' and '.join(schemas.VERSIONS)}", _builtin),
     Validator("CustomResourceDefinitions", f"custom resources of {_MONITORED}, unknown fields refused", _custom),
     Validator("kubernetes-models", "types of custom resources, as published on npm",
