@@ -18,7 +18,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /opt/build \
     && /opt/build/bin/python -m pip install --quiet --require-hashes -r /build/requirements-build.txt
 
-# ---- all that pyproject.toml asks for, and its extra `store`; without pip
+# ---- all that pyproject.toml asks for, and its extras `store` and `kubernetes`; without pip
 FROM tools AS dependencies
 COPY deploy/image/requirements-cpu.txt /build/
 RUN --mount=type=cache,target=/root/.cache/pip \

@@ -207,8 +207,8 @@ def _health(gateway: Gateway) -> Iterator[_Family]:
 
 def _builds(builds: BuildsSeen) -> Iterator[_Family]:
     for name, text, value in (
-        ("bitserve_builds_waiting", "Builds that wait for their turn.", builds.waiting),
-        ("bitserve_builds_running", "Builds that run.", builds.running),
+        ("bitserve_builds_waiting", "Builds that wait; with a store, of all servers.", builds.waiting),
+        ("bitserve_builds_running", "Builds that run; with a store, of all servers.", builds.running),
     ):
         yield _Family(name, "gauge", text, [("", {}, float(value))])
     durations = _Family("bitserve_build_duration_seconds", "histogram", "Builds from their start to their end.", [])

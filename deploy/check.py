@@ -17,6 +17,7 @@ from typing import NamedTuple
 from tests.deploy.support import (
     promql,
     schemas,
+    schemas_builds,
     schemas_checkov,
     schemas_crds,
     schemas_names,
@@ -25,6 +26,7 @@ from tests.deploy.support import (
     schemas_server,
     schemas_sizes,
 )
+from tests.deploy.support.builds import build_jobs
 from tests.deploy.support.render import (
     CHART,
     DEPLOY,
@@ -150,8 +152,8 @@ def _custom() -> list[str]:
 
 def _checkov() -> list[str]:
     """Of the overlays alone: the chart equals them, and it knows nothing of KServe's kinds."""
-    found = [found for flavour in FLAVOURS for found in schemas_checkov.checkov_findings(_kustomized(flavour))]
-    return list(dict.fromkeys(found))
+    renderings = [*map(_kustomized, FLAVOURS), [*_kustomized("jobs"), *build_jobs(_kustomized("jobs"))]]
+    return list(dict.fromkeys(found for one in renderings for found in schemas_checkov.checkov_findings(one)))
 
 
 def _server() -> list[str]:
@@ -201,17 +203,19 @@ VALIDATORS = (
     Validator("kubectl kustomize", f"base, overlays {', '.join(FLAVOURS)}, kserve", _renders_kustomize),
     Validator("helm lint --strict", f"{CHART.name} with {len(FLAVOURS)} files of values", _lints),
     Validator("helm template", f"{CHART.name} with {len(FLAVOURS)} files of values", _renders_chart),
-    Validator("chart = overlays", "all objects, but for labels and annotations", _chart_equals_overlays),
+    Validator("chart = overlays", "all objects, but for labels, annotations and namespaces", _chart_equals_overlays),
     Validator("kubernetes-validate --strict", f"{_MONITORED}, Kubernetes {' and '.join(schemas.VERSIONS)}", _builtin),
     Validator("CustomResourceDefinitions", f"custom resources of {_MONITORED}, unknown fields refused", _custom),
     Validator("kubernetes-models", "types of custom resources, as published on npm",
               lambda: schemas_published.published_findings([*_objects(), *_monitored()])),
     Validator("PodSecurity restricted", f"pods of {_ALL}", lambda: _in_each(schemas_pod_security.restricted_findings)),
-    Validator("checkov", f"overlays, without {', '.join(schemas_checkov.SKIPPED)}", _checkov),
+    Validator("checkov", f"overlays, and Jobs of servers, without {', '.join(schemas_checkov.SKIPPED)}", _checkov),
     Validator("names", "settings, keys, ports, images, users, selectors, references against the code",
               lambda: _in_each(schemas_names.name_findings)),
     Validator("sizes", "grace and drain, memory and disk against their limits",
               lambda: _in_each(schemas_sizes.size_findings)),
+    Validator("builds", "rights and policies of builds as Jobs, and the Jobs, against the code and Kubernetes",
+              lambda: _in_each(schemas_builds.build_findings)),
     Validator("server", "probes and metrics, asked of one that runs", _server),
     Validator("hadolint", "Dockerfile", _hadolint),
     Validator("checkov", "Dockerfile", lambda: schemas_checkov.file_findings(ROOT / "Dockerfile", "dockerfile")),

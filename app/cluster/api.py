@@ -8,7 +8,7 @@ import json
 import logging
 import random
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,10 +18,16 @@ from app.cluster.errors import ClusterError, ClusterRefused, NoSuchObject
 if TYPE_CHECKING:
     from kubernetes_asyncio.client import ApiClient
 
-__all__ = ["Change", "Cluster", "Gone", "connect"]
+__all__ = ["RIGHTS", "Change", "Cluster", "Gone", "connect"]
 
 log = logging.getLogger(__name__)
 Object = dict[str, Any]
+RIGHTS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("batch", "jobs"): ("create", "delete", "get", "list", "watch"),
+    ("", "pods"): ("get", "list"),
+    ("", "pods/log"): ("get",),
+}
+"""Verbs by API group and resource: all that is asked for here. A Role of the server gives these, and no more."""
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _WITHIN_S = 10
 _TRIES = 4

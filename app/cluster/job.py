@@ -25,10 +25,13 @@ _WAITS_S = 3600
 _BESIDE_BYTES = 2**30
 """What the process takes that watches the compile, fetches and publishes."""
 _LEAVES_S = 30
-_CONTAINER = "build"
+_CONTAINER, _SERVER = "build", "server"
 _OF_POD = ("securityContext", "serviceAccountName", "imagePullSecrets", "nodeSelector", "runtimeClassName")
 _OF_CONTAINER = ("image", "imagePullPolicy", "envFrom", "securityContext")
-_ROLE = ("AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE")
+_ROLE = (
+    "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+)  # fmt: skip
 _NOT_THEIRS = frozenset({"BITSERVE_ADMIN_TOKEN", "BITSERVE_BUILD_EXECUTOR", *_ROLE})
 """A build answers nobody; and what gives a pod a role in the cloud gives it to this one as well."""
 _SCRATCH = ("emptyDir", "configMap", "secret", "ephemeral")
@@ -82,7 +85,7 @@ def job_of(pod: Object, build: str, model: str, targets: Sequence[str], options:
 
 def _pod_of(server: Object, build: str, targets: Sequence[str], options: JobOptions) -> Object:
     """By a list of what is taken over: the API and what it admits add much to a pod that is not for another."""
-    container = server["containers"][0]
+    container = _container_of(server)
     volumes, mounts = _volumes(server, container)
     spec = {key: server[key] for key in _OF_POD if server.get(key)}
     made = {key: container[key] for key in _OF_CONTAINER if container.get(key)}
@@ -108,7 +111,15 @@ def _pod_of(server: Object, build: str, targets: Sequence[str], options: JobOpti
     }
     if "tensorrt" in targets and not _has_gpu(container):
         _add_gpu(spec, options)
+    elif nodes := server.get("affinity", {}).get("nodeAffinity"):  # a plan is for the kind of node that servers have
+        spec["affinity"] = {"nodeAffinity": nodes}
     return spec
+
+
+def _container_of(server: Object) -> Object:
+    """By its name: what a mesh puts into a pod may stand before it."""
+    found: list[Object] = server["containers"]
+    return next((one for one in found if one["name"] == _SERVER), found[0])
 
 
 def _tolerations(server: Object) -> list[Object]:

@@ -23,6 +23,6 @@ lock() {
     --no-header $upgrade --output-file "$out/requirements-$name.txt" "$@"
 }
 
-lock cpu pyproject.toml --extra store
-lock gpu pyproject.toml --extra store --extra gpu
+lock cpu pyproject.toml --extra store --extra kubernetes
+lock gpu pyproject.toml --extra store --extra kubernetes --extra gpu
 lock build deploy/image/build.in

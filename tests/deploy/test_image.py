@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.deploy.support.builds import BUILD
 from tests.deploy.support.image import cpu_image, store, tool_venv
 from tests.support.servers import ROOT
 
@@ -60,6 +61,19 @@ def test_how_it_runs(config: dict[str, Any]) -> None:
     assert variables["BITSERVE_REPOSITORY"] == "/models"
     assert variables["BITSERVE_CACHE"] == "/cache/plans"
     assert variables["HOME"] == "/tmp"
+
+
+def test_it_reaches_stores_and_the_api_of_a_cluster(image: str) -> None:
+    program = "import json, obstore, kubernetes_asyncio.client as c; print(json.dumps(c.BatchV1Api.__name__))"
+    assert python(image, program) == "BatchV1Api"
+
+
+def test_it_runs_as_a_job_does(image: str) -> None:
+    """A build that the store does not have is no success, and nothing but /tmp is written."""
+    flags = ("--rm", "--read-only", "--network", "none", "--cap-drop=ALL", "--env", "BITSERVE_REPOSITORY=file:///tmp/s",
+             "--env", "BITSERVE_MIRROR=/tmp/mirror", "--env", "BITSERVE_CACHE=/tmp/plans")  # fmt: skip
+    code, said = store().podman_output("run", *flags, image, "build", BUILD)
+    assert (code, f"the store has no build {BUILD}" in said) == (1, True), said
 
 
 def test_its_user_is_nobody_in_particular(image: str) -> None:

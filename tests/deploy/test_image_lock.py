@@ -18,7 +18,7 @@ from tests.support.servers import ROOT
 FOLDER = ROOT / "deploy/image"
 NAMES = ("cpu", "gpu", "build")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = {"cpu": ("store",), "gpu": ("store", "gpu")}
+EXTRAS = {"cpu": ("store", "kubernetes"), "gpu": ("store", "kubernetes", "gpu")}
 LINE = re.compile(
     r"^(?P<name>[a-z0-9.-]+)==(?P<version>\S+)(?: ; (?P<marker>.*?))?(?P<hashes>(?: --hash=sha256:[0-9a-f]{64})+)$"
 )

@@ -29,6 +29,7 @@ from tests.deploy.support.render import (
     values_file,
 )
 from tests.deploy.support.schemas import VERSIONS, builtin_findings
+from tests.deploy.support.schemas_builds import build_findings
 from tests.deploy.support.schemas_names import name_findings, version
 from tests.deploy.support.schemas_pod_security import restricted_findings
 
@@ -36,16 +37,21 @@ pytestmark = pytest.mark.timeout(600)  # tools are installed on first use
 
 BUILT = {"Deployment", "Service", "ConfigMap", "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget"}
 MORE = {
-    "cpu": {"Secret", "PersistentVolumeClaim"},
-    "gpu": {"Secret", "PersistentVolumeClaim", "PriorityClass"},
-    "s3": {"HorizontalPodAutoscaler"},
-    "keda": {"ScaledObject"},
+    "cpu": ("Secret", "PersistentVolumeClaim"),
+    "gpu": ("Secret", "PersistentVolumeClaim", "PriorityClass"),
+    "s3": ("HorizontalPodAutoscaler",),
+    "keda": ("ScaledObject",),
+    "jobs": ("HorizontalPodAutoscaler", "Role", "RoleBinding", "NetworkPolicy", "NetworkPolicy"),
 }
 OF_OTHER_VALUES = frozenset(
-    {"host", "port", "repository", "cache", "mirror", "max_mirror_bytes", "drain_s", "admin_token", "plan_key"}
-)
+    {
+        "host", "port", "repository", "cache", "mirror", "max_mirror_bytes", "drain_s", "admin_token", "plan_key",
+        "build_executor", "build_image", "build_gpu_selector",
+    }
+)  # fmt: skip
 """Settings that the chart makes of values of its own."""
 STORE = ("models.url=s3://bucket/models", "tokens.existingSecret=mine")
+JOBS = (*STORE, "builds.executor=kubernetes")
 TOKENS = ("tokens.adminToken=a-token-of-mine", "tokens.planKey=0123456789abcdef")
 
 
@@ -76,7 +82,7 @@ def refused(*sets: str) -> str:
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_an_overlay_has_what_it_should(flavour: str) -> None:
     kinds = [one["kind"] for one in kustomize(overlay(flavour))]
-    assert sorted(kinds) == sorted(BUILT | MORE[flavour])
+    assert sorted(kinds) == sorted([*BUILT, *MORE[flavour]])
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -135,7 +141,7 @@ def test_one_volume_means_one_pod_and_never_two_at_once(flavour: str) -> None:
     assert config(objects)["BITSERVE_CACHE"].startswith("/models/"), "plans go with the pod"
 
 
-@pytest.mark.parametrize("flavour", ["s3", "keda"])
+@pytest.mark.parametrize("flavour", ["s3", "keda", "jobs"])
 def test_with_a_store_replicas_are_the_autoscalers(flavour: str) -> None:
     objects = kustomize(overlay(flavour))
     spec = deployment(objects)["spec"]
@@ -152,17 +158,24 @@ def test_no_token_is_shipped() -> None:
             assert all("data" not in s and "stringData" not in s for s in of_kind(rendered, "Secret"))
 
 
-def test_a_pod_has_no_rights_unless_it_builds_in_jobs() -> None:
-    plain, building = helm_template(), helm_template(sets=("rbac.buildJobs=true",))
-    assert not of_kind(plain, "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
-    assert [spec["automountServiceAccountToken"] for _, spec in pod_specs(plain)] == [False]
-    assert [spec["automountServiceAccountToken"] for _, spec in pod_specs(building)] == [True]
-    (role,) = of_kind(building, "Role")
-    assert {name for rule in role["rules"] for name in rule["resources"]} == {"jobs", "pods", "pods/log"}
-    theirs = kustomize_with(DEPLOY / "kubernetes" / "base" / "build-jobs", flavour="cpu", namespace="default")
-    for one in theirs:
-        one["metadata"].pop("namespace", None)
-    assert comparable(theirs) == comparable(building)
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_pod_has_no_rights_unless_it_builds_in_jobs(flavour: str) -> None:
+    objects = kustomize(overlay(flavour))
+    has_rights = flavour == "jobs"
+    assert bool(of_kind(objects, "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")) is has_rights
+    assert [spec["automountServiceAccountToken"] for _, spec in pod_specs(objects)] == [has_rights]
+    assert ("BITSERVE_BUILD_EXECUTOR" in config(objects)) is has_rights
+
+
+def test_rights_are_those_of_the_namespace_that_is_named() -> None:
+    """Of the account, too: the API refuses a subject without one."""
+    for objects in (
+        kustomize_with(flavour="jobs", namespace="models"),
+        kustomize_with(DEPLOY / "kubernetes" / "components" / "build-jobs", flavour="keda", namespace="models"),
+    ):
+        (binding,) = of_kind(objects, "RoleBinding")
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "bitserve", "namespace": "models"}]
+        assert {one["metadata"]["namespace"] for one in objects} == {"models"}
 
 
 def test_kserve_takes_its_models_from_the_storage_initializer() -> None:
@@ -195,6 +208,10 @@ def test_kserve_takes_its_models_from_the_storage_initializer() -> None:
         ("tokens.planKey=short", "planKey"),
         ("keda.minReplicas=-1", "minReplicas"),
         ("drainSeconds=30s", "drainSeconds"),
+        ("builds.executor=nomad", "executor"),
+        ("builds.gpuSelector.gpu=a\\,b", "gpuSelector"),
+        ("builds.image=a b", "image"),
+        ("settings.build_executor=kubernetes", "settings"),
     ],
 )
 def test_wrong_values_are_refused(word: str, said: str) -> None:
@@ -208,6 +225,7 @@ def test_wrong_values_are_refused(word: str, said: str) -> None:
     [
         (("replicas=2",), "set models.url"),
         (("autoscaling.enabled=true",), "set models.url"),
+        (("builds.executor=kubernetes",), "set models.url"),
         (("models.url=s3://bucket/models",), "tokens.existingSecret"),
         ((*STORE, "autoscaling.enabled=true", "keda.enabled=true"), "one of them"),
     ],
@@ -231,10 +249,24 @@ def test_settings_become_variables_that_the_server_reads_as_they_were_meant() ->
     assert (made.log_level, made.max_held_bytes) == ("debug", 1_048_576)
 
 
+def test_what_builds_are_made_of_is_set_by_their_own_values() -> None:
+    no_default = "builds.gpuSelector.nvidia\\.com/gpu\\.present=null"
+    data = config(helm_template(sets=(*JOBS, no_default, "builds.gpuSelector.gpu=h100", "builds.image=bitserve-gpu:1")))
+    made = Settings(**{name.removeprefix("BITSERVE_").lower(): v for name, v in data.items() if name[:3] != "AWS"})
+    assert (made.build_executor, made.build_image, made.gpu_selector) == (
+        "kubernetes", "bitserve-gpu:1", {"gpu": "h100"},
+    )  # fmt: skip
+    assert config(helm_template(sets=(*JOBS, no_default)))["BITSERVE_BUILD_GPU_SELECTOR"] == ""
+    assert not {name for name in config(helm_template(sets=STORE)) if name.startswith("BITSERVE_BUILD_")} - {
+        "BITSERVE_BUILD_MEMORY_BYTES"
+    }
+
+
 @pytest.mark.parametrize(
     "sets",
     [
-        ("rbac.buildJobs=true", *TOKENS),
+        (*JOBS, "models.endpoint=https://store.example:9000", "networkPolicy.storePorts={9000}", "replicas=3"),
+        (*JOBS, "gpu.enabled=true", "builds.gpuSelector.gpu=h100", "networkPolicy.enabled=false"),
         (*STORE, "models.endpoint=https://store.example:9000", "networkPolicy.storePorts={9000}", "replicas=3"),
         ("gpu.enabled=true", "gpu.count=2", "gpu.runtimeClassName=", "priorityClass.name=mine"),
         ("models.volume.existingClaim=mine", "models.volume.storageClassName=fast", "podAnnotations.team=search"),
@@ -247,6 +279,7 @@ def test_other_values_give_manifests_that_hold_as_well(sets: tuple[str, ...]) ->
     objects = helm_template(sets=sets)
     assert [found for one in VERSIONS for found in builtin_findings(objects, one)] == []
     assert restricted_findings(objects) == []
+    assert build_findings(objects) == []
     of_the_user = {"PersistentVolumeClaim mine is not there", "PriorityClass mine is not there"}
     assert {found.partition(": ")[2] for found in name_findings(objects)} <= of_the_user
 
@@ -257,6 +290,7 @@ def test_other_values_give_manifests_that_hold_as_well(sets: tuple[str, ...]) ->
         ((), "logs deployment/bitserve | grep 'admin token'"),
         (TOKENS, "with that token in BITSERVE_ADMIN_TOKEN"),
         (STORE, "Models come from s3://bucket/models"),
+        (JOBS, "get jobs -l app.kubernetes.io/instance=bitserve,app.kubernetes.io/component=build"),
         ((*STORE, "keda.enabled=true", "keda.minReplicas=0"), "requests fail until one is started"),
     ],
 )
@@ -272,6 +306,8 @@ def test_notes_say_what_to_do_next(tmp_path: Path, sets: tuple[str, ...], said: 
 
 
 def test_two_releases_share_no_name() -> None:
-    ours = {identity(one) for one in helm_template(sets=("fullnameOverride=first", "rbac.buildJobs=true", *TOKENS))}
-    theirs = {identity(one) for one in helm_template(sets=("fullnameOverride=second", "rbac.buildJobs=true"))}
+    ours, theirs = (
+        {identity(one) for one in helm_template(sets=(f"fullnameOverride={name}", "builds.executor=kubernetes", *more))}
+        for name, more in (("first", ("models.url=s3://bucket/models", *TOKENS)), ("second", STORE))
+    )
     assert not ours & theirs

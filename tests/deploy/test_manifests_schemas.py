@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.deploy.support.builds import build_jobs
 from tests.deploy.support.render import (
     DEPLOY,
     FLAVOURS,
@@ -250,9 +251,22 @@ def test_checkov_passes_an_overlay(flavour: str) -> None:
     assert checkov_findings(kustomize(overlay(flavour))) == []
 
 
+@pytest.mark.parametrize("flavour", ["s3", "keda", "jobs"])
+def test_checkov_passes_the_jobs_of_a_server_with_a_store(flavour: str) -> None:
+    """With the policies that come with them."""
+    jobs = build_jobs(kustomize(overlay(flavour)))
+    assert checkov_findings([*of_kind(kustomize(overlay("jobs")), "NetworkPolicy"), *jobs]) == []
+
+
+def test_checkov_finds_jobs_that_no_policy_is_of() -> None:
+    objects = kustomize(overlay("s3"))
+    found = checkov_findings([*objects, *build_jobs(objects)])
+    assert {word for one in found for word in one.split() if word.startswith("CKV")} == {"CKV2_K8S_6"}
+
+
 def test_checkov_passes_the_right_to_make_jobs() -> None:
-    """But for the pod's token, which it then needs."""
-    found = checkov_findings(helm_template(sets=("rbac.buildJobs=true",)))
+    """But for the pod's token, which it then needs: the overlay says so beside it."""
+    found = checkov_findings(helm_template(values_file("jobs")))
     assert {one.split()[1] for one in found} == {"CKV_K8S_38"}, found
 
 

@@ -21,7 +21,7 @@ Object = dict[str, Any]
 DEPLOY = ROOT / "deploy"
 CHART = DEPLOY / "helm" / "bitserve"
 KSERVE = DEPLOY / "kserve"
-FLAVOURS = ("cpu", "gpu", "s3", "keda")
+FLAVOURS = ("cpu", "gpu", "s3", "keda", "jobs")
 """Each is a kustomize overlay, and a file of values of the chart."""
 _RELEASE = "bitserve"
 
@@ -88,15 +88,16 @@ def pod_specs(objects: list[Object]) -> list[tuple[str, Object]]:
 
 
 def comparable(objects: list[Object]) -> dict[tuple[str, str], Object]:
-    """Objects by identity without what tools write about themselves: labels, annotations, and empty namespaces.
+    """Objects by identity without what tools write about themselves: labels, annotations, and the namespace, which a
+    chart's are given when they are installed.
 
-    Selectors stay: they decide which pods are meant.
+    Selectors stay: they decide which pods are meant. So does the namespace of a subject.
     """
     found = {}
     for one in copy.deepcopy(objects):
         templates = [one, one["spec"]["template"]] if "template" in one.get("spec", {}) else [one]
         for about in templates:
-            for key in ("labels", "annotations"):
+            for key in ("labels", "annotations", "namespace"):
                 about.get("metadata", {}).pop(key, None)
             if not about.get("metadata", True):
                 del about["metadata"]

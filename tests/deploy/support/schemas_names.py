@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from app.cluster.job import selector_of
 from app.settings import Settings
 from tests.deploy.support.render import Object, identity, of_kind, pod_specs
 from tests.deploy.support.render_tools import ROOT
@@ -116,7 +117,7 @@ def _ports(objects: list[Object]) -> Iterator[str]:
     for where, _, container in server_pods(objects):
         ports = {port["containerPort"]: port.get("name") for port in container.get("ports", ())}
         named |= set(ports) | set(ports.values())
-        listens = environment(container, objects).get("BITSERVE_PORT")
+        listens = None if where.startswith("Job/") else environment(container, objects).get("BITSERVE_PORT")
         if listens is not None and listens not in map(str, ports):
             yield f"{where}: it listens on {listens} and names ports {sorted(ports)}"
         for kind in PROBES:
@@ -144,12 +145,20 @@ def _users(objects: list[Object]) -> Iterator[str]:
 
 def _selectors(objects: list[Object]) -> Iterator[str]:
     templates = [one["spec"]["template"]["metadata"]["labels"] for one in of_kind(objects, "Deployment")]
+    if any(environment(c, objects).get("BITSERVE_BUILD_EXECUTOR") == "kubernetes" for _, _, c in server_pods(objects)):
+        templates += [_of_builds(labels) for labels in templates]
     for one in of_kind(objects, "Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment"):
         spec = one["spec"]
         chosen = spec.get("selector", spec.get("podSelector", {}))
         labels = chosen if one["kind"] == "Service" else chosen.get("matchLabels", {})
         if not labels or not any(labels.items() <= template.items() for template in templates):
             yield f"{'/'.join(identity(one))}: its selector {labels} selects no pod"
+
+
+def _of_builds(labels: dict[str, str]) -> dict[str, str]:
+    """Labels of pods that a server with these makes."""
+    pairs = (pair.partition("=") for pair in selector_of({"metadata": {"labels": labels}}).split(","))
+    return {key: value for key, _, value in pairs}
 
 
 def _references(objects: list[Object]) -> Iterator[str]:

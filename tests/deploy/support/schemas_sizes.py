@@ -8,7 +8,7 @@ from app.settings import Settings
 from tests.deploy.support.render import Object, of_kind
 from tests.deploy.support.schemas_names import environment, server_pods
 
-__all__ = ["quantity", "size_findings"]
+__all__ = ["disk_findings", "quantity", "settings_of", "size_findings"]
 
 _SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _INTERPRETER_BYTES = 2**29
@@ -29,19 +29,21 @@ def size_findings(objects: list[Object]) -> list[str]:
     """What does not fit."""
     found = []
     for where, spec, container in server_pods(objects):
-        settings = Settings(**_settings(container, objects))  # type: ignore[arg-type]  # text, as variables are
+        settings = settings_of(container, objects)
         rules = (*_grace(spec, container, settings, objects), *_memory(container, settings))
-        found += [f"{where}: {one}" for one in (*rules, *_disk(spec, settings, objects))]
+        found += [f"{where}: {one}" for one in (*rules, *disk_findings(spec, settings, objects))]
     return found
 
 
-def _settings(container: Object, objects: list[Object]) -> dict[str, str]:
+def settings_of(container: Object, objects: list[Object]) -> Settings:
+    """As a server in that container would read them, but for those of Secrets."""
     values = environment(container, objects)
-    return {
+    given = {
         name.removeprefix("BITSERVE_").lower(): value
         for name, value in values.items()
         if name.startswith("BITSERVE_") and value is not None
     }
+    return Settings(**given)  # type: ignore[arg-type]  # text, as variables are
 
 
 def _grace(spec: Object, container: Object, settings: Settings, objects: list[Object]) -> Iterator[str]:
@@ -62,7 +64,7 @@ def _memory(container: Object, settings: Settings) -> Iterator[str]:
         yield f"a limit of {limit} bytes of memory; a build, bodies and the server may take {needed}"
 
 
-def _disk(spec: Object, settings: Settings, objects: list[Object]) -> Iterator[str]:
+def disk_findings(spec: Object, settings: Settings, objects: list[Object]) -> Iterator[str]:
     """Where builds lie there is room for what they may keep, and for a mirror, if that lies there, too."""
     if "protocolVersions" in spec:
         return  # KServe's models are read-only

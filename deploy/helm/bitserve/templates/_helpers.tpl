@@ -12,10 +12,20 @@
 {{- end -}}
 {{- end -}}
 
-{{- define "bitserve.selector" -}}
+{{- define "bitserve.installation" -}}
 app.kubernetes.io/name: {{ include "bitserve.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "bitserve.selector" -}}
+{{ include "bitserve.installation" . }}
 app.kubernetes.io/component: server
+{{- end -}}
+
+{{- /* of pods that the server makes: it takes the first two labels from its own */ -}}
+{{- define "bitserve.buildSelector" -}}
+{{ include "bitserve.installation" . }}
+app.kubernetes.io/component: build
 {{- end -}}
 
 {{- define "bitserve.labels" -}}
@@ -53,5 +63,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $scaled := or .Values.autoscaling.enabled .Values.keda.enabled (gt (int .Values.replicas) 1) -}}
 {{- if and (not .Values.models.url) $scaled -}}
 {{- fail "replicas on several nodes cannot mount one volume: set models.url, or replicas: 1 without autoscaling" -}}
+{{- end -}}
+{{- if and (eq .Values.builds.executor "kubernetes") (not .Values.models.url) -}}
+{{- fail "builds as Jobs run on other nodes, which share a store alone: set models.url, or builds.executor: process" -}}
 {{- end -}}
 {{- end -}}

@@ -2,7 +2,7 @@
 {{- define "bitserve.podSpec" -}}
 {{- $name := include "bitserve.fullname" . -}}
 serviceAccountName: {{ $name }}
-automountServiceAccountToken: {{ .Values.rbac.buildJobs }}
+automountServiceAccountToken: {{ eq .Values.builds.executor "kubernetes" }}
 # else a Service named bitserve sets BITSERVE_PORT=tcp://... in every pod, which is no port
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ add .Values.preStopSeconds .Values.drainSeconds 20 }}

@@ -161,10 +161,14 @@ _MODELS = [
 
 _BUILT = "bitserve_build_duration_seconds"
 
+# each replica tells the builds of all that share its store, so the most that one tells is all there are
+_WAITING = _gauge("bitserve_builds_waiting", "namespace, job", of="max")
+_RUNNING = _gauge("bitserve_builds_running", "namespace, job", of="max")
+
 _BUILDS = [
-    _stat("Waiting", "Builds that wait for their turn; one runs at a time.", "none",
-          f"sum(bitserve_builds_waiting{{{_POD}}})"),
-    _stat("Running", "Builds that run now.", "none", f"sum(bitserve_builds_running{{{_POD}}})"),
+    _stat("Waiting", "Builds that wait for a server that has time, or for their Job's pod.", "none",
+          f"sum({_WAITING})"),
+    _stat("Running", "Builds that run now.", "none", f"sum({_RUNNING})"),
     _stat("Succeeded", "In the last day.", "none",
           f'sum(increase({_BUILT}_count{{{_POD},outcome="succeeded"}}[1d]))'),
     _stat("Failed", "In the last day.", "none", f'sum(increase({_BUILT}_count{{{_POD},outcome="failed"}}[1d]))'),
@@ -176,9 +180,8 @@ _BUILDS = [
           f'sum(increase({_BUILT}_count{{{_POD},outcome="succeeded"}}[1d]))'),
     Panel("Builds that ended", "In an hour, by how they did.", "none",
           ((f"sum by (outcome) (increase({_BUILT}_count{{{_POD}}}[1h]))", "{{outcome}}"),), width=12),
-    Panel("Queue", "Builds that wait and that run, by pod: of replicas that share a repository, one builds.", "none",
-          ((_gauge("bitserve_builds_waiting", "pod"), "waiting {{pod}}"),
-           (_gauge("bitserve_builds_running", "pod"), "running {{pod}}")), width=12),
+    Panel("Queue", "Builds that wait and that run, of all replicas that share a store: each tells the same.", "none",
+          ((_WAITING, "waiting {{namespace}} {{job}}"), (_RUNNING, "running {{namespace}} {{job}}")), width=12),
     Panel("Durations", "Quantiles of builds that ended within an hour, from start to end, the wait not counted.", "s",
           tuple((f"histogram_quantile({q}, sum by (le) (increase({_BUILT}_bucket{{{_POD}}}[1h])))", f"p{100 * q:g}")
                 for q in (0.5, 0.9, 0.99)), width=12),
