@@ -34,8 +34,8 @@ class Following:
     def __init__(self, settings: Settings, manager: ModelManager, registry: Registry) -> None:
         assert settings.store is not None
         self._settings, self._manager, self._registry = settings, manager, registry
-        opened = open_store(settings.store, settings.models_folder, settings.own_plan_key)
-        self.versions, self.bucket, self._writer = opened.versions, opened.bucket, opened.writer
+        self.store = opened = open_store(settings.store, settings.models_folder, settings.own_plan_key)
+        self.versions, self._writer = opened.versions, opened.writer
         self._mirror = Mirror(opened.bucket, settings.models_folder, settings.max_mirror_bytes, self)
         self._mirror.published_here = self.versions.here
         self._tasks = Tasks()

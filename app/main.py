@@ -145,7 +145,7 @@ def _builds(settings: Settings, manager: ModelManager, registry: Registry, follo
     from app.builds.shared.opened import open_builds  # the clients of stores and clusters, which a folder does not need
 
     arrivals = Arrivals(work, manager, registry, following.nudge)
-    return open_builds(settings, following.bucket, work, arrivals, limits, folder)
+    return open_builds(settings, following.store, work, arrivals, limits, folder)
 
 
 def _lose(gateway: Gateway, reason: str) -> None:

@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     build_gpu_selector: str = Field(
         "nvidia.com/gpu.present=true", description="Labels of nodes for Jobs that need a GPU: `key=value,...`."
     )
+    build_gpu_runtime_class: str | None = Field(
+        None, description="RuntimeClass of Jobs that get a GPU beside servers without; the nodes' default unless set."
+    )
     build_for_gpus: bool = Field(
         True, description="Build for the GPUs that are here, too, where a model's spec names no other target."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import logging
 import random
@@ -55,6 +56,7 @@ async def connect() -> Cluster:
     Raises ClusterRefused where there is neither.
     """
     try:
+        await asyncio.to_thread(importlib.import_module, "kubernetes_asyncio")  # half a second of reading
         from kubernetes_asyncio import client, config
     except ImportError as error:
         raise ClusterRefused("builds as Jobs need kubernetes-asyncio: pip install 'bitserve[kubernetes]'") from error

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["BUILD_LABEL", "COMPONENT", "JobOptions", "job_name", "job_of", "selector_of"]
+from app.builds.shared.name import job_name
+
+__all__ = ["BUILD_LABEL", "COMPONENT", "JobOptions", "job_of", "selector_of"]
 
 Object = dict[str, Any]
 COMPONENT = "build"
@@ -44,11 +46,8 @@ class JobOptions(NamedTuple):
     build_timeout_s: float
     image: str = ""
     gpu_selector: Mapping[str, str] = {}
-
-
-def job_name(build: str) -> str:
-    """The same for the same build: two servers that make it make one."""
-    return f"bitserve-build-{build}"
+    gpu_runtime_class: str = ""
+    """Of pods that get a GPU which the server's has not; empty: the nodes' own."""
 
 
 def selector_of(pod: Object) -> str:
@@ -138,6 +137,8 @@ def _add_gpu(spec: Object, options: JobOptions) -> None:
     for kind in ("requests", "limits"):
         resources[kind] = {**resources.get(kind, {}), _GPU: "1"}
     spec["nodeSelector"] = {**spec.get("nodeSelector", {}), **options.gpu_selector}
+    if options.gpu_runtime_class:
+        spec["runtimeClassName"] = options.gpu_runtime_class
     spec["tolerations"] = [*spec["tolerations"], {"key": _GPU, "operator": "Exists", "effect": "NoSchedule"}]
 
 

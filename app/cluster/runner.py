@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from app.builds.shared.name import job_name
 from app.builds.shared.records import Note, Records, Seen
+from app.builds.shared.silence import Silence
 from app.builds.state import BuildState
 from app.builds.store import now
 from app.cluster.api import Cluster
 from app.cluster.errors import ClusterError, ClusterRefused, NoSuchObject
-from app.cluster.job import BUILD_LABEL, JobOptions, job_name, job_of, selector_of
+from app.cluster.job import BUILD_LABEL, JobOptions, job_of, selector_of
 from app.cluster.told import failure_of, has_finished, last_of, waits_for
 from app.cluster.watching import Jobs
 from app.tasks import Tasks
@@ -25,6 +28,7 @@ log = logging.getLogger(__name__)
 Object = dict[str, Any]
 _AGAIN_S = 5.0
 _LOG_LINES = 20
+_POD_WITHIN_S = 10.0
 
 
 class JobRunner:
@@ -33,13 +37,16 @@ class JobRunner:
     """
 
     def __init__(
-        self, records: Records, connect: Callable[[], Awaitable[Cluster]], options: JobOptions, wake: Callable[[], None]
-    ) -> None:
+        self, records: Records, connect: Callable[[], Awaitable[Cluster]], options: JobOptions,
+        wake: Callable[[], None], silence: Silence,
+    ) -> None:  # fmt: skip
         self._records, self._connect, self._options, self._wake = records, connect, options, wake
+        self._silence = silence
         self._cluster: Cluster | None = None
         self._pod: Object = {}
         self._jobs: Jobs | None = None
         self._notes: dict[str, str] = {}
+        self._without_pods: dict[str, float] = {}
         self._tasks = Tasks()
 
     async def start(self) -> None:
@@ -69,8 +76,10 @@ class JobRunner:
 
     async def look(self, active: Sequence[Seen]) -> None:
         """Make Jobs that are missing, end builds whose Jobs have failed, delete Jobs whose builds were cancelled."""
+        self._silence.look(active)
         there = {seen.id for seen in active}
         self._notes = {build: note for build, note in self._notes.items() if build in there}
+        self._without_pods = {build: since for build, since in self._without_pods.items() if build in there}
         cluster, jobs = self._cluster, self._jobs
         if cluster is None or jobs is None or jobs.known is None:
             self._notes.update(dict.fromkeys(there, "it waits for the cluster's API"))
@@ -89,20 +98,31 @@ class JobRunner:
 
     async def _see_to(self, cluster: Cluster, seen: Seen, job: Object | None, pods: Sequence[Object]) -> None:
         if job is None:
-            if not seen.has_begun:
+            job = await self._job_behind(cluster, seen)
+        if job is None:
+            # a server that builds itself may be at it, or a pod that has lost its Job
+            if await self._silence.is_free(seen):
                 await self._make(cluster, seen)
-                return
-            try:
-                job = await cluster.job(job_name(seen.id))  # the watch may be behind
-            except NoSuchObject:
-                await self._fail(seen, "its Job was deleted before it ended")
-                return
+            return
         if failure_of(job, pods):
             last = last_of(pods)
             said = await cluster.log_of(last["metadata"]["name"], _LOG_LINES) if last is not None else ""
             await self._fail(seen, failure_of(job, pods, said))
             return
-        self._notes[seen.id] = waits_for(pods)
+        self._notes[seen.id] = waits_for(pods) if pods or seen.has_begun else self._why_no_pods(seen.id)
+
+    def _why_no_pods(self, build: str) -> str:
+        """The API tells it in events, which are not the server's to read."""
+        since_s = self._without_pods.setdefault(build, time.monotonic())
+        if time.monotonic() - since_s < _POD_WITHIN_S:
+            return ""
+        return f"its Job has no pod yet: `kubectl describe job {job_name(build)}` tells why"
+
+    async def _job_behind(self, cluster: Cluster, seen: Seen) -> Object | None:
+        """Of a build that somebody has claimed: the watch may be behind."""
+        with contextlib.suppress(NoSuchObject):
+            return await cluster.job(job_name(seen.id)) if seen.claims else None
+        return None
 
     async def _make(self, cluster: Cluster, seen: Seen) -> None:
         asked = await self._records.asked(seen)

@@ -259,9 +259,10 @@ def test_a_store_that_cannot_be_written_safely_is_read_and_builds_are_refused(
 ) -> None:
     with serving(rclone_server) as server:
         until(lambda: any("the store is only read" in line for line in server.log), "it is said at the start")
-        status = ended(server, send(server, "m", model(1.0), FP32))
-        assert status["state"] == "failed"
-        assert "ignores conditional puts" in status["error"]
+        refused = send(server, "m", model(1.0), FP32)
+        assert refused.status_code == 503
+        assert "ignores conditional puts" in refused.json()["error"]
+        assert httpx.get(f"{server.url}/v2/builds", headers=ADMIN).json() == []
         assert not server.index()
 
 

@@ -19,6 +19,7 @@ import pytest
 from app.builds.shared.name import Name
 from app.builds.shared.records import Note, Records
 from app.builds.shared.servers import ServerRunner
+from app.builds.shared.silence import Silence
 from app.builds.state import Asked, BuildState, Event
 from app.builds.store import BuildStore, now
 from app.store.bucket import open_bucket
@@ -215,7 +216,7 @@ async def come_to(runner: ServerRunner) -> None:
 
 def runner_of(records: Records, work: Work, folder: Path, clock: Clock) -> ServerRunner:
     folder.mkdir(exist_ok=True)
-    return ServerRunner(records, work, Name(folder), folder, lambda: None, now_s=clock)
+    return ServerRunner(records, work, Name(folder), folder, lambda: None, Silence(records, now_s=clock))
 
 
 @pytest.mark.anyio

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import signal
 from collections.abc import Callable
 
 from app.builds.shared.carry import carry_out
-from app.builds.shared.name import new_name
-from app.builds.shared.records import Records
+from app.builds.shared.name import job_name
+from app.builds.shared.records import Records, Seen
+from app.builds.shared.silence import Silence
 from app.builds.work import StoreWork
 from app.plans import Plans
 from app.settings import Settings
@@ -20,6 +22,7 @@ from app.temporary import with_mirror
 __all__ = ["run_job"]
 
 log = logging.getLogger(__name__)
+_LOOK_EVERY_S = 2.0
 
 
 def run_job(settings: Settings, build: str) -> int:
@@ -32,7 +35,11 @@ def run_job(settings: Settings, build: str) -> int:
         settings.models_folder.mkdir(parents=True, exist_ok=True)
         plans = Plans(settings)
         leaving.callback(plans.close)
-        return asyncio.run(_until_told(settings, plans, build))
+        try:
+            return asyncio.run(_until_told(settings, plans, build))
+        except KeyError:
+            log.error("the store has no build %s", build)
+            return 1
 
 
 async def _until_told(settings: Settings, plans: Plans, build: str) -> int:
@@ -53,23 +60,35 @@ async def _until_told(settings: Settings, plans: Plans, build: str) -> int:
         return 128 + signal.SIGTERM
 
 
+async def _take(records: Records, build: str) -> tuple[Seen, str] | None:
+    """The build as it was when it was claimed, and by which name; None where it has ended.
+
+    Pods of one Job run one after another, so a claim of its name is that of a pod that is gone. Another's is left until
+    that is silent: a server that builds itself, or a Job of another cluster that has the same store.
+    """
+    silence, by = Silence(records), f"{job_name(build)}-{secrets.token_hex(4)}"
+    while True:
+        seen = await records.one(build)
+        if seen.has_ended:
+            log.info("build %s has ended before", build)
+            return None
+        silence.look([seen])
+        is_own = seen.claims and (await records.claimed_by(seen)).startswith(job_name(build))
+        if (is_own or await silence.is_free(seen)) and await records.claim(build, seen.claims + 1, by):
+            return seen, by
+        await asyncio.sleep(_LOOK_EVERY_S)
+
+
 async def _run(settings: Settings, plans: Plans, build: str, publishes: Callable[[], None]) -> int:
     assert settings.store is not None
     opened = open_store(settings.store, settings.models_folder, settings.own_plan_key)
     plans.shared = opened.plans
-    records, by = Records(opened.bucket), new_name()
-    while True:
-        try:
-            seen = await records.one(build)
-        except KeyError:
-            log.error("the store has no build %s", build)
-            return 1
-        if seen.has_ended:
-            log.info("build %s has ended before", build)
-            return 0
-        number = seen.claims + 1
-        if await records.claim(build, number, by):
-            break
+    records = Records(opened.bucket)
+    taken = await _take(records, build)
+    if taken is None:
+        return 0
+    seen, by = taken
+    number = seen.claims + 1
     scratch = settings.models_folder / ".builds"
     await carry_out(records, StoreWork(opened.versions, plans), seen, number, by, scratch, publishes)
     return 0 if (await records.one(build)).has_ended else 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from app.builds.lock import BuildsLock
 
-__all__ = ["Name", "new_name"]
+__all__ = ["Name", "job_name", "new_name"]
 
 _FILE = ".name"
 
@@ -17,6 +17,11 @@ _FILE = ".name"
 def new_name() -> str:
     """Of this process, and of no other of any time; it says where to look."""
     return f"{socket.gethostname()}-{secrets.token_hex(4)}"
+
+
+def job_name(build: str) -> str:
+    """Of the Job that carries out a build: the same for the same one, so that two servers that make it make one."""
+    return f"bitserve-build-{build}"
 
 
 class Name:

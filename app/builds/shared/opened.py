@@ -12,28 +12,33 @@ from app.builds.shared.carry import CarriedWork
 from app.builds.shared.name import Name
 from app.builds.shared.records import Records
 from app.builds.shared.servers import ServerRunner
+from app.builds.shared.silence import Silence
 from app.settings import Settings
-from app.store.bucket import Bucket
+from app.store.opened import OpenStore
 
 __all__ = ["open_builds"]
 
 
 def open_builds(
-    settings: Settings, bucket: Bucket, work: CarriedWork, arrivals: Arrivals, limits: Limits, folder: Path
+    settings: Settings, store: OpenStore, work: CarriedWork, arrivals: Arrivals, limits: Limits, folder: Path
 ) -> SharedBuilds:
     """Nothing is asked of store or cluster yet. `folder` is for uploads, and for builds that run here."""
-    records = Records(bucket)
+    records = Records(store.bucket, store.writer.check)
 
     def runner(wake: Callable[[], None]) -> Runner:
         if settings.build_executor == "process":
-            return ServerRunner(records, work, Name(folder), folder, wake)
+            return ServerRunner(records, work, Name(folder), folder, wake, Silence(records))
         from app.cluster.api import connect
         from app.cluster.job import JobOptions
         from app.cluster.runner import JobRunner
 
         options = JobOptions(
-            settings.build_memory_bytes, settings.build_timeout_s, settings.build_image or "", settings.gpu_selector
+            settings.build_memory_bytes,
+            settings.build_timeout_s,
+            settings.build_image or "",
+            settings.gpu_selector,
+            settings.build_gpu_runtime_class or "",
         )
-        return JobRunner(records, connect, options, wake)
+        return JobRunner(records, connect, options, wake, Silence(records))
 
     return SharedBuilds(records, runner, arrivals, limits, folder)

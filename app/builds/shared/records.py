@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,8 +99,9 @@ class Seen(NamedTuple):
 class Records:
     """Every method raises StoreError where the store does not answer, and KeyError for a build that is not there."""
 
-    def __init__(self, bucket: Bucket) -> None:
-        self._bucket = bucket
+    def __init__(self, bucket: Bucket, check: Callable[[], Awaitable[None]] | None = None) -> None:
+        """`check` raises StoreError where the store must not be written (`app.store.writer`)."""
+        self._bucket, self._check = bucket, check
         self._read: dict[str, tuple[str, bytes]] = {}
 
     # -- looking -------------------------------------------------------------------------------------------------
@@ -170,6 +171,8 @@ class Records:
 
     async def add(self, asked: Asked, files: Mapping[str, Path], event: Event) -> None:
         """Store a build whole: it is there, for others, once all of it is."""
+        if self._check is not None:
+            await self._check()
         try:
             await publish(self._bucket, f"{FOLDER}/{asked.id}/{_INPUT}", files)
             await self.write_events(asked.id, 0, [event])
