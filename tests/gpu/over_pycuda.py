@@ -1,5 +1,6 @@
 """PyCUDA itself, and NVIDIA's bindings, over a stand-in for the driver's library: `python -m tests.gpu.over_pycuda
-LIBRARY`, with the library's folder in LD_LIBRARY_PATH. All that the runtime asks of a driver is asked, and each kind of error met.
+LIBRARY`, with the library's folder in LD_LIBRARY_PATH. All that the runtime asks of a driver is asked, and each kind of
+error met.
 """
 
 from __future__ import annotations
