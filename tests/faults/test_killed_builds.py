@@ -178,6 +178,29 @@ def test_a_build_that_failed_names_no_version(tmp_path: Path) -> None:
     assert (ended.state, ended.error, ended.version) == ("failed", "it does not load", None)
 
 
+def test_a_build_that_is_removed_before_its_compile_has_ended_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was cancelled, and others that ended after it made it one too many."""
+
+    async def cancel() -> None:
+        jobs = Builds(BuildStore(tmp_path), Idle(), Limits(9, 9, 2**30))
+        build = jobs.store.new_id()
+        put(jobs.store, build, "m")
+        jobs.start()
+        while build not in jobs._running:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        jobs.cancel(build)
+        jobs.store.remove(build)
+        while jobs._running:
+            await asyncio.sleep(0)
+        await jobs.stop()
+
+    asyncio.run(cancel())
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_a_stream_ends_where_its_build_is_removed(tmp_path: Path) -> None:
     """Between two events, and while it waits for one; others are told nothing."""
 
