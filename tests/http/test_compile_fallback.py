@@ -72,7 +72,7 @@ def check_fp32_serves(server: Server, done: dict[str, Any], reason: str) -> None
     answer = server.infer("cnn", {"image": ("FP32", pictures()[:4].tolist())})
     assert answer.status_code == 200
     assert answer.json()["model_version"] == str(done["version"])
-    page = httpx.get(f"{server.url}{done['report']}", headers={"accept": "text/html"})
+    page = httpx.get(f"{server.url}{done['report']}", headers={"accept": "text/html"}, timeout=60)
     assert (page.status_code, "coarser engines were not tried to the end" in page.text) == (200, True)
 
 
