@@ -19,14 +19,9 @@ test-faults: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(TWO) tests/faults
 	BITSERVE_FRONT_ENDS=2 $(BIN)/python -m pytest $(TWO) tests/http tests/faults
 
-# the runtime of GPUs, and servers that run what they can on a simulated one; left out is what ends before an engine is
-# asked, and builds, which are the same there
-ELSEWHERE := $(wildcard tests/http/test_compile*.py) $(addprefix tests/http/test_,repeats.py samples.py inspect.py cli.py \
-	cli_bench.py cli_compile.py exported_binary.py large_uploads.py) \
-	$(addprefix tests/faults/test_,build_limits.py builds.py fallback.py full_disk.py killed_builds.py publish.py tune.py \
-	two_servers.py flooding.py)
+# the runtime of GPUs, and all tests of servers with what they can run on a simulated one; but for what asks no engine
 test-simulated: $(VENV)/.installed-test
-	TESTS_ON_GPU=1 $(BIN)/python -m pytest $(TWO) tests/simulated tests/http tests/faults $(addprefix --ignore ,$(ELSEWHERE))
+	TESTS_ON_GPU=1 $(BIN)/python -m pytest $(TWO) tests/simulated tests/http tests/faults
 
 test-targets: $(VENV)/.installed-targets
 	$(BIN)/python -m pytest $(TWO) tests/targets

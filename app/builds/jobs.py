@@ -297,9 +297,10 @@ class Builds:
         try:
             await self._steps(build)
         except (asyncio.CancelledError, Stopping):
-            progress = self.store.progress(build)
-            if self._stopping and not progress.state.is_final:
-                self._update(build, state=BuildState.QUEUED, attempts=progress.attempts - 1)
+            with contextlib.suppress(KeyError):  # cancelled, and removed to make room before its compile had ended
+                progress = self.store.progress(build)
+                if self._stopping and not progress.state.is_final:
+                    self._update(build, state=BuildState.QUEUED, attempts=progress.attempts - 1)
         except EngineError as error:
             self._end(build, BuildState.FAILED, str(error))
         except Exception as error:

@@ -22,8 +22,10 @@ import psutil
 import app
 from app.tune.errors import TuneFailed
 
-__all__ = ["PrivateServer", "serving"]
+__all__ = ["CHILD", "PrivateServer", "serving"]
 
+CHILD = "app.tune.child"
+"""The module that is a server of a trial."""
 _LISTENING = re.compile(r"running on http://127\.0\.0\.1:(\d+)")
 _START_S, _LOAD_S, _STOP_S = 60.0, 120.0, 15.0
 _POLL_S = 0.05
@@ -134,7 +136,7 @@ def serving(repository: Path, cache: Path, threads: int) -> Iterator[PrivateServ
     words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
     packages = str(Path(app.__file__).parent.parent)
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "app.tune.child", str(os.getpid()), "serve", *words, "--no-access-log"],
+        [sys.executable, "-P", "-m", CHILD, str(os.getpid()), "serve", *words, "--no-access-log"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

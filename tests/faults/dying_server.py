@@ -8,6 +8,8 @@ import sys
 
 from app.builds.jobs import Builds
 from app.cli import main
+from tests.simulated.serve import run
+from tests.support.servers import ON_GPU
 
 _FIRST = os.getpid()
 """The server's first process: where it has front ends, builds run in a child of it."""
@@ -42,4 +44,4 @@ def die_at(stage: str) -> None:
 
 if __name__ == "__main__":
     die_at(sys.argv.pop(1))
-    main()
+    run(main) if ON_GPU else main()

@@ -81,6 +81,7 @@ def _belongs(process: psutil.Process, cache: Path) -> bool:
         return False
 
 
+@pytest.mark.asks_no_engine
 @pytest.mark.parametrize("name", ENDINGS)
 def test_however_a_compile_ends_there_is_a_reason_and_nothing_is_left(name: str, tmp_path: Path) -> None:
     script, reason = ENDINGS[name]
@@ -94,6 +95,7 @@ def test_however_a_compile_ends_there_is_a_reason_and_nothing_is_left(name: str,
     until(lambda: group_is_gone(tmp_path), "the whole process group gone", timeout_s=30)
 
 
+@pytest.mark.asks_no_engine
 def test_the_reason_is_read_though_a_stage_could_not_be_noted(tmp_path: Path) -> None:
     """A server's own disk is full as well: it can store no stage."""
     source = tmp_path / "model.onnx"
@@ -109,6 +111,7 @@ def test_the_reason_is_read_though_a_stage_could_not_be_noted(tmp_path: Path) ->
         )
 
 
+@pytest.mark.asks_no_engine
 def test_the_reason_names_files_without_their_folders(tmp_path: Path) -> None:
     script = 'print(json.dumps({"error": f"cannot read {sys.argv[1]} into {cache}"})); sys.exit(3)'
     with pytest.raises(ModelRefused) as refused:
@@ -116,6 +119,7 @@ def test_the_reason_names_files_without_their_folders(tmp_path: Path) -> None:
     assert str(refused.value) == "cannot read model.onnx into ..."
 
 
+@pytest.mark.asks_no_engine
 def test_a_compile_sees_no_secret_and_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITSERVE_ADMIN_TOKEN", "s3cret")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
@@ -131,6 +135,7 @@ def test_a_compile_sees_no_secret_and_an_empty_folder(tmp_path: Path, monkeypatc
     assert seen["nice"] == 19
 
 
+@pytest.mark.asks_no_engine
 @pytest.mark.skipif(not AUTOGROUP.exists(), reason="a kernel that makes no scheduling groups of sessions")
 def test_a_compile_steps_back_for_the_server_as_a_group_too(tmp_path: Path) -> None:
     """In a session of its own its niceness alone says nothing to the server's processes, where groups are made."""
@@ -154,6 +159,7 @@ def test_a_compile_steps_back_for_the_server_as_a_group_too(tmp_path: Path) -> N
     assert AUTOGROUP.read_text() == own
 
 
+@pytest.mark.asks_no_engine
 def test_a_compile_that_is_cancelled_is_ended(tmp_path: Path) -> None:
     async def cancel_soon() -> None:
         source = tmp_path / "model.onnx"
@@ -169,6 +175,7 @@ def test_a_compile_that_is_cancelled_is_ended(tmp_path: Path) -> None:
     until(lambda: group_is_gone(tmp_path), "the whole process group gone", timeout_s=30)
 
 
+@pytest.mark.asks_no_engine
 def test_a_compile_does_not_outlive_a_server_that_is_killed(tmp_path: Path) -> None:
     """The real compiler, on a model that takes seconds; its parent gets SIGKILL and can do nothing about it."""
     source = tmp_path / "model.onnx"
@@ -233,6 +240,7 @@ def test_the_other_models_are_served_when_a_compile_is_ended(flags: list[str], r
         assert server.process.poll() is None
 
 
+@pytest.mark.asks_no_engine
 def test_a_server_that_stops_ends_its_compile(tmp_path: Path) -> None:
     place(tmp_path, "large", slow(width=1024, layers=40))
     with running(tmp_path) as server:

@@ -23,6 +23,7 @@ from tests.support.onnx_models import linear
 from tests.support.servers import Server, until
 from tests.support.uploads import build_of, ended, send
 
+pytestmark = pytest.mark.asks_no_engine
 MOST_TOLD = 700
 FLOOD = """
 import json, sys

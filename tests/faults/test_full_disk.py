@@ -15,6 +15,7 @@ from tests.support.onnx_models import linear, slow
 from tests.support.servers import running
 from tests.support.uploads import ended, send
 
+pytestmark = pytest.mark.asks_no_engine
 MIB = 2**20
 
 

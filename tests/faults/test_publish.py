@@ -24,6 +24,7 @@ from engines.manifest import BatchProof, EngineFile, Manifest, Source
 from engines.repository import MANIFEST_FILE, MODEL_FILE, PlanCache, publish_version, scan, staged_folder
 from engines.tensor import TensorSpec
 
+pytestmark = pytest.mark.asks_no_engine
 ROOT = Path(__file__).parent.parent.parent
 POINTS = 60
 KEY = "k" * 32

@@ -23,7 +23,7 @@ import pytest
 from app.cli_tune import _show
 from app.tune.load import recorded
 from tests.support.onnx_models import linear, place, softmax_over_batch
-from tests.support.servers import ROOT, Server, running, until
+from tests.support.servers import ON_GPU, ROOT, Server, running, until
 
 BAD = "# kept\n[batching]\nmax_queue_delay_us = 700000  # far too long\n[labels]\ny = 'l.txt'\n"
 """Nearly every request waits as long as that."""
@@ -48,7 +48,8 @@ def repository(models: Path, tmp_path: Path) -> Path:
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "app", "tune", *map(str, arguments)]
+    module = "tests.simulated.serve" if ON_GPU else "app"  # whose trials run on a GPU, too
+    return [sys.executable, "-m", module, "tune", *map(str, arguments)]
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from tests.support.onnx_models import linear, slow
 from tests.support.servers import ADMIN, Server, running, until
 from tests.support.uploads import build_of, ended, send
 
+pytestmark = pytest.mark.asks_no_engine
 SLOW = slow(width=256, layers=12).SerializeToString()
 SMALL = linear(scale=3).SerializeToString()
 

@@ -10,6 +10,8 @@ import uvicorn
 
 from app.main import create_app
 from app.settings import Settings
+from tests.simulated.serve import run
+from tests.support.servers import ON_GPU
 
 
 async def _serve(repository: Path, port: int, flags: list[str]) -> None:
@@ -21,5 +23,9 @@ async def _serve(repository: Path, port: int, flags: list[str]) -> None:
     await uvicorn.Server(config).serve()
 
 
-if __name__ == "__main__":
+def _main() -> None:
     asyncio.run(_serve(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))
+
+
+if __name__ == "__main__":
+    run(_main) if ON_GPU else _main()

@@ -14,7 +14,8 @@ import pytest
 from app.main import create_app
 from app.settings import Settings
 from tests.hostile.wire import AsgiServer, Client, Reply, repository
-from tests.support.servers import Server, until
+from tests.simulated.serve import simulated
+from tests.support.servers import ON_GPU, Server, until
 
 BODY_CAP = 300_000
 
@@ -81,6 +82,17 @@ class InProcessFace:
 def _all_ready(face: Any) -> bool:
     answer = face("POST", "/v2/repository/index")
     return bool(answer.status == 200 and answer.json()) and all(v["state"] == "READY" for v in answer.json())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_process() -> Iterator[None]:
+    """Where servers run on a simulated GPU, applications in this process do, too."""
+    if not ON_GPU:
+        yield
+        return
+    with simulated() as gpus:
+        yield
+    assert not [rule for gpu in gpus for rule in gpu.broken]
 
 
 @pytest.fixture(scope="session")

@@ -187,6 +187,7 @@ def test_a_mistake_is_one_line(
     assert said in Ran(capsys, "bench", *arguments, "--url", server.url).line
 
 
+@pytest.mark.asks_no_engine
 @pytest.mark.parametrize(
     ("url", "said"),
     [
@@ -354,6 +355,7 @@ def foreign(handler: type[Foreign]) -> Iterator[str]:
 FEW = ("m", "-c", "2", "--requests", "30", "--warmup", "0", "--rows", "3", "-H", "X-Key: k")
 
 
+@pytest.mark.asks_no_engine
 def test_a_server_without_statistics_is_measured_without_its_columns(capsys: pytest.CaptureFixture[str]) -> None:
     with foreign(Foreign) as url:
         told = bench(capsys, url, *FEW)
@@ -366,6 +368,7 @@ def test_a_server_without_statistics_is_measured_without_its_columns(capsys: pyt
         assert "queue ms" not in Ran(capsys, "bench", *FEW, "--url", url).out
 
 
+@pytest.mark.asks_no_engine
 def test_an_answer_of_wrong_size_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
     class Short(Foreign):
         values_per_row = 1

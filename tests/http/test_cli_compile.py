@@ -86,6 +86,7 @@ def test_a_model_is_compiled_here_into_a_folder_that_is_made(model: Path, tmp_pa
         assert len(list((made / ".cache").iterdir())) == 3, "two plans and a key: the server compiles nothing anew"
 
 
+@pytest.mark.asks_no_engine
 def test_a_spec_may_be_a_file_and_flags_go_above_it(model: Path, tmp_path: Path) -> None:
     spec = tmp_path / "spec"
     spec.write_text('{"max_batch": 8, "objective": "latency"}')
@@ -94,6 +95,7 @@ def test_a_spec_may_be_a_file_and_flags_go_above_it(model: Path, tmp_path: Path)
     assert (asked["max_batch"], asked["objective"]) == (4, "latency")
 
 
+@pytest.mark.asks_no_engine
 def test_its_progress_is_shown_where_there_is_a_terminal(model: Path, tmp_path: Path) -> None:
     done = run(model, "--name", "m", "--repository", tmp_path / "r", FORCE_COLOR="1", COLUMNS="100")
     assert done.returncode == 0
@@ -121,6 +123,7 @@ def test_a_model_is_sent_to_a_server(server: Server, model: Path, tmp_path: Path
     assert document(run(model, "--name", "there", *there, "--token", TOKEN, "--json")) == told
 
 
+@pytest.mark.asks_no_engine
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -148,6 +151,7 @@ def test_an_error_is_one_line(flags: list[str], said: str, server: Server, model
     assert not list((tmp_path / "r").glob("*/1"))
 
 
+@pytest.mark.asks_no_engine
 def test_a_build_that_fails_is_one_line_here_and_there(server: Server, tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
     file.write_bytes(b"\x80\x04no model.")

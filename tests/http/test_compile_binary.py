@@ -90,6 +90,7 @@ def test_operators_without_their_functions_are_known(server: Server) -> None:
     np.testing.assert_allclose(answers(server, "binary", rows), answers(server, "bare", rows), rtol=0, atol=1e-4)
 
 
+@pytest.mark.asks_no_engine
 def test_operators_that_do_not_exist_or_are_not_whole_are_refused(server: Server) -> None:
     for change, said in (("BinaryNothing", "BinaryNothing"), ("BinaryGemm", "")):
         wrong = with_binary_layers(classifier())[0]

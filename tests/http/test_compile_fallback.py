@@ -72,7 +72,7 @@ def check_fp32_serves(server: Server, done: dict[str, Any], reason: str) -> None
     answer = server.infer("cnn", {"image": ("FP32", pictures()[:4].tolist())})
     assert answer.status_code == 200
     assert answer.json()["model_version"] == str(done["version"])
-    page = httpx.get(f"{server.url}{done['report']}", headers={"accept": "text/html"})
+    page = httpx.get(f"{server.url}{done['report']}", headers={"accept": "text/html"}, timeout=60)
     assert (page.status_code, "coarser engines were not tried to the end" in page.text) == (200, True)
 
 
@@ -90,6 +90,7 @@ def test_killed_while_it_quantizes_it_ends_with_fp32_serving(server: Server, tmp
     assert reason in line, "the same upload is that build, and the command tells why FP32 serves"
 
 
+@pytest.mark.asks_no_engine
 @pytest.mark.parametrize("stage", ["prove", "compile"])
 def test_killed_before_fp32_is_proven_it_fails(stage: str, server: Server) -> None:
     large = slow(width=1024, layers=24).SerializeToString()  # a small one is past the stage when it is told of
@@ -99,6 +100,7 @@ def test_killed_before_fp32_is_proven_it_fails(stage: str, server: Server) -> No
     assert f"the compile ended by SIGKILL at stage '{stage}'" in done["error"]
 
 
+@pytest.mark.asks_no_engine
 def test_a_precision_that_was_asked_for_fails_where_it_is_killed(server: Server) -> None:
     done = signalled(server, "quantize", signal.SIGKILL, {"precision": "int8"})
     assert (done["state"], done["version"]) == ("failed", None)
@@ -106,6 +108,6 @@ def test_a_precision_that_was_asked_for_fails_where_it_is_killed(server: Server)
 
 
 def test_stopped_until_its_time_is_over_it_ends_with_fp32_serving(tmp_path: Path) -> None:
-    with running(tmp_path, "--build-timeout-s", "40") as server:
+    with running(tmp_path, "--build-timeout-s", "20") as server:
         done = signalled(server, "quantize", signal.SIGSTOP, {"precision": "auto"})
-        check_fp32_serves(server, done, "the compile was ended at stage 'quantize': it did not end within 40 s")
+        check_fp32_serves(server, done, "the compile was ended at stage 'quantize': it did not end within 20 s")

@@ -18,6 +18,7 @@ from tests.support.onnx_models import linear, place
 from tests.support.servers import ADMIN, Server, running, until
 from tests.support.uploads import arrays, build_of, ended, send
 
+pytestmark = pytest.mark.asks_no_engine
 MODEL = linear(scale=3).SerializeToString()
 SAMPLES = arrays(x=np.ones((8, 16), np.float32))
 LABELLED = arrays(x=np.ones((4, 16), np.float32), labels=np.zeros(4, np.int64))

@@ -56,6 +56,7 @@ def test_an_upload_is_served_and_answers_as_onnx_runtime_does(server: Server, na
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1.0, np.abs(expected).max()))
 
 
+@pytest.mark.asks_no_engine
 @pytest.mark.parametrize("name", ["larq_tf2onnx", "torch_where_bn_script"])
 def test_the_command_compiles_them(name: str, tmp_path: Path) -> None:
     check(document(run(FIXTURES / f"{name}.onnx", "--name", name, "--repository", tmp_path, "--json")), name)

@@ -18,6 +18,8 @@ from tests.support.installs import copy_sources
 from tests.support.onnx_models import place
 from tests.support.servers import running
 
+pytestmark = pytest.mark.asks_no_engine
+
 
 def inspect(repository: Path, *words: str, python: Path = Path(sys.executable)) -> subprocess.CompletedProcess[str]:
     command = [str(python), "-m", "app", "inspect", *words, "--repository", str(repository)]

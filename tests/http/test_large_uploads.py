@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.servers import ADMIN, Server, running
 
+pytestmark = pytest.mark.asks_no_engine
 MIB = 2**20
 BOUNDARY = "a-boundary"
 HEADERS = {**ADMIN, "Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}

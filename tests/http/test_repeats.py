@@ -18,6 +18,7 @@ from app.http.protocol import InferProtocol
 from app.settings import Settings
 from tests.hostile.wire import binary_body, json_body, post, repository
 from tests.http.benches import Bench, until, with_bench
+from tests.support.servers import ON_GPU
 
 MOST_BODY_BYTES = 20_000
 MOST_HELD_BYTES = 6_000
@@ -169,7 +170,7 @@ def cut(rng: random.Random, stream: list[bytes]) -> list[bytes]:
     return segments
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2 if ON_GPU else 6))  # what is parsed, and what not, is no engine's matter
 def test_random_streams_are_answered_the_same_with_and_without(seed: int) -> None:
     rng = random.Random(seed)
 
@@ -179,7 +180,8 @@ def test_random_streams_are_answered_the_same_with_and_without(seed: int) -> Non
         for _ in range(60):
             pair = connect(bench)
             stream = [random_message(rng) for _ in range(rng.randrange(1, 30))]
-            await ask_both(pair, cut(rng, stream), await_each=rng.random() < 0.8)
+            is_patient = rng.random() < 0.8 or bool(ON_GPU)  # else what is held depends on when the GPU answers
+            await ask_both(pair, cut(rng, stream), await_each=is_patient)
             skipped += pair[0].skipped
         assert skipped > 30
         assert bench.handler.room.held_bytes == 0

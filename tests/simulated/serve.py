@@ -6,23 +6,33 @@ guard) has none, and the CPU answers.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import os
+import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 
 import app.plans
-from app.__main__ import main
+import app.tune.server
+from app.cli import main
+from app.tune.child import main as child
 from engines.errors import EngineError, PlanInvalid
 from engines.manifest import Manifest, PlanFile
 from engines.request import BuildRequest
 from engines.runtime.tensorrt import TensorRtSession
 from engines.tensor import DYNAMIC, ShapeRange
 from tests.simulated.gpu import Faults, SimulatedGpu
+from tests.support.servers import KNOWN_PLANS
+
+__all__ = ["SimulatedGpus", "run", "simulated"]
 
 _SETTING = "SIMULATED_GPU"
 """JSON: the fields of `Faults`."""
@@ -114,14 +124,53 @@ async def _open(self: app.plans.Plans, request: BuildRequest, manifest: Manifest
     return await _opened(self, request, manifest, *more)
 
 
-_opened = app.plans.Plans.open
+async def _compile_once(self: app.plans.Plans, request: BuildRequest, key: str, *more: Any, **others: Any) -> Manifest:
+    """What lies in a repository is compiled by the first server of a run of tests; what is sent, by each anew."""
+    known = Path(os.environ.get(KNOWN_PLANS, "")) / key
+    is_sent = ".builds" in request.source.parts
+    if KNOWN_PLANS not in os.environ or is_sent or others.get("replacing"):
+        return await _compiled(self, request, key, *more, **others)
+    if known.is_dir():
+        app.plans.log.info("compiling %s", request.source.parent.parent.name, extra={"plan": key})
+        with self._cache.handover(key) as folder:
+            await asyncio.to_thread(shutil.copytree, known, folder, dirs_exist_ok=True)
+            return await asyncio.to_thread(self._cache.adopt, folder, key)
+    manifest = await _compiled(self, request, key, *more, **others)
+    await asyncio.to_thread(_keep, self._cache.entry(key), known)
+    return manifest
 
-if __name__ == "__main__":
-    app.plans.Gpus = SimulatedGpus  # type: ignore[assignment, misc]
-    app.plans.Plans.open = _open  # type: ignore[method-assign]
+
+def _keep(plan: Path, known: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=known.parent) as folder:
+        made = shutil.copytree(plan, Path(folder) / known.name)
+        with contextlib.suppress(OSError):  # another was first
+            made.rename(known)
+
+
+_opened, _compiled = app.plans.Plans.open, app.plans.Plans._compiled
+
+
+@contextlib.contextmanager
+def simulated() -> Iterator[list[SimulatedGpu]]:
+    """Servers of this process are on simulated GPUs as long as the block lasts; the list is of all of them."""
+    with (
+        patch.object(app.plans, "Gpus", SimulatedGpus),
+        patch.multiple(app.plans.Plans, open=_open, _compiled=_compile_once),
+    ):
+        yield _gpus
+
+
+def run(command: Callable[[], None]) -> None:
+    """A server's command, on simulated GPUs."""
     try:
-        main()
+        with simulated():
+            command()
     finally:
         for gpu in _gpus:
             if os.environ.get(_ORDERLY) and not gpu.is_lost and gpu.held():
                 gpu.broken.append(f"it still holds {gpu.held()}")
+
+
+if __name__ == "__main__":
+    app.tune.server.CHILD = "tests.simulated.serve"  # of trials, too
+    run(child if sys.argv[1].isdigit() else main)

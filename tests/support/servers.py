@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-__all__ = ["ADMIN", "ON_GPU", "ROOT", "TOKEN", "Server", "free_port", "running", "until"]
+__all__ = ["ADMIN", "KNOWN_PLANS", "ON_GPU", "ROOT", "TOKEN", "Server", "free_port", "running", "until"]
 
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = "open-sesame"
@@ -28,6 +28,8 @@ ADMIN = {"Authorization": f"Bearer {TOKEN}"}
 
 ON_GPU = os.environ.get("TESTS_ON_GPU", "")
 """Whether servers run what they can on a simulated GPU."""
+KNOWN_PLANS = "SIMULATED_KNOWN_PLANS"
+"""The folder of plans that servers on simulated GPUs have compiled in this run of tests."""
 
 
 def free_port() -> int:
