@@ -196,7 +196,7 @@ def test_a_build_that_is_removed_before_its_compile_has_ended_is_no_error(
         while build not in jobs._running:
             await asyncio.sleep(0)
         await asyncio.sleep(0.01)
-        jobs.cancel(build)
+        await jobs.cancel(build)
         jobs.store.remove(build)
         while jobs._running:
             await asyncio.sleep(0)
@@ -221,7 +221,7 @@ def test_a_stream_ends_where_its_build_is_removed(tmp_path: Path) -> None:
         assert (await anext(waiting))[1].message == "accepted"
         last = asyncio.ensure_future(anext(waiting, None))
         await asyncio.sleep(0)
-        jobs.cancel(build)
+        await jobs.cancel(build)
         jobs.store.remove(build)
         assert await last is None
         assert await anext(slow, None) is None
