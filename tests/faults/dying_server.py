@@ -24,13 +24,13 @@ def die() -> None:
 def die_at(stage: str) -> None:
     """Once the stage is written to disk, as a process that is killed in it leaves it."""
     if stage == "queued":
-        add = Builds.add
+        take = Builds.take
 
-        def added(self: Builds, build: str) -> None:
-            add(self, build)
+        def taken(self: Builds, build: str) -> None:
+            take(self, build)
             die()
 
-        Builds.add = added  # type: ignore[method-assign]
+        Builds.take = taken  # type: ignore[method-assign]
         return
     tell = Builds._tell
 
