@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     build_executor: Literal["process", "kubernetes"] = Field(
         "process", description="Who builds: this server's own processes, or Jobs of its cluster (with a store)."
     )
+    pod_name: str | None = Field(
+        None, description="The server's own pod, after which Jobs are made; named as its host unless set."
+    )
     build_image: str | None = Field(
         None, description="Image of Jobs that build; that of the server's own pod unless set."
     )

@@ -71,7 +71,7 @@ class Progress(BaseModel):
     state: BuildState = BuildState.QUEUED
     stage: str = "queued"
     percent: int = 0
-    version: int | None = None
+    version: int | None = Field(None, ge=0)
     error: str | None = None
     attempts: int = 0
     started: str | None = None
@@ -91,10 +91,13 @@ class Event(BaseModel):
 
 
 def lasted_ns(progress: Progress) -> int:
-    """From its first start to its end; 0 for one that never ran."""
+    """From its first start to its end; 0 for one that never ran, or does not say when."""
     if progress.started is None or progress.ended is None:
         return 0
-    took = datetime.datetime.fromisoformat(progress.ended) - datetime.datetime.fromisoformat(progress.started)
+    try:
+        took = datetime.datetime.fromisoformat(progress.ended) - datetime.datetime.fromisoformat(progress.started)
+    except (ValueError, TypeError):  # not written by us
+        return 0
     return max(0, round(took.total_seconds() * 1e9))
 
 

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from app.builds.state import Asked, BuildState, Event, Progress
 from engines.repository import staged_folder
 
-__all__ = ["INPUT", "BuildStore", "is_build_id", "now"]
+__all__ = ["INPUT", "BuildStore", "is_build_id", "now", "unreadable"]
 
 log = logging.getLogger(__name__)
 _ID = re.compile(r"([0-9]{8}-[0-9]{6}-[0-9]{6})-[0-9a-f]{8}")
@@ -43,6 +43,11 @@ def is_build_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def unreadable(build: str) -> Asked:
+    """What is told of a request that cannot be read."""
+    return Asked(id=build, model="", key="", file_name="", sha256="", size_bytes=0, created="")
+
+
 def _moment(build: str) -> datetime.datetime:
     """When an id was given."""
     found = _ID.fullmatch(build)
@@ -59,9 +64,11 @@ class BuildStore:
         self.folder = folder
         self._last = datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
-    def new_id(self) -> str:
-        """Cannot be guessed, and sorts after all that were given before, also where the clock was set back."""
-        known = [_moment(build) for build in self.ids()[-1:]]
+    def new_id(self, last: str = "") -> str:
+        """Cannot be guessed, and sorts after all that were given before (`last`: elsewhere), also where the clock was
+        set back.
+        """
+        known = [_moment(build) for build in [*self.ids()[-1:], *([last] if last else [])]]
         self._last = max(datetime.datetime.now(datetime.UTC), *(moment + _TICK for moment in [self._last, *known]))
         return f"{self._last:{_MOMENT}}-{secrets.token_hex(4)}"
 
@@ -99,9 +106,7 @@ class BuildStore:
 
     def asked(self, build: str) -> Asked:
         """What was asked; where that cannot be read, nothing but the id, and then `progress` says so."""
-        return self._asked(build) or Asked(
-            id=build, model="", key="", file_name="", sha256="", size_bytes=0, created=""
-        )  # fmt: skip
+        return self._asked(build) or unreadable(build)
 
     def _asked(self, build: str) -> Asked | None:
         path = self.path(build) / _REQUEST

@@ -32,11 +32,12 @@ RIGHTS: Mapping[tuple[str, str], tuple[str, ...]] = {
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _WITHIN_S = 10
 _TRIES = 4
-_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
+_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 60.0
 _WATCHED_S = 240
 """The API ends a watch by itself after some minutes; this is before any proxy on the way does."""
 _TOO_OLD = int(HTTPStatus.GONE)
 _LATER = frozenset({429, 500, 502, 503, 504})
+_NOT_VALID = frozenset({400, 422})
 
 
 class Gone(ClusterError):
@@ -208,9 +209,9 @@ def _check(status: int, body: str, headers: Any) -> None:
         raise Gone(text)
     if status in _LATER:
         raise _Later(text, _seconds(headers.get("Retry-After", "")))
-    if status == HTTPStatus.FORBIDDEN and "exceeded quota" in said:
-        raise ClusterError(text)
-    raise ClusterRefused(text)
+    if status in _NOT_VALID:
+        raise ClusterRefused(text)
+    raise ClusterError(text)  # such as no right to: that may be given
 
 
 def _message(body: str) -> str:

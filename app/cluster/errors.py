@@ -8,11 +8,11 @@ __all__ = ["ClusterError", "ClusterRefused", "NoSuchObject"]
 
 
 class ClusterError(EngineError):
-    """The API could not be asked, or has no time; a later try may succeed."""
+    """The API could not be asked, has no time, or gives no right to; a later try may succeed."""
 
 
 class ClusterRefused(ClusterError):
-    """The API does not do what it is asked, and will not the next time either: no right to, or not valid."""
+    """The API does not take what it is asked, and will not the next time either."""
 
 
 class NoSuchObject(ClusterError):

@@ -24,6 +24,7 @@ _KEPT_S = 3600
 _RETRIES = 1
 _WAITS_S = 3600
 """For a node to be there, beside the time that its tries may take."""
+_LONGEST_S = 7 * 86_400
 _BESIDE_BYTES = 2**30
 """What the process takes that watches the compile, fetches and publishes."""
 _LEAVES_S = 30
@@ -34,7 +35,7 @@ _ROLE = (
     "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
 )  # fmt: skip
-_NOT_THEIRS = frozenset({"BITSERVE_ADMIN_TOKEN", "BITSERVE_BUILD_EXECUTOR", *_ROLE})
+_NOT_THEIRS = frozenset({"BITSERVE_ADMIN_TOKEN", "BITSERVE_BUILD_EXECUTOR", "BITSERVE_POD_NAME", *_ROLE})
 """A build answers nobody; and what gives a pod a role in the cloud gives it to this one as well."""
 _SCRATCH = ("emptyDir", "configMap", "secret", "ephemeral")
 
@@ -64,7 +65,7 @@ def _labels_of(pod: Object) -> dict[str, str]:
 def job_of(pod: Object, build: str, model: str, targets: Sequence[str], options: JobOptions) -> Object:
     """`targets` are those that the build's spec names."""
     labels = {**_labels_of(pod), BUILD_LABEL: build}
-    tries_s = (_RETRIES + 1) * round(options.build_timeout_s)
+    tries_s = (_RETRIES + 1) * round(min(options.build_timeout_s, _LONGEST_S))
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

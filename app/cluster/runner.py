@@ -21,6 +21,7 @@ from app.cluster.job import BUILD_LABEL, JobOptions, job_of, selector_of
 from app.cluster.told import failure_of, has_finished, last_of, waits_for
 from app.cluster.watching import Jobs
 from app.tasks import Tasks
+from app.words import printable
 
 __all__ = ["JobRunner"]
 
@@ -38,8 +39,10 @@ class JobRunner:
 
     def __init__(
         self, records: Records, connect: Callable[[], Awaitable[Cluster]], options: JobOptions,
-        wake: Callable[[], None], silence: Silence,
+        wake: Callable[[], None], silence: Silence, pod_name: str = "",
     ) -> None:  # fmt: skip
+        """`pod_name`: of the server's own pod; empty: it is named as its host, which most are."""
+        self._pod_name = pod_name or socket.gethostname()
         self._records, self._connect, self._options, self._wake = records, connect, options, wake
         self._silence = silence
         self._cluster: Cluster | None = None
@@ -57,7 +60,7 @@ class JobRunner:
         while True:
             try:
                 self._cluster = self._cluster or await self._connect()
-                self._pod = await self._cluster.pod(socket.gethostname())
+                self._pod = await self._cluster.pod(self._pod_name)
                 break
             except ClusterError as error:
                 log.error("builds wait: %s", self._why_no_pod(error))
@@ -69,7 +72,7 @@ class JobRunner:
 
     def _why_no_pod(self, error: ClusterError) -> str:
         if isinstance(error, NoSuchObject):
-            return f"no pod is named {socket.gethostname()!r} as this machine is, and Jobs are made after the server's"
+            return f"there is no pod {self._pod_name!r}, and Jobs are made after the server's own: see setting pod_name"
         return str(error)
 
     # -- Runner --------------------------------------------------------------------------------------------------
@@ -87,11 +90,17 @@ class JobRunner:
         known = dict(jobs.known)
         try:
             pods = await cluster.pods(selector_of(self._pod)) if active else []
-            for seen in active:
-                theirs = [pod for pod in pods if _build_of(pod) == seen.id]
-                await self._see_to(cluster, seen, known.get(job_name(seen.id)), theirs)
         except ClusterError as error:
             self._notes.update(dict.fromkeys(there, f"it waits: {error}"))
+            return
+        for seen in active:
+            theirs = [pod for pod in pods if _build_of(pod) == seen.id]
+            try:
+                await self._see_to(cluster, seen, known.get(job_name(seen.id)), theirs)
+            except ClusterError as error:  # of this one: others go on
+                self._notes[seen.id] = printable(f"it waits: {error}")
+            except KeyError:  # removed since the listing
+                log.info("build %s has been removed", seen.id)
         for name, job in known.items():
             if not has_finished(job) and _build_of(job) not in there:
                 await self._delete_if_ended(cluster, _build_of(job), name)
@@ -109,7 +118,7 @@ class JobRunner:
             said = await cluster.log_of(last["metadata"]["name"], _LOG_LINES) if last is not None else ""
             await self._fail(seen, failure_of(job, pods, said))
             return
-        self._notes[seen.id] = waits_for(pods) if pods or seen.has_begun else self._why_no_pods(seen.id)
+        self._notes[seen.id] = printable(waits_for(pods)) if pods or seen.has_begun else self._why_no_pods(seen.id)
 
     def _why_no_pods(self, build: str) -> str:
         """The API tells it in events, which are not the server's to read."""
@@ -137,7 +146,7 @@ class JobRunner:
     async def _fail(self, seen: Seen, reason: str) -> None:
         """Unless it has ended otherwise: the Job's process may have said so just before."""
         progress = (await self._records.note(seen)).progress
-        changes = {"state": BuildState.FAILED, "error": reason, "ended": now(), "version": None}
+        changes = {"state": BuildState.FAILED, "error": printable(reason), "ended": now(), "version": None}
         await self._records.end(seen.id, Note(progress=progress.model_copy(update=changes)))
 
     async def _delete_if_ended(self, cluster: Cluster, build: str, name: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from app.cluster.api import Change, Cluster, Gone
 from app.cluster.errors import ClusterError
@@ -16,10 +16,7 @@ __all__ = ["Jobs"]
 log = logging.getLogger(__name__)
 Object = dict[str, Any]
 _PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
-
-
-class _Changed(Protocol):
-    def __call__(self) -> None: ...
+_LISTED_ANEW_AFTER = 4
 
 
 class Jobs:
@@ -43,13 +40,15 @@ class Jobs:
                 failures = 0  # the API ends every watch after some minutes
                 pause_s = _PAUSE_S
             except Gone:
-                self._version, pause_s = "", 0.0
+                self._version, pause_s = "", _PAUSE_S
                 log.info("Jobs are listed anew: the API does not remember what came after the last list")
             except ClusterError as error:
                 if not failures:
                     log.warning("Jobs are not followed for now: %s", error)
                 failures = min(failures + 1, 10)
                 pause_s = min(_PAUSE_S * 2**failures, _LONGEST_PAUSE_S)
+                if failures >= _LISTED_ANEW_AFTER:  # it may be the change after this version that cannot be read
+                    self._version = ""
             except Exception:
                 log.exception("Jobs could not be followed")
                 self._version, pause_s = "", _LONGEST_PAUSE_S

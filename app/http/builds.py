@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Awaitable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.responses import StreamingResponse
@@ -28,6 +28,7 @@ from app.settings import Settings
 
 __all__ = ["BuildStatus", "build_routes"]
 
+T = TypeVar("T")
 _COMPILE_PATH = "/v2/repository/models/{model}/compile"
 Model = Annotated[str, Path(description="Model name.")]
 BuildId = Annotated[str, Path(description="Build id.")]
@@ -97,7 +98,8 @@ def build_routes(settings: Settings, builds: BuildService, reports: Reports) -> 
         """How far a build is, with its log."""
         check(authorization)
         status = await status_of(build)
-        log = [f"{event.time} {event.message}" for event in await builds.events(build) if event.message]
+        found = await _known(build, builds.events(build))
+        log = [f"{event.time} {event.message}" for event in found if event.message]
         return status.model_copy(update={"log": log})
 
     @router.get("/v2/builds/{build}/events", response_class=StreamingResponse)
@@ -114,7 +116,7 @@ def build_routes(settings: Settings, builds: BuildService, reports: Reports) -> 
         """Cancel a build that waits or runs."""
         check(authorization)
         state = (await _status(builds, build)).state
-        if not await builds.cancel(build):
+        if not await _known(build, builds.cancel(build)):
             raise BadRequest(f"build {build} cannot be cancelled any more: it is {state.value}")
         return await _status(builds, build)
 
@@ -122,8 +124,13 @@ def build_routes(settings: Settings, builds: BuildService, reports: Reports) -> 
 
 
 async def _status(builds: BuildService, build: str) -> BuildStatus:
+    return _shown(*await _known(build, builds.one(build)))
+
+
+async def _known(build: str, asking: Awaitable[T]) -> T:
+    """What is asked of a build, which may be removed at any time."""
     try:
-        return _shown(*await builds.one(build))
+        return await asking
     except KeyError:
         raise NotFound(f"there is no build '{build[:40]}'") from None
 

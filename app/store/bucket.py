@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from app.store.errors import AlreadyThere, NotThere, StoreError, StoreRefused
+from app.store.errors import AlreadyThere, NotThere, StoreAway, StoreError, StoreRefused
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -39,6 +39,7 @@ _CONNECT_WITHIN = "5s"
 _PART_BYTES = 8 * 2**20
 _TOO_SHORT = "it answers 416"
 """Range Not Satisfiable: an object ends before the part that is asked for."""
+_LATER = ("408", "429")
 _PAGE = 1000
 """Objects that S3 lists at once."""
 
@@ -175,7 +176,13 @@ def _told(what: str) -> Iterator[None]:
         raise NotThere(f"cannot {what}: the store has no such object, or no such bucket") from error
     except exceptions.BaseError as error:
         log.debug("cannot %s: %s", what, error)
-        raise StoreError(f"cannot {what}: {_reason(str(error))}") from error
+        raise _kind_of(str(error))(f"cannot {what}: {_reason(str(error))}") from error
+
+
+def _kind_of(text: str) -> type[StoreError]:
+    """Without a status nobody has answered; with these, somebody who has no time."""
+    status = re.search(r"status code: (\d{3})", text)
+    return StoreAway if status is None or status[1] in _LATER or status[1].startswith("5") else StoreError
 
 
 def _reason(text: str) -> str:

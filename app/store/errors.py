@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from engines.errors import EngineError
 
-__all__ = ["AlreadyThere", "NotThere", "StoreError", "StoreRefused", "VersionTaken"]
+__all__ = ["AlreadyThere", "NotThere", "StoreAway", "StoreError", "StoreRefused", "VersionTaken"]
 
 
 class StoreError(EngineError):
     """The store could not be asked, or did not answer as it should; the message says what was asked."""
+
+    is_passing = False
+    """Whether the same may succeed later, with nothing done about it."""
+
+
+class StoreAway(StoreError):
+    """The store was not reached, or had no time."""
+
+    is_passing = True
 
 
 class AlreadyThere(StoreError):

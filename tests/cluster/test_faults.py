@@ -198,12 +198,28 @@ def test_an_api_that_hangs_keeps_nobody_waiting(store, cluster, tmp_path):
 # -- rights ----------------------------------------------------------------------------------------------------------
 
 
-def test_without_the_right_to_make_jobs_a_build_fails_and_says_so(store, cluster, tmp_path):
+def test_without_the_right_to_make_jobs_builds_wait_and_say_so(store, cluster, kubelet, tmp_path):
+    """A RoleBinding that is applied a minute late costs no build."""
     cluster.forbid("create", "jobs")
     with serving(store, cluster, tmp_path / "one") as server:
-        status = ended(server, send(server, "m", model(2.0), FP32))
-        assert status["state"] == "failed"
-        assert 'cannot create resource "jobs" in API group "batch"' in status["error"]
+        answer = send(server, "m", model(2.0), FP32)
+        said = 'cannot create resource "jobs" in API group "batch"'
+        until(lambda: said in log_of(server, answer), "it says why")
+        assert build_of(server, answer)["state"] == "queued"
+        cluster.allow("create", "jobs")
+        assert ended(server, answer)["state"] == "succeeded"
+
+
+def test_builds_of_a_model_come_one_after_another(store, cluster, kubelet, tmp_path):
+    """The last that was sent is the one that serves."""
+    with serving(store, cluster, tmp_path / "one") as server:
+        answers = [send(server, "m", model(scale), FP32) for scale in (2.0, 3.0, 4.0)]
+        other = send(server, "n", model(5.0), FP32)
+        first = answers[0].headers["location"].rpartition("/")[2]
+        until(lambda: f"it waits for build {first} of its model" in log_of(server, answers[1]), "it says why")
+        assert [ended(server, answer)["version"] for answer in answers] == [1, 2, 3]
+        assert ended(server, other)["version"] == 1
+        wait_scale(server, 4.0)
 
 
 def test_where_the_quota_is_used_up_a_build_waits(store, cluster, kubelet, tmp_path):

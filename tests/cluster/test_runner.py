@@ -19,7 +19,7 @@ from app.cluster.api import Cluster
 from app.cluster.job import JobOptions
 from app.cluster.runner import JobRunner
 from app.store.bucket import open_bucket
-from tests.store.test_shared_builds import Clock, look, stored
+from tests.store.carrying import Clock, look, pass_time, stored
 from tests.support.kubernetes import Kubernetes
 from tests.support.stores import Store
 
@@ -66,15 +66,12 @@ async def test_a_build_that_a_server_is_at_gets_no_job_until_that_is_silent(clus
         await look(runner, records)
         await records.write_note(build, Note(progress=RUNNING, by="a-server", claim=1, beat=1))
         await look(runner, records)
-        clock.s = 59.0
-        await look(runner, records)
+        await pass_time(runner, records, clock, 55)
         assert names(cluster) == []
         await records.write_note(build, Note(progress=RUNNING, by="a-server", claim=1, beat=2))
-        clock.s = 100.0
-        await look(runner, records)
+        await pass_time(runner, records, clock, 55)
         assert names(cluster) == [], "something was heard of it"
-        clock.s = 161.0
-        await look(runner, records)
+        await pass_time(runner, records, clock, 15)
         assert names(cluster) == [job_name(build)]
         assert not (await records.one(build)).has_ended
 
@@ -104,6 +101,5 @@ async def test_a_job_that_was_deleted_while_it_ran_is_made_again_once_its_pod_is
             await asyncio.sleep(0.01)
         await look(runner, records)
         assert names(cluster) == []
-        clock.s = 61.0
-        await look(runner, records)
+        await pass_time(runner, records, clock, 70)
         assert names(cluster) == [job_name(build)]

@@ -46,7 +46,7 @@ MORE = {
 OF_OTHER_VALUES = frozenset(
     {
         "host", "port", "repository", "cache", "mirror", "max_mirror_bytes", "drain_s", "admin_token", "plan_key",
-        "build_executor", "build_image", "build_gpu_selector", "build_gpu_runtime_class",
+        "build_executor", "build_image", "build_gpu_selector", "build_gpu_runtime_class", "pod_name",
     }
 )  # fmt: skip
 """Settings that the chart makes of values of its own."""

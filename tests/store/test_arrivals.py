@@ -54,7 +54,7 @@ async def test_what_was_seen_on_its_way_is_awaited() -> None:
 @pytest.mark.parametrize("number_and_state", [(2, ModelState.UNAVAILABLE), (3, ModelState.READY)])
 async def test_it_is_not_awaited_where_it_failed_or_was_overtaken(number_and_state: tuple[int, ModelState]) -> None:
     here = Here()
-    here.arrivals.note_active(["a"])
+    here.arrivals.keep(["a"], ["a"])
     assert await here.told() == "running"
     here.has(*number_and_state)
     assert await here.told() == "succeeded"
@@ -64,11 +64,11 @@ async def test_it_is_not_awaited_where_it_failed_or_was_overtaken(number_and_sta
 async def test_it_is_not_awaited_where_it_is_not_wanted_or_for_ever_or_after_a_start() -> None:
     here = Here()
     assert await here.told() == "succeeded", "it had ended before this server knew of it"
-    here.arrivals.note_active(["a"])
+    here.arrivals.keep(["a"], ["a"])
     here.wanted = False
     assert await here.told() == "succeeded"
     here = Here()
-    here.arrivals.note_active(["a"])
+    here.arrivals.keep(["a"], ["a"])
     assert await here.told() == "running"
     here.s = 61.0
     assert await here.told() == "succeeded"
@@ -78,6 +78,6 @@ async def test_it_is_not_awaited_where_it_is_not_wanted_or_for_ever_or_after_a_s
 @pytest.mark.anyio
 async def test_what_did_not_succeed_is_told_at_once() -> None:
     here = Here()
-    here.arrivals.note_active(["a"])
+    here.arrivals.keep(["a"], ["a"])
     assert await here.told(Progress(state=BuildState.FAILED, error="no")) == "failed"
     assert here.nudges == 0

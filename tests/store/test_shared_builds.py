@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import re
@@ -10,19 +9,11 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from app.builds.shared.name import Name
-from app.builds.shared.records import Note, Records
-from app.builds.shared.servers import ServerRunner
-from app.builds.shared.silence import Silence
-from app.builds.state import Asked, BuildState, Event
-from app.builds.store import BuildStore, now
-from app.store.bucket import open_bucket
 from tests.store.test_servers import FP32, model, published, serving, wait_scale
 from tests.store.test_store_faults import all_is_whole
 from tests.support.servers import ADMIN, Server, until
@@ -157,178 +148,3 @@ def test_any_server_tells_and_cancels_a_build(proxy):
             again = httpx.delete(f"{server.url}{last.headers['location']}", headers=ADMIN)
             assert again.status_code == 400
             assert "cannot be cancelled any more" in again.json()["error"]
-
-
-class Work:
-    """Ends at once, unless it is to hang; counts what it was asked for."""
-
-    def __init__(self, *, hangs: bool = False) -> None:
-        self.hangs, self.compiled, self.published = hangs, 0, list[int]()
-
-    async def compile(self, asked, folder, tell) -> None:
-        assert (folder / "input" / "model.onnx").read_bytes() == b"a model"
-        self.compiled += 1
-        tell("compile", "", 0.5)
-        if self.hangs:
-            await asyncio.Event().wait()
-
-    async def next_version(self, asked) -> int:
-        return 1
-
-    async def publish(self, asked, folder, version, tell) -> None:
-        self.published.append(version)
-
-    async def withdraw(self, asked, version) -> None:
-        self.published.remove(version)
-
-
-async def stored(records: Records, folder: Path) -> str:
-    """A build that waits, as an upload leaves it."""
-    build = BuildStore(folder).new_id()
-    (folder / "model.onnx").write_bytes(b"a model")
-    asked = Asked(id=build, model="m", key="k", file_name="", sha256="", size_bytes=7, created=now())
-    event = Event(time=now(), state=BuildState.QUEUED, stage="queued", percent=0, message="accepted")
-    await records.add(asked, {"model.onnx": folder / "model.onnx"}, event)
-    return build
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.s = 0.0
-
-    def __call__(self) -> float:
-        return self.s
-
-
-async def state_of(records: Records, build: str) -> tuple[str, int]:
-    progress = (await records.note(await records.one(build))).progress
-    return progress.state.value, progress.attempts
-
-
-async def look(runner: ServerRunner, records: Records) -> None:
-    await runner.look([seen for seen in await records.look() if seen.is_whole and not seen.has_ended])
-
-
-async def come_to(runner: ServerRunner) -> None:
-    while runner.running:
-        await asyncio.sleep(0.01)
-
-
-def runner_of(records: Records, work: Work, folder: Path, clock: Clock) -> ServerRunner:
-    folder.mkdir(exist_ok=True)
-    return ServerRunner(records, work, Name(folder), folder, lambda: None, Silence(records, now_s=clock))
-
-
-@pytest.mark.anyio
-async def test_who_is_not_heard_of_any_more_loses_its_build(reached, tmp_path):
-    """Another takes it over after a minute of silence, not before; the one that comes back publishes nothing."""
-    records, clock = Records(open_bucket(reached.url)), Clock()
-    gone, other = Work(hangs=True), Work()
-    one, two = (runner_of(records, work, tmp_path / name, clock) for work, name in ((gone, "one"), (other, "two")))
-    build = await stored(records, tmp_path)
-    await look(one, records)
-    while not gone.compiled:
-        await asyncio.sleep(0.01)
-    await look(two, records)
-    clock.s = 59.0
-    await look(two, records)
-    assert not two.running
-    before = (await records.one(build)).life
-    while (await records.one(build)).life == before:  # it beats
-        await asyncio.sleep(0.1)
-    clock.s = 61.0
-    await look(two, records)
-    assert not two.running, "something was heard of it meanwhile"
-    task = one._task
-    assert task is not None
-    task.cancel()
-    records_write, records.write_note = records.write_note, _never  # killed: it gives nothing back
-    await come_to(one)
-    records.write_note = records_write
-    clock.s = 130.0
-    await look(two, records)
-    assert two.running
-    await come_to(two)
-    assert await state_of(records, build) == ("succeeded", 2)
-    assert (gone.published, other.published) == ([], [1])
-
-
-async def _never(build, note) -> None:
-    """What a process that is killed writes."""
-
-
-@pytest.mark.anyio
-async def test_one_of_many_takes_a_build(reached, tmp_path):
-    records, clock = Records(open_bucket(reached.url)), Clock()
-    works = [Work() for _ in range(8)]
-    runners = [runner_of(records, work, tmp_path / str(at), clock) for at, work in enumerate(works)]
-    builds = [await stored(records, tmp_path) for _ in range(3)]
-    while any([(await state_of(records, build))[0] != "succeeded" for build in builds]):
-        await asyncio.gather(*(look(runner, records) for runner in runners))
-        for runner in runners:
-            await come_to(runner)
-    assert sum(work.compiled for work in works) == 3
-
-
-@pytest.mark.anyio
-async def test_a_build_that_takes_its_process_along_does_so_twice(reached, tmp_path):
-    records, clock = Records(open_bucket(reached.url)), Clock()
-    build = await stored(records, tmp_path)
-    for at in range(3):
-        runner = runner_of(records, Work(hangs=at < 2), tmp_path / str(at), clock)
-        clock.s += 100.0
-        await look(runner, records)
-        clock.s += 100.0
-        await look(runner, records)
-        while runner.running and (await state_of(records, build)) != ("running", at + 1):
-            await asyncio.sleep(0.01)
-        if runner._task is not None:
-            real, records.write_note = records.write_note, _never
-            runner._task.cancel()
-            await come_to(runner)
-            records.write_note = real
-    assert (await state_of(records, build))[0] == "failed"
-    error = (await records.note(await records.one(build))).progress.error
-    assert error == "the process ended 2 times while this build ran"
-
-
-@pytest.mark.anyio
-async def test_cancelled_at_the_last_moment_its_version_is_taken_back(reached, tmp_path):
-    """It had asked whether it was cancelled before it published, and was told so only afterwards."""
-    records, work = Records(open_bucket(reached.url)), Work()
-    runner = runner_of(records, work, tmp_path / "one", Clock())
-    build = await stored(records, tmp_path)
-    publish, begun, goes_on = work.publish, asyncio.Event(), asyncio.Event()
-
-    async def slow(*arguments) -> None:
-        begun.set()
-        await goes_on.wait()
-        await publish(*arguments)
-
-    work.publish = slow
-    await look(runner, records)
-    await begun.wait()
-    progress = (await records.note(await records.one(build))).progress
-    assert progress.version == 1, "it is known before anything is published"
-    ended_so = progress.model_copy(update={"state": BuildState.CANCELLED, "ended": now(), "version": None})
-    assert await records.end(build, Note(progress=ended_so))
-    await runner.cancelled(build)
-    await look(runner, records)
-    assert runner.running, "what publishes is not disturbed"
-    goes_on.set()
-    await come_to(runner)
-    assert work.published == []
-    assert (await state_of(records, build))[0] == "cancelled"
-
-
-@pytest.mark.anyio
-async def test_what_cannot_be_read_fails_and_is_not_carried_out(reached, tmp_path, store):
-    records, work = Records(open_bucket(reached.url)), Work()
-    runner = runner_of(records, work, tmp_path / "one", Clock())
-    build = await stored(records, tmp_path)
-    store.put(f".builds/{build}/request.json", b"{")
-    await look(runner, records)
-    await come_to(runner)
-    progress = (await records.note(await records.one(build))).progress
-    assert (progress.state.value, progress.error) == ("failed", "what was asked for cannot be read")
-    assert work.compiled == 0

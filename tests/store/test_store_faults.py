@@ -151,26 +151,37 @@ def test_a_slow_store_slows_no_answer(proxy):
             assert longest_s < 0.9, "an answer waited for the store"
 
 
-def test_of_two_writers_of_a_version_one_is_told_so(proxy, reached, tmp_path):
-    """Both have chosen version 1 before the store has a byte of it."""
-    both, attempts = threading.Event(), set()
+def test_a_version_that_another_publishes_meanwhile_is_left_to_it(proxy, reached, tmp_path):
+    """A command has published version 1 when the server, which has chosen that too, is about to say that it has."""
+    (tmp_path / "theirs.onnx").write_bytes(model(1.0))
+    published_theirs = threading.Event()
 
     def hook(method: str, path: str) -> int:
-        if method == "PUT" and "/m/1/" in path:
-            attempts.add(path.split("/m/1/")[1].split("/", maxsplit=1)[0])
-            if len(attempts) == 2:
-                both.set()
-            assert both.wait(60)
+        if method == "PUT" and path.endswith("/m/1/published.json") and not published_theirs.is_set():
+            files: dict[str, Path | bytes] = {"model.onnx": tmp_path / "theirs.onnx", "manifest.json": b"{}"}
+            asyncio.run(publish(open_bucket(reached.url), "m/1", files))
+            published_theirs.set()
         return 0
 
     proxy.hook = hook
-    with serving(proxy.store, "--watch-s", "0") as one, serving(proxy.store, "--watch-s", "0") as other:
+    with serving(proxy.store, "--watch-s", "0.2") as server:
+        status = ended(server, send(server, "m", model(2.0), FP32))
+        assert (status["state"], status["version"]) == ("succeeded", 2), status
+        assert any("was published by another meanwhile" in line for line in status["log"])
+        wait_scale(server, 2.0)
+    assert published_theirs.is_set()
+    whole = all_is_whole(reached, tmp_path / "copies")
+    assert whole["m/1"] != whole["m/2"], "one's files are not the other's"
+
+
+def test_builds_of_a_model_come_in_the_order_in_which_they_were_sent(store):
+    """Whichever servers they are sent to, and which carry them out."""
+    with serving(store, "--watch-s", "0.2") as one, serving(store, "--watch-s", "0.2") as other:
         answers = [(server, send(server, "m", model(scale), FP32)) for server, scale in ((one, 1.0), (other, 2.0))]
         statuses = [ended(server, answer) for server, answer in answers]
-        assert sorted(status["state"] for status in statuses) == ["failed", "succeeded"], statuses
-        (lost,) = [status for status in statuses if status["state"] == "failed"]
-        assert "was published by another meanwhile" in lost["error"]
-    assert "m/1" in all_is_whole(reached, tmp_path / "copies"), "one's files are not the other's"
+        assert [(status["state"], status["version"]) for status in statuses] == [("succeeded", 1), ("succeeded", 2)]
+        for server in (one, other):
+            wait_scale(server, 2.0)
 
 
 def test_a_version_that_is_published_here_is_not_fetched_meanwhile(proxy):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from app.builds.state import Asked, BuildState, Progress
@@ -36,15 +36,17 @@ class Arrivals:
         self._active: set[str] = set()
         self._ended_s: dict[str, float] = {}
 
-    def note_active(self, builds: Iterable[str]) -> None:
-        """These have not ended, as the store says."""
-        self._active.update(builds)
+    def keep(self, active: Iterable[str], there: Collection[str]) -> None:
+        """These have not ended, as the store says; and no others are there."""
+        self._active = (self._active | set(active)) & set(there)
+        self._ended_s = {build: s for build, s in self._ended_s.items() if build in there}
 
     async def serves(self, asked: Asked, version: int | None) -> bool:
         """Whether what the model answers with is this version, made of what was asked; or is about to be."""
         if version is None:
             return False
-        return asked.id in self._ended_s or await self._work.serves(asked, version)
+        comes = self._now_s() - self._ended_s.get(asked.id, -_WITHIN_S) < _WITHIN_S
+        return comes or await self._work.serves(asked, version)
 
     async def require_wanted(self, asked: Asked) -> None:
         """Raise BadRepository where the model's configuration would not serve what is built; or StoreError."""
@@ -59,7 +61,7 @@ class Arrivals:
         if progress.state is not BuildState.SUCCEEDED or progress.version is None or not self._waits(asked.id):
             self._active.discard(asked.id)
             return progress
-        if self._is_here(asked.model, progress.version):
+        if await asyncio.to_thread(self._is_here, asked.model, progress.version):  # it reads the configuration
             self._active.discard(asked.id)
             self._ended_s.pop(asked.id, None)
             return progress

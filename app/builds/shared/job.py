@@ -16,13 +16,14 @@ from app.builds.shared.silence import Silence
 from app.builds.work import StoreWork
 from app.plans import Plans
 from app.settings import Settings
+from app.store.errors import StoreError
 from app.store.opened import open_store
 from app.temporary import with_mirror
 
 __all__ = ["run_job"]
 
 log = logging.getLogger(__name__)
-_LOOK_EVERY_S = 2.0
+_LOOK_EVERY_S, _LONGEST_PAUSE_S = 2.0, 60.0
 
 
 def run_job(settings: Settings, build: str) -> int:
@@ -48,7 +49,8 @@ async def _until_told(settings: Settings, plans: Plans, build: str) -> int:
     task = asyncio.get_running_loop().create_task(_run(settings, plans, build, publishing.set))
 
     def leave() -> None:
-        if not publishing.is_set():  # that ends by itself, and takes its version back where the build was cancelled
+        # what is being published ends by itself, and takes its version back where the build was cancelled
+        if not publishing.is_set() and not task.cancelling():
             task.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -80,15 +82,22 @@ async def _take(records: Records, build: str) -> tuple[Seen, str] | None:
 
 
 async def _run(settings: Settings, plans: Plans, build: str, publishes: Callable[[], None]) -> int:
+    """Goes on once the store is back: what was compiled is in the cache, and the Job's deadline bounds it."""
     assert settings.store is not None
     opened = open_store(settings.store, settings.models_folder, settings.own_plan_key)
     plans.shared = opened.plans
-    records = Records(opened.bucket)
-    taken = await _take(records, build)
-    if taken is None:
-        return 0
-    seen, by = taken
-    number = seen.claims + 1
-    scratch = settings.models_folder / ".builds"
-    await carry_out(records, StoreWork(opened.versions, plans), seen, number, by, scratch, publishes)
-    return 0 if (await records.one(build)).has_ended else 1
+    records, work = Records(opened.bucket), StoreWork(opened.versions, plans)
+    scratch, pause_s = settings.models_folder / ".builds", _LOOK_EVERY_S
+    while True:
+        try:
+            taken = await _take(records, build)
+            if taken is None:
+                return 0
+            seen, by = taken
+            await carry_out(records, work, seen, seen.claims + 1, by, scratch, publishes)
+        except StoreError as error:
+            if not error.is_passing:
+                raise
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            log.warning("build %s waits for the store: %s", build, error)
+            await asyncio.sleep(pause_s)

@@ -34,14 +34,15 @@ class Name:
         self._file = folder / _FILE
         self.own, self.before = new_name(), ""
 
-    def take(self) -> None:
-        """Touches the disk. Where another process lives that has this folder, nothing is known of one before."""
+    def take(self) -> bool:
+        """Touches the disk. False where another process lives that has this folder; nothing is known of one before."""
         if not self._lock.take():
-            return
+            return False
         with contextlib.suppress(OSError):
-            self.before = self._file.read_text().strip()
+            self.before = self._file.read_text(errors="replace").strip()
         with contextlib.suppress(OSError):
             self._file.write_text(self.own)
+        return True
 
     def release(self) -> None:
         self._lock.release()

@@ -23,11 +23,11 @@ def open_builds(
     settings: Settings, store: OpenStore, work: CarriedWork, arrivals: Arrivals, limits: Limits, folder: Path
 ) -> SharedBuilds:
     """Nothing is asked of store or cluster yet. `folder` is for uploads, and for builds that run here."""
-    records = Records(store.bucket, store.writer.check)
+    records, name = Records(store.bucket, store.writer.check), Name(folder)
 
     def runner(wake: Callable[[], None]) -> Runner:
         if settings.build_executor == "process":
-            return ServerRunner(records, work, Name(folder), folder, wake, Silence(records))
+            return ServerRunner(records, work, name, folder, wake, Silence(records))
         from app.cluster.api import connect
         from app.cluster.job import JobOptions
         from app.cluster.runner import JobRunner
@@ -39,6 +39,6 @@ def open_builds(
             settings.gpu_selector,
             settings.build_gpu_runtime_class or "",
         )
-        return JobRunner(records, connect, options, wake, Silence(records))
+        return JobRunner(records, connect, options, wake, Silence(records), settings.pod_name or "")
 
-    return SharedBuilds(records, runner, arrivals, limits, folder)
+    return SharedBuilds(records, runner, arrivals, limits, folder, name)

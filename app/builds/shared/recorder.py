@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 
 from app.builds.shared.records import Note, Records
 from app.builds.state import BuildState, Event, Progress, percent_of
@@ -67,19 +69,29 @@ class Recorder:
             await self._records.write_note(self._build, note)
 
     async def keep_writing(self) -> None:
-        """Until it is cancelled. A build does not fail for what it says of itself."""
+        """Until the build is another's, or has ended. A build does not fail for what it says of itself."""
+        looked_s = time.monotonic()
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_BEAT_S):
                     await self._has_news.wait()
-            except TimeoutError:
-                pass
             try:
+                if time.monotonic() - looked_s >= _BEAT_S:
+                    looked_s = time.monotonic()
+                    if not await self.holds():
+                        return
                 await self.write()
             except StoreError as error:
                 log.warning("the progress of build %s is not stored: %s", self._build, error)
                 self._has_news.set()
             await asyncio.sleep(_PAUSE_S)
+
+    async def holds(self) -> bool:
+        """Whether the build is still this try's. Raises StoreError."""
+        try:
+            return await self._records.holds(self._build, self._number)
+        except KeyError:  # removed
+            return False
 
     async def end(self, state: BuildState, error: str | None) -> bool:
         """Say how it ended; False where another had said so, such as who cancelled it. Raises StoreError."""
@@ -87,5 +99,10 @@ class Recorder:
         done: dict[str, object] = {"stage": "done", "percent": 100}
         if state is not BuildState.SUCCEEDED:
             done = {"version": None, "error": printable(error or "")}
-        self.progress = self.progress.model_copy(update={"state": state, "ended": now(), **done})
-        return await self._records.end(self._build, Note(progress=self.progress, by=self._by))
+        ended = self.progress.model_copy(update={"state": state, "ended": now(), **done})
+        return await self._records.end(self._build, Note(progress=ended, by=self._by))
+
+    async def fail(self, error: str) -> None:
+        """Say that it failed, if that is still this try's to say. Raises StoreError."""
+        if await self.holds():
+            await self.end(BuildState.FAILED, error)

@@ -21,18 +21,20 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.builds.state import Asked, BuildState, Event, Progress
-from app.builds.store import is_build_id
+from app.builds.store import INPUT as _INPUT
+from app.builds.store import is_build_id, unreadable
 from app.store.bucket import Bucket, Object
-from app.store.errors import AlreadyThere, NotThere, StoreError
+from app.store.errors import AlreadyThere, NotThere, StoreError, StoreRefused
 from app.store.publications import fetch, publish, read
+from engines.repository import is_model_name
 
 __all__ = ["FOLDER", "Claim", "Note", "Records", "Seen"]
 
 FOLDER = ".builds"
-_REQUEST, _STATE, _ENDED, _COUNTED, _INPUT = "request.json", "state.json", "ended.json", "counted", "input"
+_REQUEST, _STATE, _ENDED, _COUNTED = "request.json", "state.json", "ended.json", "counted"
 _CLAIM, _EVENTS = re.compile(r"claim-([0-9]{1,6})\.json"), re.compile(r"events-([0-9]{1,6})\.jsonl")
 _LARGEST_BYTES = 2**21
-_MOST_REMEMBERED = 4096
+_MOST_REMEMBERED_BYTES = 2**25
 
 
 class Note(BaseModel):
@@ -121,31 +123,34 @@ class Records:
         return seen
 
     async def asked(self, seen: Seen) -> Asked:
-        """What was asked; where that cannot be read, nothing but the id."""
-        data = await self._object(seen, _REQUEST)
+        """What was asked; where that cannot be read, or is another's, nothing but the id: no model."""
         try:
-            return Asked.model_validate_json(data)
-        except ValidationError:
-            return Asked(id=seen.id, model="", key="", file_name="", sha256="", size_bytes=0, created="")
+            asked = Asked.model_validate_json(await self._object(seen, _REQUEST))
+        except (ValidationError, StoreRefused):
+            asked = unreadable(seen.id)
+        return asked if asked.id == seen.id and is_model_name(asked.model) else unreadable(seen.id)
 
     async def note(self, seen: Seen) -> Note:
         """How far it is, or how it ended; what cannot be read cannot be continued."""
         name = _ENDED if seen.has_ended else _STATE
         if name not in seen.tags:
             return Note(progress=Progress())
+        bad = Note(progress=Progress(state=BuildState.FAILED, error=f"its {name} cannot be read"))
         try:
-            return Note.model_validate_json(await self._object(seen, name))
-        except ValidationError:
-            return Note(progress=Progress(state=BuildState.FAILED, error=f"its {name} cannot be read"))
+            note = Note.model_validate_json(await self._object(seen, name))
+        except (ValidationError, StoreRefused):
+            return bad
+        return note if note.progress.state.is_final == seen.has_ended else bad
 
     async def events(self, seen: Seen) -> list[Event]:
         """All events, in the order of the tries; the last one tells the end, once that is there."""
         tries = sorted((int(found[1]), name) for name in seen.tags if (found := _EVENTS.fullmatch(name)))
         told: list[Event] = []
         for _, name in tries:
-            for line in (await self._object(seen, name)).splitlines():
-                with contextlib.suppress(ValidationError):
-                    told.append(Event.model_validate_json(line))
+            with contextlib.suppress(StoreRefused):
+                for line in (await self._object(seen, name)).splitlines():
+                    with contextlib.suppress(ValidationError):
+                        told.append(Event.model_validate_json(line))
         if seen.has_ended:
             told = [event for event in told if not event.state.is_final]
             progress = (await self.note(seen)).progress
@@ -162,21 +167,31 @@ class Records:
                 data = await self._bucket.read(key, _LARGEST_BYTES)
             except NotThere:  # removed since the listing
                 raise KeyError(seen.id) from None
-            while len(self._read) >= _MOST_REMEMBERED:
-                del self._read[next(iter(self._read))]
-            known = self._read[key] = (tag, data)
+            known = tag, data
+            self._remember(key, known)
         return known[1]
+
+    def _remember(self, key: str, known: tuple[str, bytes]) -> None:
+        """The oldest make room, those of removed builds among them."""
+        self._read.pop(key, None)
+        self._read[key] = known
+        while sum(len(data) for _, data in self._read.values()) > _MOST_REMEMBERED_BYTES:
+            del self._read[next(iter(self._read))]
 
     # -- changing ------------------------------------------------------------------------------------------------
 
-    async def add(self, asked: Asked, files: Mapping[str, Path], event: Event) -> None:
-        """Store a build whole: it is there, for others, once all of it is."""
+    async def check(self) -> None:
+        """Raise StoreError where the store must not be written."""
         if self._check is not None:
             await self._check()
+
+    async def add(self, asked: Asked, files: Mapping[str, Path], event: Event) -> None:
+        """Store a build whole: it is there, for others, once all of it is."""
+        await self.check()
         try:
             await publish(self._bucket, f"{FOLDER}/{asked.id}/{_INPUT}", files)
             await self.write_events(asked.id, 0, [event])
-            await self._bucket.create(f"{FOLDER}/{asked.id}/{_REQUEST}", asked.model_dump_json(indent=2).encode())
+            await self._create(f"{FOLDER}/{asked.id}/{_REQUEST}", asked.model_dump_json(indent=2).encode())
         except BaseException:
             with contextlib.suppress(StoreError):
                 await asyncio.shield(self.remove(asked.id))
@@ -196,7 +211,7 @@ class Records:
         """Who made the last claim."""
         try:
             return Claim.model_validate_json(await self._object(seen, f"claim-{seen.claims}.json")).by
-        except ValidationError:
+        except (ValidationError, StoreRefused):
             return ""
 
     async def holds(self, build: str, number: int) -> bool:
@@ -214,7 +229,7 @@ class Records:
     async def end(self, build: str, note: Note) -> bool:
         """Say how a build ended; False where another had said so. What was sent is not needed any more."""
         is_first = await self._create(f"{FOLDER}/{build}/{_ENDED}", note.model_dump_json().encode())
-        with contextlib.suppress(StoreError):  # `sweep` of a later look removes it
+        with contextlib.suppress(StoreError):  # a later look does it
             await self.drop_input(build)
         return is_first
 

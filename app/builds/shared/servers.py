@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from app.store.errors import StoreError
 __all__ = ["ServerRunner"]
 
 log = logging.getLogger(__name__)
+_PAUSE_S = 20.0
+_PUBLISHES_WITHIN_S = 10.0
+"""Once the server is told to stop: a store that hangs does not keep it."""
 
 
 class ServerRunner:
@@ -29,15 +33,11 @@ class ServerRunner:
         self._silence = silence
         self._task: asyncio.Task[None] | None = None
         self._build, self._publishes = "", False
+        self._not_before_s = 0.0
         self._stopping = False
-
-    @property
-    def running(self) -> int:
-        return int(self._task is not None)
 
     async def start(self) -> None:
         """What an earlier process left is taken up at once where it had the same folder, else found by its silence."""
-        await asyncio.to_thread(self._name.take)
 
     async def look(self, active: Sequence[Seen]) -> None:
         """Take the oldest that is free, if this server has time."""
@@ -45,7 +45,7 @@ class ServerRunner:
         if self._build not in {seen.id for seen in active}:
             self._end_unless_it_publishes()  # another server was told to cancel it, or it was removed
         for seen in active:
-            if self._task is not None or self._stopping:
+            if self._task is not None or self._stopping or time.monotonic() < self._not_before_s:
                 return
             if await self._is_free(seen) and await self._records.claim(seen.id, seen.claims + 1, self._name.own):
                 self._begin(seen, seen.claims + 1)
@@ -66,8 +66,9 @@ class ServerRunner:
             await carry_out(
                 self._records, self._work, seen, number, self._name.own, self._scratch, self._note_publishing
             )
-        except StoreError as error:
-            log.warning("how build %s goes on cannot be stored, it is tried again: %s", seen.id, error)
+        except (StoreError, OSError) as error:  # others may fare better
+            self._not_before_s = time.monotonic() + _PAUSE_S
+            log.warning("build %s is given back, and tried again: %s", seen.id, error)
         except Exception:
             log.exception("build %s", seen.id)
         finally:
@@ -89,13 +90,15 @@ class ServerRunner:
         return ""
 
     def begin_stop(self) -> None:
-        """The build under way is given back: another server takes it."""
+        """The build under way is given back: another server takes it. One that is being published comes to its end."""
         self._stopping = True
-        if self._task is not None and not self._task.cancelling():
-            self._task.cancel()
+        self._end_unless_it_publishes()
 
     async def stop(self) -> None:
         self.begin_stop()
-        if self._task is not None:
+        if self._task is None:
+            return
+        done, _ = await asyncio.wait({self._task}, timeout=_PUBLISHES_WITHIN_S)
+        if not done and self._task is not None:
+            self._task.cancel()
             await asyncio.wait({self._task})
-        self._name.release()

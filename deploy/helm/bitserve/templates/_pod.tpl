@@ -59,6 +59,12 @@ containers:
           optional: true
       {{- end }}
     env:
+      {{- if eq .Values.builds.executor "kubernetes" }}
+      - name: BITSERVE_POD_NAME
+        valueFrom:
+          fieldRef:
+            fieldPath: metadata.name
+      {{- end }}
       - name: BITSERVE_ADMIN_TOKEN
         valueFrom:
           secretKeyRef:
