@@ -158,7 +158,7 @@ class SharedBuilds:
         return found, running
 
     async def _may_write(self) -> bool:
-        """A server may have no right to, or the store lose what two write: then others build, and it asks again later."""
+        """A server may have no right to, or the store lose what two write: others build, and it asks again later."""
         if time.monotonic() < self._read_only_until_s:
             return False
         try:
