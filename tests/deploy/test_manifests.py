@@ -148,7 +148,8 @@ def test_with_a_store_replicas_are_the_autoscalers(flavour: str) -> None:
     assert "replicas" not in spec, "applying again would set the number that the autoscaler has chosen"
     assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
     assert all("persistentVolumeClaim" not in volume for volume in spec["template"]["spec"]["volumes"])
-    token = container(objects)["env"][0]["valueFrom"]["secretKeyRef"]
+    named = {one["name"]: one["valueFrom"] for one in container(objects)["env"]}
+    token = named["BITSERVE_ADMIN_TOKEN"]["secretKeyRef"]
     assert token == {"name": "bitserve-tokens", "key": "admin-token", "optional": False}, "each would make its own"
 
 
