@@ -58,7 +58,7 @@ class Following:
 
     def _sweep_mirror(self) -> None:
         """Downloads that a killed server has left take room that nobody counts; those of one that lives stay."""
-        lock = BuildsLock(self._settings.models_folder / ".builds")
+        lock = BuildsLock(self._settings.builds_folder)
         if lock.take():
             sweep_versions(self._settings.models_folder, 0.0, time.time())
             lock.release()

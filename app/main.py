@@ -138,7 +138,7 @@ def _builds(settings: Settings, manager: ModelManager, registry: Registry, follo
     limits = Limits(settings.max_queued_builds, settings.keep_builds, settings.max_builds_bytes)
     versions = LocalVersions(settings.models_folder) if following is None else following.versions
     work = ServerWork(settings.models_folder, versions, manager.plans, manager, registry)
-    folder = settings.models_folder / ".builds"
+    folder = settings.builds_folder
     if following is None:
         return Builds(BuildStore(folder), work, limits)
     from app.builds.shared.arrivals import Arrivals

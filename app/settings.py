@@ -174,6 +174,11 @@ class Settings(BaseSettings):
         return self.mirror
 
     @property
+    def builds_folder(self) -> Path:
+        """Where uploads and builds lie, on this machine."""
+        return self.models_folder / ".builds"
+
+    @property
     def own_plan_key(self) -> bytes | None:
         """The key for plans, where one was set."""
         return None if self.plan_key is None else self.plan_key.get_secret_value().encode()

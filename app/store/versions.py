@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from app.builds.versions import LocalVersions
-from app.disk import naming_full_disk
 from app.store.errors import VersionTaken
 from app.store.local import copy_version
 from app.store.published import Published
@@ -15,6 +15,8 @@ from app.store.writer import Writer
 from engines.repository import MANIFEST_FILE, file_sha256
 
 __all__ = ["StoreVersions"]
+
+log = logging.getLogger(__name__)
 
 
 class StoreVersions:
@@ -38,10 +40,12 @@ class StoreVersions:
         self.here.add((model, version))
         try:
             published, tag = await self._published(model, version, files, manifest)
-            with naming_full_disk("the mirror"):
+            try:
                 await asyncio.to_thread(
                     copy_version, self._mirror, model, version, files, manifest, tag, published.size_bytes
                 )
+            except OSError as error:  # it is published, and comes as what others publish does, once there is room
+                log.warning("%s/%d is not in the mirror yet: %s", model, version, error.strerror)
         finally:
             self.here.discard((model, version))
 

@@ -15,10 +15,10 @@ from app.store.errors import AlreadyThere, NotThere, StoreError, StoreRefused
 from app.store.publications import publish, read, withdraw
 from app.store.published import PUBLISHED, Published
 
-__all__ = ["Writer", "leftovers"]
+__all__ = ["LEFT_S", "Writer", "leftovers"]
 
 log = logging.getLogger(__name__)
-_LEFT_S = 86_400.0
+LEFT_S = 86_400.0
 """A writer may be at work on what is younger."""
 _PROBES = ".probe"
 _ATTEMPT = re.compile(r"((?:[^/]+/[0-9]{1,18})|(?:\.plans/[0-9a-f]{32}))/([0-9a-f]{16})/[^/]+")
@@ -94,7 +94,7 @@ class Writer:
                 counted[place] = None
         newest_s = max((one.changed_s for one in objects), default=0.0)
         now_s = min(time.time(), newest_s)  # the store's clock, where ours is ahead
-        gone = leftovers(objects, counted, now_s - _LEFT_S)
+        gone = leftovers(objects, counted, now_s - LEFT_S)
         await self._bucket.remove(gone)
         return len(gone)
 

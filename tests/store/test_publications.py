@@ -10,6 +10,7 @@ import pytest
 
 from app.store.bucket import open_bucket
 from app.store.errors import AlreadyThere, NotThere, StoreError, StoreRefused, VersionTaken
+from app.store.opened import open_store
 from app.store.publications import fetch, publish, read, withdraw
 from app.store.writer import Writer
 from tests.support.stores import Store
@@ -122,3 +123,17 @@ async def test_versions_are_counted_with_those_that_were_only_tried(reached):
     await bucket.write("m/config.toml", b"x")
     assert await writer.next_version("m") == 8
     assert await writer.sweep() == 0  # it is young: somebody may be at work on it
+
+
+async def test_a_mirror_without_room_takes_nothing_back(reached, tmp_path, monkeypatch):
+    """What is published is; this server fetches it as others do."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("app.store.versions.copy_version", full)
+    (tmp_path / "model.onnx").write_bytes(b"a model")
+    opened = open_store(reached.url, tmp_path / "mirror", None)
+    await opened.versions.publish("m", 1, {"model.onnx": tmp_path / "model.onnx"}, b"{}")
+    assert set((await read(opened.bucket, "m/1")).files) == {"model.onnx", "manifest.json"}
+    assert not opened.versions.here

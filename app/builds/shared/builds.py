@@ -20,6 +20,7 @@ from app.builds.store import INPUT, BuildStore, now
 from app.serving.errors import QueueFull, Stopping
 from app.serving.stats import Histogram
 from app.store.errors import StoreError
+from app.store.writer import LEFT_S
 from app.tasks import Tasks
 from engines.repository import new_staging
 from engines.request import BuildRequest
@@ -29,8 +30,6 @@ __all__ = ["Runner", "SharedBuilds"]
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S, _FOLLOW_EVERY_S = 3.0, 1.0
 _READ_ONLY_S = 60.0
-_LEFT_S = 86_400.0
-"""An upload may be on its way for long; what has not changed since is left by a server that was killed."""
 
 
 class Runner(Protocol):
@@ -183,7 +182,7 @@ class SharedBuilds:
                 if seen.has_input:
                     await self._records.drop_input(seen.id)
         newest_s = max((seen.changed_s for seen in found), default=0.0)
-        left = [seen for seen in found if not seen.is_whole and seen.changed_s < newest_s - _LEFT_S]
+        left = [seen for seen in found if not seen.is_whole and seen.changed_s < newest_s - LEFT_S]
         for seen in [*ended[: max(0, len(ended) - max(1, self._limits.keep))], *left]:
             await self._records.remove(seen.id)
 

@@ -87,7 +87,7 @@ async def _run(settings: Settings, plans: Plans, build: str, publishes: Callable
     opened = open_store(settings.store, settings.models_folder, settings.own_plan_key)
     plans.shared = opened.plans
     records, work = Records(opened.bucket), StoreWork(opened.versions, plans)
-    scratch, pause_s = settings.models_folder / ".builds", _LOOK_EVERY_S
+    scratch, pause_s = settings.builds_folder, _LOOK_EVERY_S
     while True:
         try:
             taken = await _take(records, build)
