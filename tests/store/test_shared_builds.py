@@ -34,10 +34,9 @@ UPLOAD = (
 )  # fmt: skip
 """What a server writes of a build before it says that it has it."""
 BUILD = (
-    r"/claim-1\.json", r"/state\.json", r"/engine\.blob", r"/\.plans/\w+/\w+/manifest\.json",
-    r"/\.plans/.*/report\.json",
-    r"/\.plans/\w+/published\.json", r"/m/1/\w+/model\.onnx", r"/m/1/\w+/manifest\.json", r"/m/1/published\.json",
-    r"/ended\.json", r"/counted",
+    r"/claim-1\.json", r"/state\.json", r"/events-1\.jsonl", r"/engine\.blob", r"/\.plans/\w+/\w+/manifest\.json",
+    r"/\.plans/.*/report\.json", r"/\.plans/\w+/published\.json", r"/m/1/\w+/model\.onnx", r"/m/1/\w+/spec\.json",
+    r"/m/1/\w+/manifest\.json", r"/m/1/published\.json", r"/ended\.json", r"/counted",
 )  # fmt: skip
 """And then: of the build, of its plan, of the version."""
 
