@@ -94,5 +94,10 @@ $(VENV)/.installed-deploy: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,deploy-test]'
 	touch $@
 
+# the same three at once, for who runs all suites
+$(VENV)/.installed-all: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,rtx,deploy-test]'
+	touch $(addprefix $(VENV)/.installed-,test targets deploy) $@
+
 clean:
 	rm -rf $(VENV) build *.egg-info
