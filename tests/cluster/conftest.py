@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.kubelet import Kubelet, cluster_of
+from tests.store.conftest import anyio_backend, moto_server, store
 from tests.support.kubernetes import Kubernetes
-from tests.support.stores import Store, moto
+from tests.support.stores import Store
 
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="session")
-def moto_server() -> Iterator[Store]:
-    with moto() as store:
-        yield store
-
-
-@pytest.fixture
-def store(moto_server: Store) -> Store:
-    return moto_server._replace(url=f"s3://models/cluster{next(_numbers)}/a")
+__all__ = ["anyio_backend", "cluster", "kubelet", "moto_server", "store"]
 
 
 @pytest.fixture

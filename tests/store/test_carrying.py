@@ -190,7 +190,7 @@ async def test_a_name_that_leads_out_is_no_model(reached, tmp_path, store):
     records, work = Records(open_bucket(reached.url)), Work()
     runner = runner_of(records, work, tmp_path / "one", Clock())
     build = await stored(records, tmp_path)
-    asked = (await records.asked(await records.one(build))).model_copy(update={"model": "/tmp/elsewhere"})
+    asked = (await records.asked(await records.one(build))).model_copy(update={"model": "/elsewhere"})
     store.put(f".builds/{build}/request.json", asked.model_dump_json().encode())
     store.put(f".builds/{build}/state.json", b'{"progress": {"state": "queued", "version": 1}}')
     await look(runner, records)

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import secrets
 import signal
-from collections.abc import Callable
 
 from app.builds.shared.carry import carry_out
 from app.builds.shared.name import job_name
@@ -46,7 +45,7 @@ def run_job(settings: Settings, build: str) -> int:
 async def _until_told(settings: Settings, plans: Plans, build: str) -> int:
     """SIGTERM gives the build back: its pod has to go."""
     publishing = asyncio.Event()
-    task = asyncio.get_running_loop().create_task(_run(settings, plans, build, publishing.set))
+    task = asyncio.get_running_loop().create_task(_run(settings, plans, build, publishing))
 
     def leave() -> None:
         # what is being published ends by itself, and takes its version back where the build was cancelled
@@ -81,7 +80,7 @@ async def _take(records: Records, build: str) -> tuple[Seen, str] | None:
         await asyncio.sleep(_LOOK_EVERY_S)
 
 
-async def _run(settings: Settings, plans: Plans, build: str, publishes: Callable[[], None]) -> int:
+async def _run(settings: Settings, plans: Plans, build: str, publishing: asyncio.Event) -> int:
     """Goes on once the store is back: what was compiled is in the cache, and the Job's deadline bounds it."""
     assert settings.store is not None
     opened = open_store(settings.store, settings.models_folder, settings.own_plan_key)
@@ -94,10 +93,11 @@ async def _run(settings: Settings, plans: Plans, build: str, publishes: Callable
             if taken is None:
                 return 0
             seen, by = taken
-            await carry_out(records, work, seen, seen.claims + 1, by, scratch, publishes)
+            await carry_out(records, work, seen, seen.claims + 1, by, scratch, publishing.set)
         except StoreError as error:
             if not error.is_passing:
                 raise
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            publishing.clear()  # while it waits, it may be told to go
             log.warning("build %s waits for the store: %s", build, error)
             await asyncio.sleep(pause_s)
