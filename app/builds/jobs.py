@@ -18,7 +18,7 @@ from app.serving.stats import Histogram
 from app.words import printable
 from engines.errors import EngineError
 
-__all__ = ["Builds", "Limits", "Tell", "Work", "durations"]
+__all__ = ["Arriving", "Builds", "Limits", "Tell", "Work", "durations"]
 
 log = logging.getLogger(__name__)
 _ATTEMPTS = 2
@@ -65,6 +65,27 @@ class Limits:
         self.max_queued, self.keep, self.max_bytes = max_queued, keep, max_bytes
 
 
+class Arriving:
+    """Uploads on their way, each of which has a place among those that wait."""
+
+    def __init__(self, max_queued: int) -> None:
+        self._max_queued, self._count = max_queued, 0
+
+    @contextlib.contextmanager
+    def place(self, waiting: int, *, stopping: bool) -> Iterator[None]:
+        """Keep a place for one. Raises QueueFull or Stopping where none may begin."""
+        if stopping:
+            raise Stopping("Server is stopping; it accepts no more builds")
+        taken = waiting + self._count
+        if taken >= self._max_queued:
+            raise QueueFull(f"{taken} builds wait or arrive already; see setting max_queued_builds")
+        self._count += 1
+        try:
+            yield
+        finally:
+            self._count -= 1
+
+
 class Builds:
     """Satisfies `app.builds.service.BuildService`. On the event loop: calls of its store are short enough for it."""
 
@@ -73,7 +94,7 @@ class Builds:
         self._queue: asyncio.Queue[str] = asyncio.Queue()
         self._lock, self._has_begun = BuildsLock(store.folder), False
         self._waiting: set[str] = set()
-        self._arriving = 0
+        self._arriving = Arriving(limits.max_queued)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._publishing: set[str] = set()
         self._changed: dict[str, asyncio.Event] = {}
@@ -153,22 +174,8 @@ class Builds:
         if not self._has_begun:
             raise Elsewhere("another server builds in this repository; ask that one, or this one when it has ended")
 
-    @contextlib.contextmanager
-    def admit(self) -> Iterator[None]:
-        """Keep a place in the queue for an upload while it arrives.
-
-        Raises QueueFull or Stopping where none may begin.
-        """
-        if self._stopping:
-            raise Stopping("Server is stopping; it accepts no more builds")
-        taken = len(self._waiting) + self._arriving
-        if taken >= self._limits.max_queued:
-            raise QueueFull(f"{taken} builds wait or arrive already; see setting max_queued_builds")
-        self._arriving += 1
-        try:
-            yield
-        finally:
-            self._arriving -= 1
+    def admit(self) -> contextlib.AbstractContextManager[None]:
+        return self._arriving.place(len(self._waiting), stopping=self._stopping)
 
     async def require_disk(self, size_bytes: int) -> None:
         """Raise QueueFull where so many more bytes do not fit; finished builds make room, the oldest first.

@@ -7,17 +7,17 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from app.builds.jobs import Limits, durations
+from app.builds.jobs import Arriving, Limits, durations
 from app.builds.shared.arrivals import Arrivals
 from app.builds.shared.name import Name
 from app.builds.shared.records import Note, Records, Seen
 from app.builds.state import Asked, BuildState, Event, Progress, lasted_ns
 from app.builds.store import INPUT, BuildStore, now
-from app.serving.errors import QueueFull, Stopping
+from app.serving.errors import QueueFull
 from app.serving.stats import Histogram
 from app.store.errors import StoreError
 from app.store.writer import LEFT_S
@@ -71,7 +71,7 @@ class SharedBuilds:
         self._running, self._last = 0, ""
         self._models: dict[str, str] = {}
         self._is_swept, self._read_only_until_s = asyncio.Event(), 0.0
-        self._arriving = 0
+        self._arriving = Arriving(limits.max_queued)
         self._stopping = asyncio.Event()
         self.ended_ns: Mapping[str, Histogram] = durations()
 
@@ -199,19 +199,8 @@ class SharedBuilds:
     def require_turn(self) -> None:
         """Any server tells and changes all of them."""
 
-    @contextlib.contextmanager
-    def admit(self) -> Iterator[None]:
-        """Keep a place for an upload while it arrives. Raises QueueFull or Stopping where none may begin."""
-        if self._stopping.is_set():
-            raise Stopping("Server is stopping; it accepts no more builds")
-        taken = self.waiting + self._arriving
-        if taken >= self._limits.max_queued:
-            raise QueueFull(f"{taken} builds wait or arrive already; see setting max_queued_builds")
-        self._arriving += 1
-        try:
-            yield
-        finally:
-            self._arriving -= 1
+    def admit(self) -> contextlib.AbstractContextManager[None]:
+        return self._arriving.place(self.waiting, stopping=self._stopping.is_set())
 
     async def require_disk(self, size_bytes: int) -> None:
         """Raise QueueFull where so many more bytes do not fit beside what waits in the store and arrives here."""
