@@ -4,6 +4,9 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
+# tests start hundreds of processes: without what Python keeps of compiled modules, each compiles bitserve's anew
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: serve test test-faults test-simulated test-targets test-native test-deploy deploy-check lock gpu-test lint bench bench-binary bench-peers samples clean
 
 serve: $(VENV)/.installed

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engines.plugins import extension
-from tests.support.servers import KNOWN_PLANS, ON_GPU
+from tests.support.servers import FRONT_ENDS, KNOWN_PLANS, ON_GPU
 
 _ALLOWED = Path(__file__).parent / "allowed_skips.txt"
 
@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any module of tests or of engines has taken the function by its name."""
-    if ON_GPU and "PYTEST_XDIST_WORKER" not in os.environ:
+    if (ON_GPU or FRONT_ENDS > 1) and "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ[KNOWN_PLANS] = tempfile.mkdtemp(prefix="plans-")  # each of the workers has it, too
         atexit.register(shutil.rmtree, os.environ[KNOWN_PLANS], ignore_errors=True)
     if "PYTEST_XDIST_WORKER" in os.environ:  # what is left among temporary files is looked for: each has its own
@@ -42,8 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What asks no engine is run where servers are on the CPU, and not once more."""
-    again = [item for item in items if ON_GPU and item.get_closest_marker("asks_no_engine")]
+    """What a suite that is run once more cannot change is run where servers are on the CPU, without front ends."""
+    unchanged = ["asks_no_engine"] * bool(ON_GPU) + ["asks_the_compiler"] * (FRONT_ENDS > 1)
+    again = [item for item in items if any(map(item.get_closest_marker, unchanged))]
     config.hook.pytest_deselected(items=again)
     items[:] = [item for item in items if item not in set(again)]
 

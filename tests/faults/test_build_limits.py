@@ -17,7 +17,7 @@ from tests.support.onnx_models import linear, slow
 from tests.support.servers import ADMIN, TOKEN, Server, running, until
 from tests.support.uploads import build_of, ended, send
 
-pytestmark = pytest.mark.asks_no_engine
+pytestmark = [pytest.mark.asks_no_engine, pytest.mark.asks_the_compiler]
 KIB = 1024
 
 

@@ -26,7 +26,7 @@ from engines.signature import KEY_FILE
 from engines.spec import Spec, encode_spec
 from tests.support.onnx_models import linear
 
-pytestmark = pytest.mark.asks_no_engine
+pytestmark = [pytest.mark.asks_no_engine, pytest.mark.asks_the_compiler]
 GIB = 1 << 30
 NOTE = "coarser engines were not tried to the end"
 TRIES = """

@@ -15,6 +15,7 @@ from app.main import create_app
 from app.settings import Settings
 from tests.hostile.wire import AsgiServer, Client, Reply, repository
 from tests.simulated.serve import simulated
+from tests.support.known_plans import known_plans
 from tests.support.servers import ON_GPU, Server, until
 
 BODY_CAP = 300_000
@@ -86,9 +87,10 @@ def _all_ready(face: Any) -> bool:
 
 @pytest.fixture(scope="module", autouse=True)
 def _in_process() -> Iterator[None]:
-    """Where servers run on a simulated GPU, applications in this process do, too."""
+    """What servers of a suite run on and know, applications in this process do, too."""
     if not ON_GPU:
-        yield
+        with known_plans():
+            yield
         return
     with simulated() as gpus:
         yield

@@ -17,7 +17,10 @@ from tests.plugins.test_binary_layers import LAYERS, classifier
 from tests.support.servers import Server, running
 from tests.support.uploads import ended, send
 
-pytestmark = pytest.mark.skipif(extension_path() is None, reason="needs a C++ compiler when bitserve is installed")
+pytestmark = [
+    pytest.mark.skipif(extension_path() is None, reason="needs a C++ compiler when bitserve is installed"),
+    pytest.mark.asks_the_compiler,
+]
 
 
 @pytest.fixture(scope="module")

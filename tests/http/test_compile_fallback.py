@@ -21,6 +21,8 @@ from tests.support.onnx_models import slow
 from tests.support.servers import ADMIN, ROOT, TOKEN, Server, running
 from tests.support.uploads import arrays, ended, send
 
+pytestmark = pytest.mark.asks_the_compiler
+
 SAMPLES = Path(__file__).parents[2] / "model_repo" / "fashion_cnn"
 MODEL = (SAMPLES / "1" / "model.onnx").read_bytes()
 PATIENCE_S = 120.0

@@ -18,6 +18,8 @@ from tests.support.onnx_models import build
 from tests.support.servers import ADMIN, Server, running, until
 from tests.support.uploads import arrays, ended, send
 
+pytestmark = pytest.mark.asks_the_compiler
+
 RNG = np.random.default_rng(3)
 F32 = np.float32
 

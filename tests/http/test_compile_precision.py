@@ -12,6 +12,8 @@ import pytest
 from tests.support.servers import Server, running
 from tests.support.uploads import arrays, ended, send
 
+pytestmark = pytest.mark.asks_the_compiler
+
 SAMPLES = Path(__file__).parents[2] / "model_repo" / "fashion_cnn"
 
 

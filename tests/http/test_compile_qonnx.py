@@ -14,7 +14,10 @@ from tests.plugins.fixtures.inputs import images
 from tests.support.servers import Server, running
 from tests.support.uploads import ended, send
 
-pytestmark = pytest.mark.skipif(extension_path() is None, reason="needs a C++ compiler when bitserve is installed")
+pytestmark = [
+    pytest.mark.skipif(extension_path() is None, reason="needs a C++ compiler when bitserve is installed"),
+    pytest.mark.asks_the_compiler,
+]
 FIXTURES = Path(__file__).parents[1] / "plugins" / "fixtures"
 
 

@@ -17,6 +17,8 @@ from tests.support.real_inputs import lines_of_text
 from tests.support.servers import ROOT, Server, running
 from tests.support.uploads import ended, send
 
+pytestmark = pytest.mark.asks_the_compiler
+
 MAGIKA, RAPIDOCR = "magika==1.0.3", "rapidocr==3.10.0"
 HALF = 1024
 """Bytes that Magika reads of each end of a file; 256 stands for a byte that is not there."""

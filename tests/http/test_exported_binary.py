@@ -19,7 +19,10 @@ from tests.plugins.test_exported import FIXTURES, LAYERS
 from tests.support.servers import Server, running
 from tests.support.uploads import ended, send
 
-pytestmark = pytest.mark.skipif(extension_path() is None, reason="needs a C++ compiler when bitserve is installed")
+pytestmark = [
+    pytest.mark.skipif(extension_path() is None, reason="needs a C++ compiler when bitserve is installed"),
+    pytest.mark.asks_the_compiler,
+]
 FILES = ("larq_tf2onnx", "torch_where_bn_dynamo", "torch_ste_scaled_script", "brevitas_plain")
 MULTIPLY = ("BinaryConv2d", "BinaryThreshold2d", "BinaryGemm", "BinaryThreshold")
 

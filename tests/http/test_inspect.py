@@ -18,7 +18,7 @@ from tests.support.installs import copy_sources
 from tests.support.onnx_models import place
 from tests.support.servers import running
 
-pytestmark = pytest.mark.asks_no_engine
+pytestmark = [pytest.mark.asks_no_engine, pytest.mark.asks_the_compiler]
 
 
 def inspect(repository: Path, *words: str, python: Path = Path(sys.executable)) -> subprocess.CompletedProcess[str]:

@@ -6,13 +6,10 @@ guard) has none, and the CPU answers.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +27,7 @@ from engines.request import BuildRequest
 from engines.runtime.tensorrt import TensorRtSession
 from engines.tensor import DYNAMIC, ShapeRange
 from tests.simulated.gpu import Faults, SimulatedGpu
-from tests.support.servers import KNOWN_PLANS
+from tests.support.known_plans import known_plans
 
 __all__ = ["SimulatedGpus", "run", "simulated"]
 
@@ -124,39 +121,13 @@ async def _open(self: app.plans.Plans, request: BuildRequest, manifest: Manifest
     return await _opened(self, request, manifest, *more)
 
 
-async def _compile_once(self: app.plans.Plans, request: BuildRequest, key: str, *more: Any, **others: Any) -> Manifest:
-    """What lies in a repository is compiled by the first server of a run of tests; what is sent, by each anew."""
-    known = Path(os.environ.get(KNOWN_PLANS, "")) / key
-    is_sent = ".builds" in request.source.parts
-    if KNOWN_PLANS not in os.environ or is_sent or others.get("replacing"):
-        return await _compiled(self, request, key, *more, **others)
-    if known.is_dir():
-        app.plans.log.info("compiling %s", request.source.parent.parent.name, extra={"plan": key})
-        with self._cache.handover(key) as folder:
-            await asyncio.to_thread(shutil.copytree, known, folder, dirs_exist_ok=True)
-            return await asyncio.to_thread(self._cache.adopt, folder, key)
-    manifest = await _compiled(self, request, key, *more, **others)
-    await asyncio.to_thread(_keep, self._cache.entry(key), known)
-    return manifest
-
-
-def _keep(plan: Path, known: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=known.parent) as folder:
-        made = shutil.copytree(plan, Path(folder) / known.name)
-        with contextlib.suppress(OSError):  # another was first
-            made.rename(known)
-
-
-_opened, _compiled = app.plans.Plans.open, app.plans.Plans._compiled
+_opened = app.plans.Plans.open
 
 
 @contextlib.contextmanager
 def simulated() -> Iterator[list[SimulatedGpu]]:
     """Servers of this process are on simulated GPUs as long as the block lasts; the list is of all of them."""
-    with (
-        patch.object(app.plans, "Gpus", SimulatedGpus),
-        patch.multiple(app.plans.Plans, open=_open, _compiled=_compile_once),
-    ):
+    with known_plans(), patch.object(app.plans, "Gpus", SimulatedGpus), patch.object(app.plans.Plans, "open", _open):
         yield _gpus
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-__all__ = ["ADMIN", "KNOWN_PLANS", "ON_GPU", "ROOT", "TOKEN", "Server", "free_port", "running", "until"]
+__all__ = ["ADMIN", "FRONT_ENDS", "KNOWN_PLANS", "ON_GPU", "ROOT", "TOKEN", "Server", "free_port", "running", "until"]
 
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = "open-sesame"
@@ -28,8 +28,16 @@ ADMIN = {"Authorization": f"Bearer {TOKEN}"}
 
 ON_GPU = os.environ.get("TESTS_ON_GPU", "")
 """Whether servers run what they can on a simulated GPU."""
-KNOWN_PLANS = "SIMULATED_KNOWN_PLANS"
-"""The folder of plans that servers on simulated GPUs have compiled in this run of tests."""
+FRONT_ENDS = int(os.environ.get("BITSERVE_FRONT_ENDS", "1"))
+"""Of each server, unless a test chooses."""
+KNOWN_PLANS = "TESTS_KNOWN_PLANS"
+"""A variable, where suites are run once more: the folder of what servers have compiled in this run of tests."""
+
+
+def _module(*, on_gpu: bool) -> str:
+    if on_gpu:
+        return "tests.simulated.serve"
+    return "tests.support.known_plans" if KNOWN_PLANS in os.environ else "app"
 
 
 def free_port() -> int:
@@ -58,7 +66,7 @@ class Server:
         on_gpu: bool = bool(ON_GPU),
     ) -> None:  # fmt: skip
         """`on_gpu`: on a simulated one, what can."""
-        module = "tests.simulated.serve" if on_gpu and python is None else "app"
+        module = _module(on_gpu=on_gpu) if python is None else "app"
         command = [str(python or sys.executable), "-m", module, "serve", "--repository", str(repository), "--port", "0"]
         # another Python has another install: it must not find these sources where it starts
         self._start(repository, [*command, *flags], {**os.environ, **(env or {})}, repository if python else ROOT)
