@@ -12,31 +12,32 @@ export PYTHONDONTWRITEBYTECODE =
 serve: $(VENV)/.installed
 	$(BIN)/bitserve serve --host $(HOST) --port $(PORT)
 
-# two processes, a file of tests in one of them: most tests wait for something half of their time
-TWO := -n 2 --dist loadfile
+# three processes for two cores, a file of tests in one of them: most tests wait for something a part of their time.
+# In the order of their names: what takes longest is not what has most tests
+THREE := -n 3 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(or $(TESTS),$(TWO) tests $(addprefix --ignore tests/,targets gpu plugins/cuda faults simulated deploy store cluster))
+	$(BIN)/python -m pytest $(or $(TESTS),$(THREE) tests $(addprefix --ignore tests/,targets gpu plugins/cuda faults simulated deploy store cluster))
 
 # processes that die, disks that are full, clients that leave: with one process, and with front ends, as all HTTP is
 test-faults: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(TWO) tests/faults
-	BITSERVE_FRONT_ENDS=2 $(BIN)/python -m pytest $(TWO) tests/http tests/faults
+	$(BIN)/python -m pytest $(THREE) tests/faults
+	BITSERVE_FRONT_ENDS=2 $(BIN)/python -m pytest $(THREE) tests/http tests/faults
 
 # the runtime of GPUs, and all tests of servers with what they can run on a simulated one; but for what asks no engine
 test-simulated: $(VENV)/.installed-test
-	TESTS_ON_GPU=1 $(BIN)/python -m pytest $(TWO) tests/simulated tests/http tests/faults
+	TESTS_ON_GPU=1 $(BIN)/python -m pytest $(THREE) tests/simulated tests/http tests/faults
 
 test-targets: $(VENV)/.installed-targets
-	$(BIN)/python -m pytest $(TWO) tests/targets
+	$(BIN)/python -m pytest $(THREE) tests/targets
 
 # what needs a GPU with units for bits, on one; without, what of it the host can do in its place: the kernels' sources
 # run there, in any order of warps
 gpu-test: $(VENV)/.installed-targets
-	$(BIN)/python -m pytest $(TWO) tests/gpu tests/plugins/cuda
+	$(BIN)/python -m pytest $(THREE) tests/gpu tests/plugins/cuda
 
 # what a server needs beyond one machine: stores, builds as Jobs, manifests, monitoring, the image; as root, with .ci/debian-packages.txt
 test-deploy: $(VENV)/.installed-deploy
-	$(BIN)/python -m pytest $(TWO) tests/store tests/cluster tests/deploy
+	$(BIN)/python -m pytest $(THREE) tests/deploy tests/store tests/cluster
 
 # a line for every validator of what is in deploy/
 deploy-check: $(VENV)/.installed-deploy

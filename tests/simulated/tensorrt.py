@@ -37,6 +37,7 @@ __version__ = "11.4.0"
 _MAGIC = b"simulated plan"
 _OPEN = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
 """Operators whose outputs have sizes that depend on values."""
+_QUANTIZED = {"DequantizeLinear", "QuantizeLinear"}
 Shape = tuple[int, ...]
 DataType = enum.Enum("DataType", "FLOAT HALF BF16 INT8 UINT8 INT32 INT64 BOOL")  # type: ignore[misc]
 TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")  # type: ignore[misc]
@@ -111,8 +112,8 @@ class ICudaEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
-        # as `engines.reference`: ONNX Runtime's own rewriting fails on some quantized graphs in half
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if any(node.op_type in _QUANTIZED for node in model.graph.node):  # some in half fail when they are rewritten
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         size_bytes = max(1, sum(len(initializer.raw_data) for initializer in model.graph.initializer))
         self._weights = self.gpu.allocate(size_bytes, by_runtime=True)
