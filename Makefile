@@ -13,7 +13,7 @@ serve: $(VENV)/.installed
 	$(BIN)/bitserve serve --host $(HOST) --port $(PORT)
 
 # three processes for two cores, a file of tests in one of them: most tests wait for something a part of their time.
-# In the order of their names: what takes longest is not what has most tests
+# In the order of what is named, the longest first: they are not what has most tests
 THREE := -n 3 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(or $(TESTS),$(THREE) tests $(addprefix --ignore tests/,targets gpu plugins/cuda faults simulated deploy store cluster))
@@ -21,11 +21,11 @@ test: $(VENV)/.installed-test
 # processes that die, disks that are full, clients that leave: with one process, and with front ends, as all HTTP is
 test-faults: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(THREE) tests/faults
-	BITSERVE_FRONT_ENDS=2 $(BIN)/python -m pytest $(THREE) tests/http tests/faults
+	BITSERVE_FRONT_ENDS=2 $(BIN)/python -m pytest $(THREE) tests/faults tests/http
 
 # the runtime of GPUs, and all tests of servers with what they can run on a simulated one; but for what asks no engine
 test-simulated: $(VENV)/.installed-test
-	TESTS_ON_GPU=1 $(BIN)/python -m pytest $(THREE) tests/simulated tests/http tests/faults
+	TESTS_ON_GPU=1 $(BIN)/python -m pytest $(THREE) tests/faults tests/simulated tests/http
 
 test-targets: $(VENV)/.installed-targets
 	$(BIN)/python -m pytest $(THREE) tests/targets
@@ -37,7 +37,7 @@ gpu-test: $(VENV)/.installed-targets
 
 # what a server needs beyond one machine: stores, builds as Jobs, manifests, monitoring, the image; as root, with .ci/debian-packages.txt
 test-deploy: $(VENV)/.installed-deploy
-	$(BIN)/python -m pytest $(THREE) tests/deploy tests/store tests/cluster
+	$(BIN)/python -m pytest $(THREE) tests/store tests/deploy tests/cluster
 
 # a line for every validator of what is in deploy/
 deploy-check: $(VENV)/.installed-deploy

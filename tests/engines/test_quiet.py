@@ -15,11 +15,27 @@ assert "stub" in used.tm.__name__, used.tm.__name__
 assert threading.active_count() == 1, threading.enumerate()
 assert not os.path.exists(os.environ["HOME"] + "/intel"), "an identity was written"
 """
+ASK = """
+from engines.reference import Reference
+from tests.support.onnx_models import linear
+import numpy as np
+Reference(linear())({"x": np.ones((1, 16), np.float32)})
+"""
+
+
+def _run(code: str, home: Path) -> None:
+    root = Path(__file__).parent.parent.parent
+    environment = {"HOME": str(home), "TMPDIR": str(home), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_openvino_sends_no_telemetry(tmp_path: Path) -> None:
-    root = Path(__file__).parent.parent.parent
-    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-c", LOOK]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    _run(LOOK, tmp_path)
+
+
+def test_onnx_runtime_sends_no_telemetry(tmp_path: Path) -> None:
+    """What it would send lies in files first."""
+    _run(ASK, tmp_path)
+    assert list(tmp_path.iterdir()) == []
