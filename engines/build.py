@@ -113,7 +113,7 @@ def build(
         subject, base, samples, calibration, spec, threads, clock, lambda first: keep(plan_of(first, (), _UNFINISHED))
     )
     engine = improved.engine
-    if spec.targets != Spec().targets:
+    if spec.gpu_targets:
         keep(plan_of(improved, (), _NO_PLANS), is_whole=True)
     gpu_plans = make_gpu_plans(
         GpuWork(improved.tryouts, subject, engine.choice, spec, engine.max_batch, timing_cache), clock

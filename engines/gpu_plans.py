@@ -68,8 +68,7 @@ class GpuWork(NamedTuple):
 def make_gpu_plans(work: GpuWork, clock: Clock) -> tuple[GpuPlan, ...]:
     """Plans for each target of the spec but the CPU, or why there is none."""
     judged = _Judgements(work, clock)
-    targets = [target for target in work.spec.targets if target != "openvino"]
-    return tuple(made for target in targets for made in _made(work, target, judged, clock))
+    return tuple(made for target in work.spec.gpu_targets for made in _made(work, target, judged, clock))
 
 
 class _Judgements:

@@ -112,7 +112,7 @@ def _try_others(tryouts: Tryouts, subject: Subject, calibration: Samples | None,
     limit = TimeLimit(spec.time_limit_s)
     if spec.precision == "fp16" or (spec.precision == "auto" and spec.objective == "size"):
         clock.begin("halve")
-        _halves(tryouts, subject, limit, elsewhere=set(spec.targets) != {"openvino"})
+        _halves(tryouts, subject, limit, elsewhere=bool(spec.gpu_targets))
     source = tryouts.tried[0].variant
     if calibration is not None and spec.sparsity is not None:
         clock.begin("prune")
@@ -209,7 +209,7 @@ def _pruned(tryouts: Tryouts, subject: Subject, calibration: Samples, spec: Spec
             tried = tryouts.attempt(variant)
             if tried is None or not tried.passed:
                 continue
-            if spec.targets != ("openvino",) or tryouts.pays(tried):
+            if spec.gpu_targets or tryouts.pays(tried):
                 return variant
             tryouts.notes.append(f"nothing was pruned: sparsity {spec.sparsity!r} holds the budget, but {tried.reason}")
             return None

@@ -34,7 +34,7 @@ class BuildRequest:
     `source` is a model file; `spec` is JSON as `engines.spec.encode_spec` writes it; `calibration` holds arrays by
     input name, first axis = samples, as .npz; `validation` the same with labels or targets.
 
-    `here` is what the machine has besides a CPU: it is built for, too, where the spec names no other target. The key is
+    `here` is what the machine has besides a CPU: it is built for, too, where the spec names no targets. The key is
     that of what was sent: a plan for GPUs that come and go is built again beside the same engine.
     """
 
@@ -67,9 +67,9 @@ class BuildRequest:
     def read_spec(self) -> Spec:
         """What was asked; the default where nothing was. Raises ModelRefused where it cannot be read."""
         asked = self._sent_spec()
-        if self.here is None or asked.targets != Spec().targets:
+        if self.here is None or asked.targets is not None:
             return asked
-        return dataclasses.replace(asked, targets=(*asked.targets, self.here.target), gpus=self.here.names)
+        return dataclasses.replace(asked, targets=("openvino", self.here.target), gpus=self.here.names)
 
     def _sent_spec(self) -> Spec:
         if self.spec is None:

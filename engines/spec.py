@@ -87,7 +87,8 @@ class Spec:
     whole filters, where the budget allows it and it is better by the objective. A CPU gains nothing by zeros, so that
     two of four weights are removed only where a GPU is among the targets, and then for all of them.
 
-    `targets` are what engines are made for. That of the CPU (openvino) always is: it serves wherever another cannot.
+    `targets` are what engines are made for: without them the CPU, and the GPU that is where it is built. That of the
+    CPU (openvino) always is: it serves wherever another cannot.
     Of GPU plans, `gpus` are those built for, such as "sm86" (TensorRT-RTX: sm80, sm86, sm89 and sm120 without it;
     TensorRT: the one that is here), `buckets` are numbers of rows that each get a profile of their own (one profile
     from 1 row to `max_batch` without them), `workspace_bytes` is the memory that a kernel may use beside its tensors,
@@ -110,7 +111,7 @@ class Spec:
     seed: int = 0
     calibrator: Calibrator | None = None
     sparsity: Sparsity | None = None
-    targets: tuple[Target, ...] = ("openvino",)
+    targets: tuple[Target, ...] | None = None
     gpus: tuple[str, ...] = ()
     buckets: tuple[int, ...] = ()
     workspace_bytes: int | None = None
@@ -131,7 +132,7 @@ class Spec:
         object.__setattr__(self, "time_limit_s", float(self.time_limit_s))
         if self.max_batch is not None and not 1 <= self.max_batch <= _HIGHEST_BATCH:
             raise ValueError(f"max_batch must be from 1 to {_HIGHEST_BATCH}")
-        if not self.targets or len(set(self.targets)) != len(self.targets):
+        if self.targets is not None and (not self.targets or len(set(self.targets)) != len(self.targets)):
             raise ValueError("targets must name at least one target, and each once")
         self._check_gpus()
         for name, shape in self.shapes.items():
@@ -150,8 +151,13 @@ class Spec:
             raise ValueError("the last of buckets must be max_batch, or batches of that size would fit none")
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
             raise ValueError("workspace_bytes must be at least 1")
-        if self.targets == ("openvino",) and (self.gpus or self.buckets or self.hardware_compatibility != "none"):
+        if not self.gpu_targets and (self.gpus or self.buckets or self.hardware_compatibility != "none"):
             raise ValueError("gpus, buckets and hardware_compatibility are for targets tensorrt-rtx and tensorrt")
+
+    @property
+    def gpu_targets(self) -> tuple[Target, ...]:
+        """Those of `targets` that are not the CPU."""
+        return tuple(target for target in self.targets or () if target != "openvino")
 
 
 def require_supported(spec: Spec) -> None:

@@ -297,7 +297,7 @@ class Tryouts:
         """
         wanted = self._spec.precision
         found = [one for one in self.tried if one.passed and wanted in ("auto", one.variant.precision)]
-        if self._spec.targets != ("openvino",) and any(one.variant.pruned for one in found):
+        if self._spec.gpu_targets and any(one.variant.pruned for one in found):
             # what a GPU gains by it, and the CPU has to answer as the GPU does
             found = [one for one in found if one.variant.pruned]
         losses = [-math.inf if one is self.tried[0] else self.loss(one) for one in found]

@@ -60,7 +60,7 @@ class Asked(BaseModel):
     size_bytes: int
     created: str = Field(description="ISO 8601, UTC.")
     targets: tuple[str, ...] = ()
-    """Of its spec."""
+    """Of its spec, those that are not the CPU."""
 
 
 class Progress(BaseModel):

@@ -61,7 +61,7 @@ async def _take(settings: Settings, builds: BuildService, model: str, request: R
             file = received["model"]
             asked = Asked(
                 id=build, model=model, key=key, file_name=file.file_name, sha256=file.sha256,
-                size_bytes=file.size_bytes, created=now(), targets=spec.targets,
+                size_bytes=file.size_bytes, created=now(), targets=spec.gpu_targets,
             )  # fmt: skip
             await builds.add(asked, staging)
     except _AlreadyHereError as here:

@@ -199,8 +199,11 @@ def test_where_there_is_a_gpu_a_plan_for_it_is_built_unasked(tmp_path: Path) -> 
         assert server.infer("m", X).status_code == 200
         until(lambda: reason(server).startswith("the CPU answers: no CUDA"), "the plan built", timeout_s=60)
     assert [plan.sms for plan in manifest_of(repository).plans] == [(89,)]
-    shutil.rmtree(repository / ".cache")
-    (folder / "spec.json").write_bytes(encode_spec(Spec(targets=("openvino", "tensorrt-rtx"), gpus=("sm86", "sm89"))))
-    with running(repository, env={"PYTHONPATH": str(planted)}) as server:
-        server.wait_ready("m")
-    assert manifest_of(repository).plans[0].sms == (86, 89)
+    both = Spec(targets=("openvino", "tensorrt-rtx"), gpus=("sm86", "sm89"))
+    for spec, sms in ((both, [(86, 89)]), (Spec(targets=("openvino",)), [])):
+        shutil.rmtree(repository / ".cache")
+        (folder / "spec.json").write_bytes(encode_spec(spec))
+        with running(repository, env={"PYTHONPATH": str(planted)}) as server:
+            server.wait_ready("m")
+            assert bool(reason(server)) == bool(sms)
+        assert [plan.sms for plan in manifest_of(repository).plans] == sms
