@@ -74,7 +74,7 @@ class Plans:
         self.shared: Shared | None = None
         """Plans that servers have in common, if they do."""
         self._giving = Tasks()
-        self._gpus = Gpus(lambda error: self.lost(str(error)), folder / _KERNELS)
+        self._gpus = Gpus(lambda error: self.lost(str(error)), folder / _KERNELS, settings.gpu_hang_s)
         self._not_on_gpu: dict[str, str] = {}
         self._limits = BuildLimits(
             settings.build_timeout_s, settings.build_memory_bytes, threads, cpu_s=settings.build_cpu_s

@@ -96,7 +96,10 @@ class Settings(BaseSettings):
         None, description="RuntimeClass of Jobs that get a GPU beside servers without; the nodes' default unless set."
     )
     build_for_gpus: bool = Field(
-        True, description="Build for the GPUs that are here, too, where a model's spec names no other target."
+        True, description="Build for the GPUs that are here, too, where a model's spec names no targets."
+    )
+    gpu_hang_s: float = Field(
+        120, ge=0, description="A GPU that has not ended a batch after so long is lost; 0 = however long it takes."
     )
     build_memory_bytes: int = Field(
         8_589_934_592, ge=1, description="Resident memory of one compile, then it is ended in the same way."

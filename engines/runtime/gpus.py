@@ -33,10 +33,12 @@ _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 class Gpus:
-    """`lost` is told, from any thread, that a device is lost; `folder` is where compiled kernels are kept."""
+    """`lost` is told, from any thread, that a device is lost; `folder` is where compiled kernels are kept. A batch that
+    takes longer than `hang_s` costs its device, 0 = however long it takes.
+    """
 
-    def __init__(self, lost: Callable[[DeviceLost], None], folder: Path) -> None:
-        self._lost, self._folder = lost, folder
+    def __init__(self, lost: Callable[[DeviceLost], None], folder: Path, hang_s: float = 0) -> None:
+        self._lost, self._folder, self._hang_s = lost, folder, hang_s
         self._drivers: dict[int, PyCudaDriver] = {}
         self._scratch: dict[int, Scratch] = {}
         self._kernels: dict[int, Kernels] = {}
@@ -69,7 +71,7 @@ class Gpus:
             scratch = {number: self._scratch.setdefault(number, Scratch(on)) for number, on in drivers.items()}
         return TensorRtSession(
             trt, drivers, data, plan, manifest, instances=instances or 1, most_rows=most_rows, lost=self._lost,
-            graphs=graphs, kept=self._kept(plan, key), scratch=scratch,
+            graphs=graphs, kept=self._kept(plan, key), scratch=scratch, hang_s=self._hang_s,
         )  # fmt: skip
 
     def _kept(self, plan: PlanFile, key: bytes | None) -> KeptKernels | None:

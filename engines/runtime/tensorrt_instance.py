@@ -24,6 +24,7 @@ from engines.errors import (
 from engines.manifest import GUARD_OUTPUT
 from engines.runtime.buckets import Batch, Batches, Shapes
 from engines.runtime.driver import Driver, cleared, give_back, let_go
+from engines.runtime.flights import Flight, Flights
 from engines.runtime.scratch import Scratch, ScratchPlace
 from engines.runtime.session import Done
 from engines.runtime.tensorrt_engine import TensorRtEngine
@@ -68,8 +69,9 @@ class TensorRtInstance:
         self._uncapturable: set[Shapes] = set()
         self._outputs_of: dict[Shapes, tuple[tuple[int, ...], ...]] = {}
         self._gone: DeviceLost | None = None
-        self._work: queue.SimpleQueue[tuple[GpuSlot, Done] | None] = queue.SimpleQueue()
-        self._under_way: queue.SimpleQueue[tuple[GpuSlot, Done] | None] = queue.SimpleQueue()
+        self._flights = Flights()
+        self._work: queue.SimpleQueue[tuple[GpuSlot, Flight] | None] = queue.SimpleQueue()
+        self._under_way: queue.SimpleQueue[tuple[GpuSlot, Flight] | None] = queue.SimpleQueue()
         begun: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._enqueue_all, args=(begun,), name="gpu-enqueue", daemon=True),
@@ -83,13 +85,24 @@ class TensorRtInstance:
         self._threads[1].start()
 
     def close(self) -> None:
-        """No launch may be in flight."""
+        """No launch may be in flight. Where the GPU hangs, this does, too."""
         self._work.put(None)
         for thread in self._threads:
             thread.join()
 
+    def end_overdue(self, limit_s: float) -> None:
+        """From any thread. Where a batch takes longer, the GPU counts as lost: all batches end with that, whatever of
+        them goes on there, and nothing more is put into its streams.
+        """
+        if self._flights.are_late(limit_s):
+            late = DeviceLost(f"a batch has not ended within {limit_s:g} s: the GPU hangs, or a kernel on it does")
+            self._note(late)
+            self._flights.end_all(late)
+
     def _submit(self, slot: GpuSlot, done: Done) -> None:
-        self._work.put((slot, done))
+        flight = self._flights.begin(done)
+        if flight is not None:
+            self._work.put((slot, flight))
 
     # -- the thread that fills streams -----------------------------------------------------------------------------
 
@@ -199,16 +212,16 @@ class TensorRtInstance:
 
     # -- batches -------------------------------------------------------------------------------------------------
 
-    def _begin(self, slot: GpuSlot, done: Done) -> None:
+    def _begin(self, slot: GpuSlot, flight: Flight) -> None:
         try:
             if self._gone is not None:
                 raise self._gone
             self._enqueue(slot)
             self._capture_if_missing(slot)
         except BaseException as error:
-            self._fail(slot, done, error)
+            self._fail(slot, flight, error)
         else:
-            self._under_way.put((slot, done))
+            self._under_way.put((slot, flight))
 
     def _enqueue(self, slot: GpuSlot) -> None:
         driver, streams, events = self._driver, self._streams, slot.events
@@ -331,16 +344,16 @@ class TensorRtInstance:
             while (work := self._under_way.get()) is not None:
                 self._complete(*work)
 
-    def _complete(self, slot: GpuSlot, done: Done) -> None:
+    def _complete(self, slot: GpuSlot, flight: Flight) -> None:
         try:
             self._driver.synchronize(slot.events.finished)
             error: BaseException | None = self._refusal(slot)
         except BaseException as raised:
             self._note(raised)
             error = let_go(raised)
-        done(error)
+        self._flights.end(flight, error)
 
-    def _fail(self, slot: GpuSlot, done: Done, error: BaseException) -> None:
+    def _fail(self, slot: GpuSlot, flight: Flight, error: BaseException) -> None:
         """What of it is in the streams may still use the slot's memory, and some of its events were not recorded."""
         try:
             for stream in self._streams if self._gone is None else ():
@@ -349,7 +362,7 @@ class TensorRtInstance:
         except Exception as worse:
             self._note(worse)
         self._note(error)
-        done(let_go(error))
+        self._flights.end(flight, let_go(error))
 
     def _note(self, error: BaseException) -> None:
         if isinstance(error, DeviceLost) and self._gone is None:

@@ -48,6 +48,8 @@ class Faults:
     lost_at: int = 0
     lost_file: str = ""
     """It is lost once there is a file of this name."""
+    hang_file: str = ""
+    """As long as there is a file of this name, no work that is in a stream goes on."""
     full_at: int = 0
     """The number of the allocation, from 1 on, for which there is no memory; 0 = none."""
     full_from: int = 0
@@ -351,6 +353,8 @@ class SimulatedGpu:
         return self._next_handle
 
     def _pause(self, what: str) -> None:
+        while self.faults.hang_file and os.path.exists(self.faults.hang_file):
+            time.sleep(0.01)
         if self.faults.slowest_s:
             time.sleep(self._random.random() * self.faults.slowest_s)
 

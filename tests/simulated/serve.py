@@ -42,8 +42,8 @@ _gpus: list[SimulatedGpu] = []
 class SimulatedGpus:
     """In the place of `engines.runtime.gpus.Gpus`."""
 
-    def __init__(self, lost: Any, cubins: Path) -> None:
-        self._lost = lost
+    def __init__(self, lost: Any, cubins: Path, hang_s: float) -> None:
+        self._lost, self._hang_s = lost, hang_s
         given = os.environ.get(_SETTING, "")
         self._gpu = SimulatedGpu(msgspec.json.decode(given, type=Faults) if given else Faults(slowest_s=0.00002))
         self._gpu.broken = _Told()
@@ -71,8 +71,9 @@ class SimulatedGpus:
             precision="fp32", version="11.4.0", sms=(86,), profiles=profiles,
         )  # fmt: skip
         return TensorRtSession(
-            trt, {0: self._gpu}, data, plan, manifest, instances=instances or 1, most_rows=rows, lost=self._lost
-        )
+            trt, {0: self._gpu}, data, plan, manifest, instances=instances or 1, most_rows=rows, lost=self._lost,
+            hang_s=self._hang_s,
+        )  # fmt: skip
 
 
 class _Told(list[str]):

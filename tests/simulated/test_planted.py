@@ -28,7 +28,7 @@ FAULTS: dict[str, tuple[type, str, str, str, str]] = {
         TensorRtInstance, "_complete", "self._driver.synchronize(slot.events.finished)", "pass",
         "a wrong answer"),
     "a slot is free before its batch has ended": (
-        TensorRtInstance, "_begin", "self._under_way.put((slot, done))", "done(None)",
+        TensorRtInstance, "_begin", "self._under_way.put((slot, flight))", "self._flights.end(flight, None)",
         "a wrong answer"),
     "a copy in is put into the stream of copies out": (
         TensorRtInstance, "_enqueue", "buffer.host[:size], streams.copy_in)", "buffer.host[:size], streams.copy_out)",
