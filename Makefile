@@ -31,9 +31,10 @@ test-targets: $(VENV)/.installed-targets
 	$(BIN)/python -m pytest $(THREE) tests/targets
 
 # what needs a GPU with units for bits, on one; without, what of it the host can do in its place: the kernels' sources
-# run there, in any order of warps
-gpu-test: $(VENV)/.installed-targets
-	$(BIN)/python -m pytest $(THREE) tests/gpu tests/plugins/cuda
+# run there, in any order of warps. A GPU is for one process: others beside it would be in what is measured
+HAS_GPU := $(shell nvidia-smi --list-gpus 2>/dev/null)
+gpu-test: $(VENV)/.installed-$(if $(HAS_GPU),gpu,targets)
+	$(BIN)/python -m pytest $(if $(HAS_GPU),-rs,$(THREE)) tests/gpu tests/plugins/cuda
 
 # what a server needs beyond one machine: stores, builds as Jobs, manifests, monitoring, the image; as root, with .ci/debian-packages.txt
 test-deploy: $(VENV)/.installed-deploy
@@ -92,6 +93,11 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-targets: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,rtx]'
+	touch $@
+
+# to run plans, too; needs a CUDA toolkit, by which PyCUDA is compiled
+$(VENV)/.installed-gpu: $(VENV)/.installed-test
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,rtx,gpu]'
 	touch $@
 
 $(VENV)/.installed-deploy: $(VENV)/.installed-test

@@ -10,7 +10,7 @@ import pytest
 
 from tests.gpu.device import Gpu
 from tests.gpu.layers import PluginLayers
-from tests.gpu.machines import Machine, NoMachine
+from tests.gpu.machines import Machine, NoMachine, skip_or_fail
 from tests.gpu.places import Place, RealPlace, SimulatedPlace
 from tests.gpu.plugins import Plugins
 from tests.plugins.cuda.on_host import HostBuild
@@ -41,7 +41,7 @@ def the_gpu(folder: Path) -> Iterator[Gpu]:
     try:
         gpu = Gpu(folder)
     except NoMachine as none:
-        pytest.skip(str(none))
+        skip_or_fail(none)
     with contextlib.closing(gpu):
         yield gpu
 
@@ -82,6 +82,6 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
             else SimulatedPlace(str(request.param).removeprefix("simulated ").lower(), monkeypatch, tmp_path)
         )
     except NoMachine as none:
-        pytest.skip(str(none))
+        skip_or_fail(none)
     with contextlib.closing(made):
         yield made

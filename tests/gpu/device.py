@@ -15,7 +15,7 @@ import numpy as np
 from engines.errors import EngineError
 from engines.plugins.cuda.cubins import SMS_WITH_BITS, compiled, cubin, options_for
 from engines.runtime.cuda import CudaDriver
-from tests.gpu.machines import NoMachine, Replay
+from tests.gpu.machines import NoMachine, NoUnits, Replay
 from tests.plugins.cuda.on_host import CUDA
 
 __all__ = ["Gpu"]
@@ -38,7 +38,7 @@ class Gpu:
         except EngineError as error:
             raise NoMachine(str(error)) from error
         if self.driver.sm() not in SMS_WITH_BITS:
-            raise NoMachine(f"the GPU here is of sm_{self.driver.sm()}, whose tensor cores do not count bits")
+            raise NoUnits(f"the GPU here is of sm_{self.driver.sm()}, whose tensor cores do not count bits")
         from cuda.bindings import driver
 
         self._cuda, self._folder, self._sources = driver, folder, sources

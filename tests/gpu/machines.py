@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
+import pytest
 
+from engines.hardware import gpus
 from engines.plugins.gpu.driver import Driver
 
-__all__ = ["Executor", "Machine", "NoMachine", "Replay"]
+__all__ = ["Executor", "Machine", "NoMachine", "NoUnits", "Replay", "skip_or_fail"]
 
 Replay = Callable[[], None]
 """Does again, into the stream, what was captured."""
@@ -18,6 +20,17 @@ Replay = Callable[[], None]
 
 class NoMachine(Exception):
     """There is no such machine here, or nothing on it that could run a graph; the text says why."""
+
+
+class NoUnits(NoMachine):
+    """The GPU that is here cannot do it."""
+
+
+def skip_or_fail(why: NoMachine) -> NoReturn:
+    """What a GPU is here for is not passed over for want of a package."""
+    if gpus() and not isinstance(why, NoUnits):
+        pytest.fail(f"there is a GPU, and it is not used: {why}")
+    pytest.skip(str(why))
 
 
 class Executor(Protocol):

@@ -8,8 +8,9 @@ import pytest
 from engines.hardware import gpus
 from engines.plugins.ops import PoolAttributes
 from engines.plugins.reference import binary_max_pool
+from tests.gpu import machines
 from tests.gpu.device import Gpu
-from tests.gpu.machines import Machine, NoMachine
+from tests.gpu.machines import Machine, NoMachine, NoUnits, skip_or_fail
 from tests.gpu.plugins import Plugins
 from tests.plugins.test_operators import random_bits
 
@@ -74,3 +75,13 @@ def test_a_capture_that_fails_ends(machine: Machine) -> None:
 def test_where_there_is_no_gpu_it_is_said(tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(NoMachine, match="no CUDA driver on this machine"):
         Gpu(tmp_path_factory.mktemp("none"))
+
+
+def test_a_gpu_that_is_here_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(pytest.skip.Exception, match="no PyCUDA"):
+        skip_or_fail(NoMachine("no PyCUDA"))
+    monkeypatch.setattr(machines, "gpus", lambda: (object(),))
+    with pytest.raises(pytest.fail.Exception, match="there is a GPU, and it is not used: no PyCUDA"):
+        skip_or_fail(NoMachine("no PyCUDA"))
+    with pytest.raises(pytest.skip.Exception, match="no bits"):
+        skip_or_fail(NoUnits("no bits"))

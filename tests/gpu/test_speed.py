@@ -17,7 +17,7 @@ from engines.targets.tensorrt_process import build_apart
 from tests.gpu.conftest import XOR
 from tests.gpu.device import Gpu
 from tests.gpu.executors import Graph, options_for
-from tests.gpu.machines import NoMachine
+from tests.gpu.machines import NoMachine, skip_or_fail
 from tests.gpu.speed import BATCHES, SHAPES, Convolution, Turns, half_network, int8_network, measured, rows_of
 from tests.targets.gpu.on_host import Host
 
@@ -64,7 +64,7 @@ def test_each_is_timed_on_a_gpu(
     try:
         times = measured(gpu, convolution, Turns(rounds=15, runs=50))
     except NoMachine as none:
-        pytest.skip(str(none))
+        skip_or_fail(none)
     require_times(times)
     kept[convolution] = times
 
