@@ -1,8 +1,9 @@
 """`engines.runtime.driver.Driver` by PyCUDA and, on the same streams, by NVIDIA's own bindings.
 
-PyCUDA has the context, memory and streams. Events and graphs are the bindings': PyCUDA has no graphs, and does not tell
-an event's handle, which TensorRT asks for. Both call the same driver, whose handles they share. Imported where there is
-a GPU alone: PyCUDA does not import without the driver's library.
+PyCUDA has the context, streams and copies. Events and graphs are the bindings': PyCUDA has no graphs, and does not tell
+an event's handle, which TensorRT asks for. So is memory: PyCUDA holds the interpreter while it allocates and frees
+(2026.1, `cuda.hpp`), which waits for the GPU, and all other threads would wait, too. Both call the same driver, whose
+handles they share. Imported where there is a GPU alone: PyCUDA does not import without the driver's library.
 
 PyCUDA's objects must go in a thread that has their context current, and a thread that ends with one on PyCUDA's stack
 ends the process: `attach` and `detach` come in pairs.
@@ -10,6 +11,7 @@ ends the process: `attach` and `detach` come in pairs.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,17 +23,17 @@ from engines.errors import CaptureRefused, DeviceLost, EngineError, OutOfMemory
 from engines.runtime.cuda import CudaDriver
 from engines.runtime.driver import Memory
 
-__all__ = ["PyCudaDriver"]
+__all__ = ["STICKY", "PyCudaDriver"]
 
 _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: it never waits for the default stream, nor that for it."""
-_STICKY = frozenset(
+STICKY = frozenset(
     f"CUDA_ERROR_{name}"
     for name in (
-        "ASSERT", "CONTEXT_IS_DESTROYED", "DEVICE_UNAVAILABLE", "ECC_UNCORRECTABLE", "EXTERNAL_DEVICE",
+        "ASSERT", "CONTEXT_IS_DESTROYED", "DEINITIALIZED", "DEVICE_UNAVAILABLE", "ECC_UNCORRECTABLE", "EXTERNAL_DEVICE",
         "HARDWARE_STACK_ERROR", "ILLEGAL_ADDRESS", "ILLEGAL_INSTRUCTION", "INVALID_ADDRESS_SPACE", "INVALID_PC",
-        "CONTAINED", "LAUNCH_FAILED", "LAUNCH_TIMEOUT", "MISALIGNED_ADDRESS", "NVLINK_UNCORRECTABLE",
-        "TENSOR_MEMORY_LEAK", "UNKNOWN",
+        "CONTAINED", "LAUNCH_FAILED", "LAUNCH_TIMEOUT", "MISALIGNED_ADDRESS", "MPS_CLIENT_TERMINATED",
+        "MPS_RPC_FAILURE", "NVLINK_UNCORRECTABLE", "TENSOR_MEMORY_LEAK", "UNKNOWN",
     )
 )  # fmt: skip
 """After these the process has no use of the device any more (CUDA Driver API, CUresult), or nothing is known of it."""
@@ -52,7 +54,6 @@ class PyCudaDriver(CudaDriver):
             pycuda.init()
             self._context = pycuda.Device(device).retain_primary_context()
         self._streams: dict[int, Any] = {}
-        self._allocations: dict[int, Any] = {}
 
     def current_device(self) -> int:
         """The number of the device whose context the calling thread has current."""
@@ -73,27 +74,6 @@ class PyCudaDriver(CudaDriver):
             free, total = self._pycuda.mem_get_info()
         return Memory(int(free), int(total))
 
-    def allocate(self, size_bytes: int) -> int:
-        with self._as_ours(f"{size_bytes} bytes of the GPU"):
-            made = self._pycuda.mem_alloc(size_bytes)
-        address = int(made)
-        self._allocations[address] = made
-        return address
-
-    def free(self, address: int) -> None:
-        with self._as_ours():
-            self._allocations.pop(address).free()
-
-    def pinned(self, size_bytes: int) -> np.ndarray:
-        with self._as_ours(f"{size_bytes} bytes of page-locked memory"):
-            made: np.ndarray = self._pycuda.pagelocked_empty(size_bytes, np.uint8)
-        made.fill(0)
-        return made
-
-    def unpin(self, array: np.ndarray) -> None:
-        with self._as_ours():
-            array.base.free()  # type: ignore[union-attr]
-
     def stream(self) -> int:
         with self._as_ours():
             made = self._pycuda.Stream(_NON_BLOCKING)
@@ -112,6 +92,23 @@ class PyCudaDriver(CudaDriver):
             self._pycuda.memcpy_dtoh_async(target, address, self._streams[stream])
 
     # -- the bindings --------------------------------------------------------------------------------------------
+
+    def allocate(self, size_bytes: int) -> int:
+        with self._saying(f"{size_bytes} bytes of the GPU"):
+            return int(self._done(self._cuda.cuMemAlloc(size_bytes)))
+
+    def free(self, address: int) -> None:
+        self._done(self._cuda.cuMemFree(address))
+
+    def pinned(self, size_bytes: int) -> np.ndarray:
+        with self._saying(f"{size_bytes} bytes of page-locked memory"):
+            address = int(self._done(self._cuda.cuMemHostAlloc(size_bytes, 0)))
+        made = np.ctypeslib.as_array((ctypes.c_uint8 * size_bytes).from_address(address))
+        made.fill(0)
+        return made
+
+    def unpin(self, array: np.ndarray) -> None:
+        self._done(self._cuda.cuMemFreeHost(array.ctypes.data))
 
     def event(self) -> int:
         flags = self._cuda.CUevent_flags
@@ -161,14 +158,20 @@ class PyCudaDriver(CudaDriver):
         return rest[0] if rest else None
 
     @contextmanager
-    def _as_ours(self, what: str = "") -> Iterator[None]:
+    def _saying(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OutOfMemory as error:
+            memory = self.memory()
+            raise OutOfMemory(f"{what}, {memory.free} of {memory.total} are free: {error}") from error
+
+    @contextmanager
+    def _as_ours(self) -> Iterator[None]:
         pycuda = self._pycuda
         try:
             yield
         except pycuda.MemoryError as error:
-            memory = self.memory() if what else None
-            free = f", {memory.free} of {memory.total} are free" if memory else ""
-            raise OutOfMemory(f"{what or 'memory of the GPU'}{free}: {error}") from error
+            raise OutOfMemory(f"memory of the GPU: {error}") from error
         except pycuda.LaunchError as error:
             raise DeviceLost(f"CUDA: {error}") from error
         except pycuda.Error as error:
@@ -177,13 +180,13 @@ class PyCudaDriver(CudaDriver):
     def _sticky_or(self, error: Exception) -> EngineError:
         """PyCUDA keeps CUDA's text of an error; a sticky one is the next call's, too."""
         status, *_ = self._cuda.cuCtxSynchronize()
-        if status.name in _STICKY:
+        if status.name in STICKY:
             return DeviceLost(f"CUDA: {error} ({status.name})")
         return EngineError(f"CUDA: {error}")
 
 
 def _error_of(name: str) -> EngineError:
-    if name in _STICKY:
+    if name in STICKY:
         return DeviceLost(f"CUDA: {name}")
     if name == "CUDA_ERROR_OUT_OF_MEMORY":
         return OutOfMemory(f"CUDA: {name}")

@@ -84,37 +84,9 @@ def pycuda_over(gpus: Sequence[SimulatedGpu]) -> types.SimpleNamespace:
                     raise RuleBroken("a stream goes in a thread that has another context")
                 self._gpu.close_stream(self.handle)
 
-    class DeviceAllocation:
-        def __init__(self, gpu: SimulatedGpu, address: int) -> None:
-            self._gpu, self._address = gpu, address
-
-        def __int__(self) -> int:
-            return self._address
-
-        def free(self) -> None:
-            told(self._gpu.free, self._address)
-
-    class PagelockedHostAllocation:
-        def __init__(self, gpu: SimulatedGpu, array: np.ndarray) -> None:
-            self._gpu, self._array = gpu, array
-            self.__array_interface__ = array.__array_interface__
-
-        def free(self) -> None:
-            told(self._gpu.unpin, self._array)
-
-    def pagelocked_empty(shape: int, dtype: Any) -> np.ndarray:
-        gpu = current_gpu()
-        array = np.asarray(PagelockedHostAllocation(gpu, told(gpu.pinned, shape)))
-        array.fill(0xCD)
-        return array
-
-    def mem_alloc(size: int) -> DeviceAllocation:
-        gpu = current_gpu()
-        return DeviceAllocation(gpu, told(gpu.allocate, size))
-
     return types.SimpleNamespace(
         Error=Error, LogicError=LogicError, MemoryError=MemoryError, LaunchError=LaunchError, Context=Context,
-        Device=Device, Stream=Stream, init=lambda: None, mem_alloc=mem_alloc, pagelocked_empty=pagelocked_empty,
+        Device=Device, Stream=Stream, init=lambda: None,
         mem_get_info=lambda: tuple(told(current_gpu().memory)),
         memcpy_htod_async=lambda dest, src, stream: told(current_gpu().copy_in, dest, src, stream.handle),
         memcpy_dtoh_async=lambda dest, src, stream: told(current_gpu().copy_out, dest, src, stream.handle),
@@ -163,6 +135,15 @@ def bindings_over(gpus: Sequence[SimulatedGpu], sm: int = 86) -> types.SimpleNam
             raise RuleBroken("an event whose waiting takes a processor, or that takes times")
         return told(current_gpu().event)
 
+    pinned: dict[int, np.ndarray] = {}
+
+    def pin(size: int, flags: int) -> tuple[Any, ...]:
+        status, *arrays = told(current_gpu().pinned, size)
+        for array in arrays:
+            array.fill(0xCD)
+            pinned[array.ctypes.data] = array
+        return (status, *(array.ctypes.data for array in arrays))
+
     return types.SimpleNamespace(
         CUresult=result,
         CUdevice_attribute=attribute,
@@ -175,6 +156,10 @@ def bindings_over(gpus: Sequence[SimulatedGpu], sm: int = 86) -> types.SimpleNam
         cuDeviceGetAttribute=lambda name, device: (result.CUDA_SUCCESS, name.value),
         cuCtxSynchronize=lambda: told(lambda: current_gpu().memory() and None),
         cuCtxGetDevice=lambda: (result.CUDA_SUCCESS, list(gpus).index(current_gpu())),
+        cuMemAlloc=on("allocate"),
+        cuMemFree=on("free"),
+        cuMemHostAlloc=pin,
+        cuMemFreeHost=lambda address: told(current_gpu().unpin, pinned.pop(address)),
         cuEventCreate=flags_of,
         cuEventDestroy=on("close_event"),
         cuEventRecord=on("record"),
