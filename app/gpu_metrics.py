@@ -16,6 +16,9 @@ from engines.runtime import visible_gpus
 __all__ = ["GpuMetrics"]
 
 
+_PATIENCE_S = 0.2
+
+
 class _Family(NamedTuple):
     """`value` of NVML and a device's handle; raises where the device does not tell."""
 
@@ -49,10 +52,17 @@ class GpuMetrics:
         self._lock = threading.Lock()
 
     def page(self) -> bytes:
-        """Text exposition; empty where no GPU is to be seen. Blocks for some milliseconds."""
-        with self._lock, contextlib.suppress(Exception):  # of NVML's own, or of its import
+        """Text exposition; empty where no GPU is to be seen, or an earlier call does not come back from NVML. Blocks
+        for some milliseconds.
+        """
+        if not self._lock.acquire(timeout=_PATIENCE_S):
+            return b""
+        try:
             return "".join(self._lines()).encode()
-        return b""
+        except Exception:  # of NVML's own, or of its import
+            return b""
+        finally:
+            self._lock.release()
 
     def _lines(self) -> Iterator[str]:
         if self._nvml is None:

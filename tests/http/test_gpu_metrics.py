@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -125,3 +127,23 @@ def test_only_gpus_that_cuda_shows_are_seen_and_in_its_order(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
     monkeypatch.setitem(sys.modules, "pynvml", nvml_with(3))
     assert [uuid for uuid, _ in _READ["nv_gpu_utilization"].findall(GpuMetrics().page().decode())] == seen
+
+
+def test_an_nvml_that_hangs_holds_up_no_other_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml, asked, goes_on = nvml_with(1), threading.Event(), threading.Event()
+
+    def hangs(at: int) -> int:
+        asked.set()
+        goes_on.wait(60)
+        return at
+
+    nvml.nvmlDeviceGetHandleByIndex = hangs  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    metrics = GpuMetrics()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(metrics.page)
+        assert asked.wait(10)
+        assert metrics.page() == b""
+        goes_on.set()
+        assert b"nv_gpu_utilization" in first.result(10)
+    assert b"nv_gpu_utilization" in metrics.page()
