@@ -21,6 +21,7 @@ from app.serving.errors import (
 from app.serving.limits import ModelOptions
 from app.serving.policy import Dispatch, Wait, decide
 from app.serving.queue import Group, Queue
+from app.serving.slots import FreeSlots
 from app.serving.stats import Stats
 from app.serving.ticket import Outcome, Reply, ShapeKey, State, Ticket
 from engines.errors import DeviceLost
@@ -98,7 +99,7 @@ class Endpoint:
         """Priority level and timeout (0 = none) in nanoseconds of a request that asks for neither."""
         self._host = host
         self._known_shapes: set[ShapeKey] = set()
-        self._free: list[Slot] = list(session.slots)
+        self._free = FreeSlots(session.slots)
         self._inline_slot = session.inline_slot
         self._launched: list[_Batch] = []  # in the order of their first launch
         self._retries: deque[_Batch] = deque()  # those of them that wait to run anew
@@ -191,7 +192,7 @@ class Endpoint:
             for ticket in batch.tickets:
                 ticket.state, ticket.launched_ns = State.RUNNING, now_ns
         inline = alone and batch.rows <= self.inline_rows
-        batch.slot = self._inline_slot if inline and self._inline_slot is not None else self._free.pop()
+        batch.slot = self._inline_slot if inline and self._inline_slot is not None else self._free.take()
         batch.launched_ns = batch.gathered_ns = now_ns
 
         def done(error: BaseException | None) -> None:
@@ -229,11 +230,11 @@ class Endpoint:
         at = self._launched.index(batch)
         self._launched[at : at + 1] = alone
         self._retries.extend(alone)
-        self._release(batch.slot)
+        self._release(batch)
 
-    def _release(self, slot: Slot) -> None:
-        if slot is not self._inline_slot:  # nothing else runs beside that: it needs no turn
-            self._free.append(slot)
+    def _release(self, batch: _Batch) -> None:
+        if batch.slot is not self._inline_slot:  # nothing else runs beside that: it needs no turn
+            self._free.give(batch.slot, is_lost=isinstance(batch.error, DeviceLost))
 
     def _answer_finished(self) -> None:
         """Answer what has ended; with `preserve_ordering`, only what no unanswered batch stands before."""
@@ -287,7 +288,7 @@ class Endpoint:
             whole_output_ns = output_ns[-1] if output_ns else 0
             self.stats.answered(request_ns, queue_ns, output_ns, input_and_infer_ns)
             self.stats.executed(batch.rows, batch.reason, (*input_and_infer_ns, whole_output_ns))
-        self._release(batch.slot)
+        self._release(batch)
 
     def _blame(self, ticket: Ticket, error: BaseException) -> ServingError:
         """The request's fault where its values or variable dimensions may ask for what cannot be; else the engine's."""

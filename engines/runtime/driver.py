@@ -14,7 +14,7 @@ import numpy as np
 
 from engines.errors import DeviceLost
 
-__all__ = ["Driver", "Memory", "attached", "cleared", "give_back", "let_go"]
+__all__ = ["Driver", "Memory", "attached", "cleared", "give_back", "held_by", "let_go"]
 
 _What = TypeVar("_What")
 
@@ -23,6 +23,13 @@ def give_back(call: Callable[[_What], None], what: _What) -> None:
     """Free or close something; of a lost device there is nothing left to give back."""
     with contextlib.suppress(DeviceLost):
         call(what)
+
+
+def held_by(held: contextlib.ExitStack, make: Callable[[], _What], close: Callable[[_What], None]) -> _What:
+    """What is made, until `held` is closed."""
+    made = make()
+    held.callback(give_back, close, made)
+    return made
 
 
 @contextlib.contextmanager

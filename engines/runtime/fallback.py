@@ -59,6 +59,7 @@ class _Slot:
     def __init__(self, gpu: Slot, cpu: _OnCpu, inputs: Sequence[TensorSpec]) -> None:
         self._gpu, self._cpu = gpu, cpu
         self._dtypes = {spec.name: datatype(spec.datatype).numpy for spec in inputs}
+        self.lanes = gpu.lanes
         self.given: dict[str, np.ndarray] = {}
         self.answers: Mapping[str, np.ndarray] = {}
 

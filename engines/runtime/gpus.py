@@ -20,6 +20,7 @@ from engines.hardware import gpus
 from engines.manifest import Manifest, PlanFile
 from engines.plugins.gpu.driver import Kernels
 from engines.runtime.driver import Driver
+from engines.runtime.flights import Watch
 from engines.runtime.kept_kernels import KeptKernels
 from engines.runtime.plans import Here, look_here, read_plan
 from engines.runtime.pycuda_driver import PyCudaDriver
@@ -33,14 +34,15 @@ _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 class Gpus:
-    """`lost` is told, from any thread, that a device is lost; `folder` is where compiled kernels are kept. A batch that
-    takes longer than `hang_s` costs its device, 0 = however long it takes.
+    """`lost` is told, from any thread, that a device is lost; `folder` is where compiled kernels are kept. A GPU that
+    does not go on for `hang_s` is lost, 0 = however long it takes.
     """
 
     def __init__(self, lost: Callable[[DeviceLost], None], folder: Path, hang_s: float = 0) -> None:
         self._lost, self._folder, self._hang_s = lost, folder, hang_s
         self._drivers: dict[int, PyCudaDriver] = {}
         self._scratch: dict[int, Scratch] = {}
+        self._watches: dict[int, Watch] = {}
         self._kernels: dict[int, Kernels] = {}
         self._libraries: dict[str, Any] = {}
         self._registered: set[str] = set()
@@ -53,7 +55,8 @@ class Gpus:
     ) -> TensorRtSession | None:  # fmt: skip
         """A session of the first plan that fits all these devices (all that are here unless named), None without one.
 
-        Raises PlanInvalid where a plan that fits is not what it seems; OutOfMemory, DeviceLost or EngineError.
+        Raises PlanInvalid where a plan that fits is not what it seems, or devices are named and none fits; OutOfMemory,
+        DeviceLost or EngineError.
         """
         here = look_here()
         wanted = tuple(devices) or tuple(range(here.gpus))
@@ -61,7 +64,12 @@ class Gpus:
             raise PlanInvalid(f"there is no GPU {strange[0]}: {here.gpus} are here")
         if devices and not manifest.plans:
             raise PlanInvalid("it has no plan for a GPU; compile it for one of targets tensorrt and tensorrt-rtx")
-        found = _first_that_fits(folder, manifest, key, here) if wanted else None
+        if devices:  # of others that are here, plans need not be
+            seen = gpus()
+            here = here._replace(sms=tuple(dict.fromkeys(seen[number].sm for number in devices)))
+        found, refused = _first_that_fits(folder, manifest, key, here) if wanted else (None, "")
+        if found is None and devices:
+            raise PlanInvalid(refused)
         if found is None:
             return None
         plan, data = found
@@ -69,9 +77,11 @@ class Gpus:
             trt = self._library(plan)
             drivers: dict[int, Driver] = {number: self._driver(number) for number in wanted}
             scratch = {number: self._scratch.setdefault(number, Scratch(on)) for number, on in drivers.items()}
+            watched = drivers if self._hang_s else ()
+            watches = {number: self._watches.setdefault(number, Watch(self._hang_s)) for number in watched}
         return TensorRtSession(
             trt, drivers, data, plan, manifest, instances=instances or 1, most_rows=most_rows, lost=self._lost,
-            graphs=graphs, kept=self._kept(plan, key), scratch=scratch, hang_s=self._hang_s,
+            graphs=graphs, kept=self._kept(plan, key), scratch=scratch, watches=watches,
         )  # fmt: skip
 
     def _kept(self, plan: PlanFile, key: bytes | None) -> KeptKernels | None:
@@ -126,11 +136,15 @@ class Gpus:
             return self._kernels[number]
 
 
-def _first_that_fits(folder: Path, manifest: Manifest, key: bytes | None, here: Here) -> tuple[PlanFile, bytes] | None:
-    """TensorRT's before TensorRT-RTX's. What is not read, `unfit_plans` says."""
+def _first_that_fits(
+    folder: Path, manifest: Manifest, key: bytes | None, here: Here
+) -> tuple[tuple[PlanFile, bytes] | None, str]:
+    """TensorRT's before TensorRT-RTX's; and why those before it are not used, which `unfit_plans` says, too."""
+    refused: list[str] = []
     for plan in sorted(manifest.plans, key=lambda plan: list(_MODULES).index(plan.target)):
         try:
-            return plan, read_plan(folder, plan, key, here)
+            return (plan, read_plan(folder, plan, key, here)), "; ".join(refused)
         except PlanInvalid as error:
             log.info("a plan is not used: %s", error)
-    return None
+            refused.append(f"{plan.target}: {error}")
+    return None, "; ".join(refused)

@@ -7,7 +7,7 @@ import hmac
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,8 @@ class OpenVinoSlot:
     A thread of its own waits for each batch. OpenVINO's completion callback would save the thread, but 2026.4 never
     calls it when the engine raises, and a batch that fails must be answered.
     """
+
+    lanes: tuple[Hashable, ...] = ()
 
     def __init__(
         self, engine: Engine, inputs: Sequence[str], outputs: Sequence[str], guards: Sequence[str] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,11 @@ Done = Callable[[BaseException | None], None]
 
 class Slot(Protocol):
     """Input and output buffers of one batch in flight. Used by one batch at a time."""
+
+    @property
+    def lanes(self) -> tuple[Hashable, ...]:
+        """What it shares with other slots that have the same: a GPU, and the instance whose batches run in turn."""
+        ...
 
     def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         """Give every input its full shape (batch axis included); return writable views to copy rows into."""

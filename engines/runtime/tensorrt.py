@@ -35,11 +35,10 @@ class TensorRtSession:
         self, trt: Any, drivers: Mapping[int, Driver], data: bytes, plan: PlanFile, manifest: Manifest, *,
         instances: int = 1, most_rows: int = 0, lost: Callable[[DeviceLost], None] = lambda error: None,
         graphs: bool = True, kept: KeptKernels | None = None, scratch: Mapping[int, Scratch] = MappingProxyType({}),
-        hang_s: float = 0,
+        watches: Mapping[int, Watch] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         """`drivers` by device number; `kept`: where kernels that are compiled on the GPU may be kept; `scratch`: what
-        sessions share on a device that is too small for all; `hang_s`: a batch that takes longer costs the device, 0 =
-        however long it takes.
+        sessions share on a device that is too small for all; `watches`: who looks whether a device goes on.
 
         Raises PlanInvalid, OutOfMemory, DeviceLost or EngineFailed; then nothing is held, and what serves besides is as
         it was.
@@ -62,9 +61,10 @@ class TensorRtSession:
                     )
                     self._held.callback(instance.close)
                     self._instances.append(instance)
-                loaded.contexts.warm()
-            if hang_s:
-                self._held.callback(Watch(lambda: self._look(hang_s), hang_s).close)
+                    if number in watches:
+                        watches[number].join(instance)
+                        self._held.callback(watches[number].leave, instance)
+                loaded.contexts.keep()
             self._held = self._held.pop_all()
 
     def _loaded(self, driver: Driver, trt: Any, *plan: Any, graphs: bool) -> TensorRtEngine:
@@ -72,10 +72,6 @@ class TensorRtSession:
             loaded = TensorRtEngine(trt, driver, *plan, graphs=graphs)
         self._held.callback(_close, driver, loaded)
         return loaded
-
-    def _look(self, hang_s: float) -> None:
-        for instance in self._instances:
-            instance.end_overdue(hang_s)
 
     @property
     def slots(self) -> Sequence[GpuSlot]:

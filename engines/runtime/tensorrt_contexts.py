@@ -19,8 +19,8 @@ class Contexts(Protocol):
         the GPU.
         """
 
-    def warm(self) -> None:
-        """All shapes that come often have been run."""
+    def keep(self) -> None:
+        """What was compiled so far, for the next time."""
 
 
 class TensorRT:
@@ -29,32 +29,32 @@ class TensorRT:
     name: ClassVar[str] = "tensorrt"
     captures: ClassVar[bool] = False
 
-    def __init__(self, trt: Any, engine: Any, kept: KeptKernels | None, *, graphs: bool) -> None:
+    def __init__(self, trt: Any, engine: Any, kept: KeptKernels | None, *, graphs: bool, is_fixed: bool) -> None:
         self._trt, self._engine = trt, engine
 
     def make(self, *, shared: bool = False) -> Any:
         return self._engine.create_execution_context(_strategy(self._trt, shared=shared))
 
-    def warm(self) -> None:
-        """Nothing of it is kept."""
+    def keep(self) -> None:
+        """There is nothing."""
 
 
 class Rtx:
-    """Kernels for the GPU that is here are compiled when shapes come for the first time: while it is loaded, and then
-    never again, for they are kept.
+    """Kernels for the GPU that is here are compiled when shapes come for the first time, and then never again, for they
+    are kept. Where rows have one shape (`is_fixed`), that is while it is loaded; else a batch of a new shape runs on
+    kernels for any, while its own are compiled.
     """
 
     name: ClassVar[str] = "tensorrt-rtx"
     captures: ClassVar[bool] = True
 
-    def __init__(self, trt: Any, engine: Any, kept: KeptKernels | None, *, graphs: bool) -> None:
+    def __init__(self, trt: Any, engine: Any, kept: KeptKernels | None, *, graphs: bool, is_fixed: bool) -> None:
         self._trt, self._engine, self._kept = trt, engine, kept
         runtime_config = self._runtime_config = engine.create_runtime_config()
         strategies = trt.CudaGraphStrategy
         runtime_config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if graphs else strategies.DISABLED
-        runtime_config.dynamic_shapes_kernel_specialization_strategy = (
-            trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        )
+        compiled = trt.DynamicShapesKernelSpecializationStrategy
+        runtime_config.dynamic_shapes_kernel_specialization_strategy = compiled.EAGER if is_fixed else compiled.LAZY
         self._found = kept.read() if kept is not None else b""
         self._compiled = runtime_config.create_runtime_cache()
         if self._found:
@@ -66,7 +66,7 @@ class Rtx:
         runtime_config.set_execution_context_allocation_strategy(_strategy(self._trt, shared=shared))
         return self._engine.create_execution_context(runtime_config)
 
-    def warm(self) -> None:
+    def keep(self) -> None:
         content = bytes(self._compiled.serialize())
         if self._kept is not None and content != self._found:
             self._kept.write(content)
@@ -81,6 +81,8 @@ def _strategy(trt: Any, *, shared: bool) -> Any:
 _CONTEXTS: dict[str, type[TensorRT] | type[Rtx]] = {TensorRT.name: TensorRT, Rtx.name: Rtx}
 
 
-def contexts_of(target: str, trt: Any, engine: Any, kept: KeptKernels | None, *, graphs: bool = True) -> Contexts:
-    """Of a plan's target; with CUDA graphs or without."""
-    return _CONTEXTS[target](trt, engine, kept, graphs=graphs)
+def contexts_of(
+    target: str, trt: Any, engine: Any, kept: KeptKernels | None, *, graphs: bool, is_fixed: bool
+) -> Contexts:
+    """Of a plan's target; with CUDA graphs or without. `is_fixed`: all its rows have one shape."""
+    return _CONTEXTS[target](trt, engine, kept, graphs=graphs, is_fixed=is_fixed)

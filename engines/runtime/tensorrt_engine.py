@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -55,10 +56,13 @@ class TensorRtEngine:
         self.inputs = self._tensors(manifest.inputs, trt.TensorIOMode.INPUT, plan.target)
         self.outputs = self._tensors((*manifest.outputs, *guards), trt.TensorIOMode.OUTPUT, plan.target)
         self._require_profiles()
-        self.contexts: Contexts = contexts_of(plan.target, trt, self.engine, kept, graphs=graphs)
+        is_fixed = all(DYNAMIC not in spec.row_shape for spec in manifest.inputs)
+        self.contexts: Contexts = contexts_of(plan.target, trt, self.engine, kept, graphs=graphs, is_fixed=is_fixed)
 
     def close(self) -> None:
         """Free it, once no context of it is left."""
+        with contextlib.suppress(Exception):  # TensorRT's own, of a GPU that is lost
+            self.contexts.keep()
         del self.contexts
         self.engine = self._runtime = None
 

@@ -23,12 +23,12 @@ from engines.errors import (
 )
 from engines.manifest import GUARD_OUTPUT
 from engines.runtime.buckets import Batch, Batches, Shapes
-from engines.runtime.driver import Driver, cleared, give_back, let_go
+from engines.runtime.driver import Driver, cleared, give_back, held_by, let_go
 from engines.runtime.flights import Flight, Flights
 from engines.runtime.scratch import Scratch, ScratchPlace
 from engines.runtime.session import Done
 from engines.runtime.tensorrt_engine import TensorRtEngine
-from engines.runtime.tensorrt_open import OpenOutput, open_outputs
+from engines.runtime.tensorrt_open import OpenOutput, known_shape, open_outputs, told_shapes
 from engines.runtime.tensorrt_slot import GpuSlot
 from engines.tensor import DYNAMIC
 
@@ -45,6 +45,13 @@ class _Streams(NamedTuple):
     copy_in: int
     compute: int
     copy_out: int
+
+
+class _Graph(NamedTuple):
+    """`outputs`: the shapes of what it computes."""
+
+    handle: int
+    outputs: tuple[tuple[int, ...], ...]
 
 
 class TensorRtInstance:
@@ -65,10 +72,10 @@ class TensorRtInstance:
         self._guards, self._wants_graphs = tuple(guards), graphs and not plan.contexts.captures
         self._may_share, self._shared, self._place = scratch, False, ScratchPlace(0, 0)
         self.slots: list[GpuSlot] = []
-        self._graphs: dict[tuple[Shapes, int], int] = {}
+        self._graphs: dict[tuple[Shapes, int], _Graph] = {}
         self._uncapturable: set[Shapes] = set()
-        self._outputs_of: dict[Shapes, tuple[tuple[int, ...], ...]] = {}
         self._gone: DeviceLost | None = None
+        self._noting = threading.Lock()
         self._flights = Flights()
         self._work: queue.SimpleQueue[tuple[GpuSlot, Flight] | None] = queue.SimpleQueue()
         self._under_way: queue.SimpleQueue[tuple[GpuSlot, Flight] | None] = queue.SimpleQueue()
@@ -90,14 +97,16 @@ class TensorRtInstance:
         for thread in self._threads:
             thread.join()
 
-    def end_overdue(self, limit_s: float) -> None:
-        """From any thread. Where a batch takes longer, the GPU counts as lost: all batches end with that, whatever of
-        them goes on there, and nothing more is put into its streams.
-        """
-        if self._flights.are_late(limit_s):
-            late = DeviceLost(f"a batch has not ended within {limit_s:g} s: the GPU hangs, or a kernel on it does")
-            self._note(late)
-            self._flights.end_all(late)
+    def look(self) -> int:
+        """`engines.runtime.flights.Watched`, as `lose`."""
+        return self._flights.look()
+
+    def lose(self, error: DeviceLost) -> None:
+        """Nothing more is put into the streams."""
+        try:
+            self._note(error)
+        finally:
+            self._flights.end_all(error)
 
     def _submit(self, slot: GpuSlot, done: Done) -> None:
         flight = self._flights.begin(done)
@@ -148,7 +157,7 @@ class TensorRtInstance:
     def _make_all(self, held: ExitStack) -> None:
         driver, self.slots = self._driver, []
         self._uncapturable.clear()
-        self._streams = _Streams(*(_held(held, driver.stream, driver.close_stream) for _ in _Streams._fields))
+        self._streams = _Streams(*(held_by(held, driver.stream, driver.close_stream) for _ in _Streams._fields))
         if self._shared and self._may_share is not None:
             self._may_share.join(self._scratch_bytes)
             held.callback(self._may_share.leave)
@@ -163,7 +172,8 @@ class TensorRtInstance:
         sizes = self._most_bytes()
         self._open = open_outputs(self._plan, context)
         for number in range(_SLOTS):
-            slot = GpuSlot(number, driver, self._batches, self._plan.inputs, self._plan.outputs, *sizes, self._submit)
+            tensors, lanes = (self._plan.inputs, self._plan.outputs), (id(driver), id(self))
+            slot = GpuSlot(number, driver, self._batches, *tensors, *sizes, self._submit, lanes)
             held.callback(slot.close)
             self.slots.append(slot)
         held.callback(self._drop_graphs)
@@ -182,7 +192,7 @@ class TensorRtInstance:
 
     def _drop_graphs(self) -> None:
         for graph in self._graphs.values():
-            give_back(self._driver.close_graph, graph)
+            give_back(self._driver.close_graph, graph.handle)
         self._graphs.clear()
 
     def _most_bytes(self) -> tuple[list[int], list[int]]:
@@ -190,7 +200,7 @@ class TensorRtInstance:
         inputs, outputs = [0] * len(self._plan.inputs), [0] * len(self._plan.outputs)
         for profile, largest in self._plan.most_shapes():
             shapes = tuple(largest[tensor.name] for tensor in self._plan.inputs)
-            found = tuple(map(_known, self._shaped(profile, shapes)))
+            found = tuple(map(known_shape, self._shaped(profile, shapes)))
             inputs = [max(a, t.bytes_of(s)) for a, t, s in zip(inputs, self._plan.inputs, shapes, strict=True)]
             outputs = [max(a, t.bytes_of(s)) for a, t, s in zip(outputs, self._plan.outputs, found, strict=True)]
         return inputs, outputs
@@ -221,6 +231,7 @@ class TensorRtInstance:
         except BaseException as error:
             self._fail(slot, flight, error)
         else:
+            self._flights.start(flight)
             self._under_way.put((slot, flight))
 
     def _enqueue(self, slot: GpuSlot) -> None:
@@ -259,28 +270,35 @@ class TensorRtInstance:
         graph = self._graphs.get((slot.batch.shapes, slot.number))
         if graph is None:
             return self._run(slot)
-        self._driver.replay(graph, self._streams.compute)
+        self._driver.replay(graph.handle, self._streams.compute)
         self._driver.record(slot.events.consumed, self._streams.compute)
-        return self._outputs_of[slot.batch.shapes]
+        return graph.outputs
 
-    def _run(self, slot: GpuSlot, *, consumed: bool = True) -> tuple[tuple[int, ...], ...]:
-        """Without a graph. `consumed`: TensorRT records that event as soon as it has read the inputs."""
+    def _run(self, slot: GpuSlot) -> tuple[tuple[int, ...], ...]:
+        """Without a graph."""
+        told = told_shapes(self._tell(slot, consumed=True), self._execute(slot))
+        if any(DYNAMIC in shape for shape in told):
+            raise EngineFailed("TensorRT does not tell the shapes of its outputs")
+        return told
+
+    def _tell(self, slot: GpuSlot, *, consumed: bool) -> tuple[tuple[int, ...], ...]:
+        """The context what it is about to run. `consumed`: it records that event as soon as it has read the inputs."""
         batch, context = slot.batch, self._context
         outputs = self._shaped(batch.profile, batch.shapes)
-        self._outputs_of[batch.shapes] = outputs
         tensors = (*self._plan.inputs, *self._plan.outputs)
         for tensor, buffer in zip(tensors, (*slot.input_buffers, *slot.output_buffers), strict=True):
             if not context.set_tensor_address(tensor.name, buffer.device):
                 raise EngineFailed(f"TensorRT does not take the address of {tensor.name!r}")
         context.set_input_consumed_event(slot.events.consumed if consumed else 0)
+        return outputs
+
+    def _execute(self, slot: GpuSlot) -> list[OpenOutput]:
+        """What was told; those of its outputs whose shapes it tells by itself."""
         for output in self._open:
             output.begin(slot)
-        if not context.execute_async_v3(self._streams.compute):
+        if not self._context.execute_async_v3(self._streams.compute):
             raise next((o.error for o in self._open if o.error), None) or EngineFailed("TensorRT did not run the batch")
-        told = _told(outputs, self._open)
-        if any(DYNAMIC in shape for shape in told):
-            raise EngineFailed("TensorRT does not tell the shapes of its outputs")
-        return told
+        return self._open
 
     def _warm(self, slot: GpuSlot, batch: Batch) -> None:
         """Run it once, to its end: what is made at a first run cannot be captured."""
@@ -311,16 +329,17 @@ class TensorRtInstance:
         driver, compute = self._driver, self._streams.compute
         if batch.shapes in self._uncapturable:
             return
+        # an event that is recorded within a capture is the graph's own, and nobody outside may wait for it
+        outputs = self._tell(slot, consumed=False)
         driver.begin_capture(compute)
         try:
-            # an event that is recorded within a capture is the graph's own, and nobody outside may wait for it
-            self._run(slot, consumed=False)
+            self._execute(slot)
         except EngineFailed:
             self._uncapturable.add(batch.shapes)
         finally:
-            self._keep(slot, batch)
+            self._keep(slot, batch, outputs)
 
-    def _keep(self, slot: GpuSlot, batch: Batch) -> None:
+    def _keep(self, slot: GpuSlot, batch: Batch, outputs: tuple[tuple[int, ...], ...]) -> None:
         try:
             graph = self._driver.end_capture(self._streams.compute)
         except CaptureRefused as error:
@@ -330,7 +349,7 @@ class TensorRtInstance:
         if batch.shapes in self._uncapturable:
             self._driver.close_graph(graph)
         else:
-            self._graphs[batch.shapes, slot.number] = graph
+            self._graphs[batch.shapes, slot.number] = _Graph(graph, outputs)
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
@@ -355,6 +374,7 @@ class TensorRtInstance:
 
     def _fail(self, slot: GpuSlot, flight: Flight, error: BaseException) -> None:
         """What of it is in the streams may still use the slot's memory, and some of its events were not recorded."""
+        self._flights.start(flight)
         try:
             for stream in self._streams if self._gone is None else ():
                 self._driver.record(slot.events.finished, stream)
@@ -365,9 +385,11 @@ class TensorRtInstance:
         self._flights.end(flight, let_go(error))
 
     def _note(self, error: BaseException) -> None:
-        if isinstance(error, DeviceLost) and self._gone is None:
+        with self._noting:
+            if not isinstance(error, DeviceLost) or self._gone is not None:
+                return
             self._gone = error
-            self._lost(error)
+        self._lost(error)
 
     def _refusal(self, slot: GpuSlot) -> ValuesRefused | None:
         """What the first guard that found something says. Its counts are nobody's answer."""
@@ -376,20 +398,3 @@ class TensorRtInstance:
             return None
         found = [text for text, count in zip(self._guards, counts, strict=True) if text and count]
         return ValuesRefused(found[0]) if found else None
-
-
-def _known(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Nothing, where the size depends on values: it grows as it must."""
-    return (0,) if DYNAMIC in shape else shape
-
-
-def _told(outputs: tuple[tuple[int, ...], ...], open_: Sequence[OpenOutput]) -> tuple[tuple[int, ...], ...]:
-    """The shapes of a run's outputs, of which TensorRT told some when it ran."""
-    told = {output.at: output.shape for output in open_}
-    return tuple(told.get(at, shape) for at, shape in enumerate(outputs))
-
-
-def _held(held: ExitStack, make: Callable[[], int], close: Callable[[int], None]) -> int:
-    made = make()
-    held.callback(give_back, close, made)
-    return made

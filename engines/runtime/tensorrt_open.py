@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from engines.errors import EngineError
@@ -9,7 +10,7 @@ from engines.runtime.tensorrt_engine import TensorRtEngine
 from engines.runtime.tensorrt_slot import GpuSlot
 from engines.tensor import DYNAMIC
 
-__all__ = ["OpenOutput", "open_outputs"]
+__all__ = ["OpenOutput", "known_shape", "open_outputs", "told_shapes"]
 
 
 class OpenOutput:
@@ -45,6 +46,17 @@ def open_outputs(engine: TensorRtEngine, context: Any) -> list[OpenOutput]:
             found[-1].allocator = _allocator(engine.trt, found[-1])
             context.set_output_allocator(tensor.name, found[-1].allocator)
     return found
+
+
+def known_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Nothing, where the size depends on values: it grows as it must."""
+    return (0,) if DYNAMIC in shape else shape
+
+
+def told_shapes(outputs: tuple[tuple[int, ...], ...], open_: Sequence[OpenOutput]) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a run's outputs, of which TensorRT told some when it ran."""
+    told = {output.at: output.shape for output in open_}
+    return tuple(told.get(at, shape) for at, shape in enumerate(outputs))
 
 
 def _allocator(trt: Any, output: OpenOutput) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 
 from engines.errors import EngineFailed
 from engines.runtime.buckets import Batch, Batches
-from engines.runtime.driver import Driver, give_back
+from engines.runtime.driver import Driver, give_back, held_by
 from engines.runtime.session import Done, run_launched
 from engines.runtime.tensorrt_engine import Tensor
 
@@ -48,16 +48,17 @@ class GpuSlot:
     def __init__(
         self, number: int, driver: Driver, batches: Batches, inputs: Sequence[Tensor], outputs: Sequence[Tensor],
         input_bytes: Sequence[int], output_bytes: Sequence[int], submit: Callable[[GpuSlot, Done], None],
+        lanes: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
         """Raises OutOfMemory; then nothing is held."""
-        self.number = number
+        self.number, self.lanes = number, lanes
         self._driver, self._batches, self._submit = driver, batches, submit
         self.inputs, self.outputs_of = tuple(inputs), tuple(outputs)
         self._held = ExitStack()
         self.input_buffers: list[Buffer] = []
         self.output_buffers: list[Buffer] = []
         with self._held:
-            self.events = Events(*(self._event() for _ in Events._fields))
+            self.events = Events(*(held_by(self._held, driver.event, driver.close_event) for _ in Events._fields))
             self._held.callback(self._free_buffers)
             for size in input_bytes:
                 self.input_buffers.append(self._buffer(size))
@@ -121,11 +122,6 @@ class GpuSlot:
         if tensor.bytes_of(shape) > memory.nbytes:
             raise EngineFailed(f"output {tensor.name!r} has shape {list(shape)}, more than its plan said")
         return _rows(tensor, np.ndarray(shape, tensor.dtype, memory), self.batch.rows)
-
-    def _event(self) -> int:
-        event = self._driver.event()
-        self._held.callback(give_back, self._driver.close_event, event)
-        return event
 
     def _buffer(self, size_bytes: int) -> Buffer:
         driver, size = self._driver, max(size_bytes, _FEWEST_BYTES)

@@ -130,9 +130,7 @@ class SimulatedGpu:
         """`by_runtime`: of CUDA's runtime, which finds the device's primary context by itself."""
         with self._call("allocate", safe=False, attached=not by_runtime):
             self._require(size_bytes > 0, "an allocation of no bytes")
-            self.allocations += 1
-            is_full = self.allocations == self.faults.full_at or 0 < self.faults.full_from <= self.allocations
-            if is_full or self.used_bytes() + size_bytes > self.faults.most_bytes:
+            if self._is_full() or self.used_bytes() + size_bytes > self.faults.most_bytes:
                 raise OutOfMemory(
                     f"out of memory: {size_bytes} bytes; {self.faults.most_bytes - self.used_bytes()} are free"
                 )
@@ -155,9 +153,15 @@ class SimulatedGpu:
 
     def pinned(self, size_bytes: int) -> np.ndarray:
         with self._call("pinned", safe=False):
+            if self._is_full():
+                raise OutOfMemory(f"out of memory: {size_bytes} bytes that are page-locked")
             array = np.zeros(size_bytes, np.uint8)
             self._pinned[array.ctypes.data] = _Block(f"pinned memory of {size_bytes} bytes", array)
             return array
+
+    def _is_full(self) -> bool:
+        self.allocations += 1
+        return self.allocations == self.faults.full_at or 0 < self.faults.full_from <= self.allocations
 
     def unpin(self, array: np.ndarray) -> None:
         with self._call("unpin", safe=False):

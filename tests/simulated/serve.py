@@ -24,6 +24,7 @@ from app.tune.child import main as child
 from engines.errors import EngineError, PlanInvalid
 from engines.manifest import Manifest, PlanFile
 from engines.request import BuildRequest
+from engines.runtime.flights import Watch
 from engines.runtime.tensorrt import TensorRtSession
 from engines.tensor import DYNAMIC, ShapeRange
 from tests.simulated.gpu import Faults, SimulatedGpu
@@ -43,7 +44,7 @@ class SimulatedGpus:
     """In the place of `engines.runtime.gpus.Gpus`."""
 
     def __init__(self, lost: Any, cubins: Path, hang_s: float) -> None:
-        self._lost, self._hang_s = lost, hang_s
+        self._lost, self._watches = lost, {0: Watch(hang_s)} if hang_s else {}
         given = os.environ.get(_SETTING, "")
         self._gpu = SimulatedGpu(msgspec.json.decode(given, type=Faults) if given else Faults(slowest_s=0.00002))
         self._gpu.broken = _Told()
@@ -72,7 +73,7 @@ class SimulatedGpus:
         )  # fmt: skip
         return TensorRtSession(
             trt, {0: self._gpu}, data, plan, manifest, instances=instances or 1, most_rows=rows, lost=self._lost,
-            hang_s=self._hang_s,
+            watches=self._watches,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import engines.runtime.gpus as module
-from engines.errors import EngineError, PlanInvalid
+from engines.errors import DeviceLost, EngineError, PlanInvalid
 from engines.handover import MANIFEST_FILE
 from engines.hardware import Gpu
 from engines.manifest import Manifest, PlanFile, encode
@@ -158,3 +158,39 @@ def test_a_device_that_is_not_here_and_a_plan_that_was_not_made_are_named(
         opened(tmp_path, folder_with(tmp_path, plan_for("tensorrt")), devices=(0, 1))
     with pytest.raises(PlanInvalid, match="it has no plan for a GPU; compile it for one of targets"):
         opened(tmp_path, folder_with(tmp_path), devices=(0,))
+
+
+def test_a_plan_need_fit_only_the_devices_that_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine = Machine(monkeypatch, 2)
+    monkeypatch.setattr(module, "look_here", lambda: Here(VERSIONS, (86, 90), 2))
+    monkeypatch.setattr(module, "gpus", lambda: (Gpu("old", "580", 86), Gpu("new", "580", 90)))
+    manifest = folder_with(tmp_path, plan_for("tensorrt"))
+    assert opened(tmp_path, manifest) is None
+    serve(opened(tmp_path, manifest, devices=(0,)))
+    assert machine.used == [True, False]
+    with pytest.raises(PlanInvalid, match="tensorrt: it was built for SM86, and here is SM90"):
+        opened(tmp_path, manifest, devices=(1,))
+    machine.assert_sound()
+
+
+def test_sessions_of_a_gpu_that_hangs_end_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As those of one GPU share who looks, and those of another do not."""
+    machine, hang = Machine(monkeypatch, 2), tmp_path / "hang"
+    machine.gpus[0].faults.hang_file = str(hang)
+    lost: list[DeviceLost] = []
+    gpus = Gpus(lost.append, tmp_path / "kernels", hang_s=0.2)
+    manifest = folder_with(tmp_path, plan_for("tensorrt"))
+    first, second, other = (gpus.open(tmp_path, manifest, KEY, most_rows=8, devices=(number,)) for number in (0, 0, 1))
+    assert first is not None
+    assert second is not None
+    hang.touch()
+    for session in (first, second):
+        slot = session.slots[0]
+        slot.bind({"x": (1, 4)})["x"][:] = 1
+        assert slot.run() is lost[0]
+    assert len(lost) == 2
+    serve(other)
+    hang.unlink()
+    for session in (first, second):
+        session.close()
+    machine.assert_sound()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engines.errors import DeviceLost
-from engines.runtime.flights import Flights
+from engines.runtime.flights import Flights, Watch
 from engines.runtime.tensorrt import TensorRtSession
 from tests.simulated import tensorrt as trt
 from tests.simulated.gpu import Faults, SimulatedGpu
@@ -36,11 +36,17 @@ def launched(session: TensorRtSession, at: int, ended: Ended) -> np.ndarray:
     return x
 
 
+def session_on(gpu: SimulatedGpu, watch: Watch, lost: list[DeviceLost]) -> TensorRtSession:
+    return TensorRtSession(
+        trt, {0: gpu}, MODEL.data, MODEL.plan, MODEL.manifest, instances=2, most_rows=8, lost=lost.append,
+        watches={0: watch},
+    )  # fmt: skip
+
+
 def test_all_batches_end_with_it_and_what_is_launched_later_at_once(hang: Path) -> None:
-    gpu, lost = SimulatedGpu(Faults(slowest_s=0, hang_file=str(hang))), list[DeviceLost]()
-    session = TensorRtSession(
-        trt, {0: gpu}, MODEL.data, MODEL.plan, MODEL.manifest, most_rows=8, lost=lost.append, hang_s=0.3
-    )
+    """Of all instances on the GPU, though one of them alone was found."""
+    gpu, watch, lost = SimulatedGpu(Faults(slowest_s=0, hang_file=str(hang))), Watch(0.3), list[DeviceLost]()
+    session, other = session_on(gpu, watch, lost), session_on(gpu, watch, lost)
     ended: Ended = queue.SimpleQueue()
     x = launched(session, 0, ended)
     assert ended.get(timeout=10) is None
@@ -48,21 +54,27 @@ def test_all_batches_end_with_it_and_what_is_launched_later_at_once(hang: Path) 
     hang.touch()
     for at in range(2):
         launched(session, at, ended)
-    found = [ended.get(timeout=10) for _ in range(2)]
-    assert found == [lost[0]] * 2
-    assert "has not ended within 0.3 s" in str(lost[0])
-    launched(session, 0, ended)
-    assert ended.get_nowait() is lost[0]
-    hang.unlink()  # it goes on: what has been told stays
-    session.close()
+    error, same = (ended.get(timeout=10) for _ in range(2))
+    assert error is same
+    assert "has not ended within 0.3 s" in str(error)
+    until(lambda: len(lost) == 4, "each instance tells")
+    assert set(lost) == {error}
+    for one in (session, other):
+        for at in range(4):
+            launched(one, at, ended)
+            assert ended.get_nowait() is error
+    with pytest.raises(DeviceLost, match="has not ended"):  # it is closed again once it goes on
+        ThreadPoolExecutor(1).submit(lambda: (hang.unlink(), session_on(gpu, watch, lost))).result(10)
+    for one in (session, other):
+        one.close()
     assert ended.empty()
-    assert len(lost) == 1
+    assert len(lost) == 4
     assert (gpu.broken, gpu.held()) == ([], {})
 
 
 def test_what_takes_its_time_is_waited_for(hang: Path) -> None:
-    gpu = SimulatedGpu(Faults(slowest_s=0, hang_file=str(hang)))
-    session = TensorRtSession(trt, {0: gpu}, MODEL.data, MODEL.plan, MODEL.manifest, most_rows=8, hang_s=60)
+    gpu, lost = SimulatedGpu(Faults(slowest_s=0, hang_file=str(hang))), list[DeviceLost]()
+    session = session_on(gpu, Watch(60), lost)
     ended: Ended = queue.SimpleQueue()
     hang.touch()
     launched(session, 0, ended)
@@ -71,6 +83,7 @@ def test_what_takes_its_time_is_waited_for(hang: Path) -> None:
     hang.unlink()
     assert ended.get(timeout=10) is None
     session.close()
+    assert not lost
 
 
 def test_a_launch_is_ended_by_whoever_is_first() -> None:
@@ -78,8 +91,6 @@ def test_a_launch_is_ended_by_whoever_is_first() -> None:
     first, second = flights.begin(ended.put), flights.begin(ended.put)
     assert first is not None
     assert second is not None
-    assert not flights.are_late(60)
-    assert flights.are_late(-1)
     flights.end(first, None)
     error = DeviceLost("it hangs")
     flights.end_all(error)
@@ -87,7 +98,22 @@ def test_a_launch_is_ended_by_whoever_is_first() -> None:
     assert flights.begin(ended.put) is None
     assert [ended.get_nowait() for _ in range(3)] == [None, error, error]
     assert ended.empty()
-    assert not flights.are_late(-1)
+
+
+def test_looks_count_while_the_gpu_alone_is_waited_for() -> None:
+    flights = Flights()
+    first, second = flights.begin(lambda _: None), flights.begin(lambda _: None)
+    assert first is not None
+    assert second is not None
+    assert [flights.look(), flights.look()] == [0, 0], "nothing is there yet"
+    flights.start(first)
+    assert [flights.look(), flights.look()] == [1, 2]
+    flights.start(second)
+    assert flights.look() == 3
+    flights.end(first, None)
+    assert flights.look() == 1, "it goes on"
+    flights.end(second, None)
+    assert flights.look() == 0
 
 
 @pytest.fixture
@@ -96,11 +122,13 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
+@pytest.mark.parametrize("front_ends", ["1", "2"])
 def test_a_server_tells_its_clients_then_by_readiness_then_by_liveness_and_can_be_ended(
-    repository: Path, hang: Path
+    repository: Path, hang: Path, front_ends: str
 ) -> None:
     env = {"SIMULATED_GPU": f'{{"slowest_s": 0.0002, "hang_file": "{hang}"}}'}
-    with running(repository, "--gpu-hang-s", "0.5", env=env, on_gpu=True) as server:
+    flags = ("--gpu-hang-s", "0.5", "--front-ends", front_ends)
+    with running(repository, *flags, env=env, on_gpu=True) as server:
         server.wait_ready()
         assert asked(server, 1)[1].status_code == 200
         hang.touch()

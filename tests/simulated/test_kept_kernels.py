@@ -7,16 +7,32 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
+from engines.manifest import PlanFile
 from engines.runtime.kept_kernels import KeptKernels
 from engines.runtime.tensorrt import TensorRtSession
+from engines.tensor import TensorSpec
 from tests.simulated import tensorrt as trt
 from tests.simulated.gpu import SimulatedGpu
-from tests.simulated.models import planned, scaled_sums
+from tests.simulated.models import Planned, planned, scaled_sums
 
 MODEL = scaled_sums()
 PLAN = msgspec.structs.replace(MODEL.plan, target="tensorrt-rtx")
 BUCKETS = 4
+
+
+def _of_any_width() -> Planned:
+    """y = -x, of rows of 1 to 16."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "t"]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "negated", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    specs = [TensorSpec(name, "FP32", (-1, -1), 0) for name in "xy"]
+    return Planned(model, specs[:1], specs[1:], [{"x": ((1, 1), (4, 4), (8, 16))}], {"x": (1, 4)})
+
+
+OPEN = _of_any_width()
+OPEN_PLAN = msgspec.structs.replace(OPEN.plan, target="tensorrt-rtx")
 KEY = b"a key"
 
 
@@ -67,3 +83,36 @@ def test_kernels_of_another_driver_are_refused_by_the_library_and_made_anew(tmp_
     kept.write(b"of something else")
     assert compiled_by(kept) == BUCKETS
     assert compiled_by(kept) == 0
+
+
+def test_what_is_compiled_while_it_serves_is_kept_when_it_is_closed(tmp_path: Path) -> None:
+    """Of shapes that nobody could know before."""
+    kept = KeptKernels(tmp_path / "kernels", KEY)
+    for first in (True, False):
+        gpu = SimulatedGpu()
+        session = TensorRtSession(trt, {0: gpu}, OPEN.data, OPEN_PLAN, OPEN.manifest, most_rows=8, kept=kept)
+        assert gpu.compiled == 0
+        for width in (3, 5):
+            slot = session.slots[0]
+            slot.bind({"x": (1, width)})["x"][:] = 1
+            assert slot.run() is None
+        assert gpu.compiled == (2 if first else 0)
+        session.close()
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize(("made", "plan", "compiled"), [(MODEL, PLAN, "EAGER"), (OPEN, OPEN_PLAN, "LAZY")])
+def test_how_contexts_run_is_said_to_the_library(
+    monkeypatch: pytest.MonkeyPatch, graphs: bool, made: Planned, plan: PlanFile, compiled: str
+) -> None:
+    configs: list[trt.IRuntimeConfig] = []
+
+    def configured(engine: trt.ICudaEngine) -> trt.IRuntimeConfig:
+        configs.append(trt.IRuntimeConfig())
+        return configs[-1]
+
+    monkeypatch.setattr(trt.ICudaEngine, "create_runtime_config", configured)
+    TensorRtSession(trt, {0: SimulatedGpu()}, made.data, plan, made.manifest, graphs=graphs).close()
+    (config,) = configs
+    assert config.cuda_graph_strategy is trt.CudaGraphStrategy["WHOLE_GRAPH_CAPTURE" if graphs else "DISABLED"]
+    assert config.dynamic_shapes_kernel_specialization_strategy.name == compiled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper
 
 from engines.errors import OutOfMemory
@@ -48,10 +49,12 @@ def test_sizes_that_grow_and_shrink_come_whole(gpu: SimulatedGpu) -> None:
     session.close()
 
 
-def test_without_memory_for_an_output_its_own_batch_fails(gpu: SimulatedGpu) -> None:
+@pytest.mark.parametrize("which", [1, 2])
+def test_without_memory_for_an_output_its_own_batch_fails(gpu: SimulatedGpu, which: int) -> None:
+    """Of the host, or of the device."""
     session = opened(gpu)
     slot = session.slots[0]
-    gpu.faults.full_at = gpu.allocations + 1
+    gpu.faults.full_at = gpu.allocations + which
     slot.bind({"x": (64,)})["x"][:] = 1
     error = slot.run()
     assert isinstance(error, OutOfMemory)

@@ -52,7 +52,7 @@ FAULTS: dict[str, tuple[type, str, str, str, str]] = {
         TensorRtInstance, "_fail", "self._driver.synchronize(slot.events.finished)", "pass",
         "a copy in uses memory"),
     "everything runs in the default stream": (
-        TensorRtInstance, "_make_all", "_held(held, driver.stream, driver.close_stream)", "0",
+        TensorRtInstance, "_make_all", "held_by(held, driver.stream, driver.close_stream)", "0",
         "the default stream is used"),
     "memory of the host is not pinned": (
         GpuSlot, "_buffer", "driver.pinned(size)", "np.zeros(size, np.uint8)",
@@ -61,7 +61,7 @@ FAULTS: dict[str, tuple[type, str, str, str, str]] = {
         GpuSlot, "_free", "give_back(self._driver.free, buffer.device)", "pass",
         "held: {'blocks'"),
     "graphs are not closed": (
-        TensorRtInstance, "_drop_graphs", "give_back(self._driver.close_graph, graph)", "pass",
+        TensorRtInstance, "_drop_graphs", "give_back(self._driver.close_graph, graph.handle)", "pass",
         "'graphs': 8"),
     "a thread keeps the context": (
         TensorRtInstance, "_complete_all", "held.callback(self._driver.detach)", "pass",

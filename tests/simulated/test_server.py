@@ -19,9 +19,10 @@ from tests.support.servers import Server, until
 MODEL = scaled_sums()
 
 
-def started(repository: Path, **faults: Any) -> Server:
+def started(repository: Path, *flags: str, **faults: Any) -> Server:
     return Server(
         repository,
+        *flags,
         on_gpu=True,
         env={"SIMULATED_GPU_ORDERLY": "1", "SIMULATED_GPU": json.dumps({"slowest_s": 0.0002, **faults})},
     )
@@ -33,9 +34,9 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-@pytest.fixture
-def server(repository: Path) -> Iterator[Server]:
-    server = started(repository, lost_file=str(repository.parent / "lost"))
+@pytest.fixture(params=[(), ("--front-ends", "2")], ids=["one process", "front ends"])
+def server(repository: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    server = started(repository, *request.param, lost_file=str(repository.parent / "lost"))
     server.wait_ready()
     yield server
     server.stop()

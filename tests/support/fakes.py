@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,8 @@ class _Timer:
 
 class HeldSlot:
     """Holds a launched batch until `finish`; its outputs are `function` of its inputs (default: y = x)."""
+
+    lanes: tuple[Hashable, ...] = ()
 
     def __init__(self, function: Function, launched: list[dict[str, np.ndarray]] | None = None) -> None:
         self.function, self._launched = function, [] if launched is None else launched
