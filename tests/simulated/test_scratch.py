@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -54,8 +55,8 @@ def sharing() -> Iterator[Sharing]:
     assert (made.gpu.broken, made.gpu.held()) == ([], {})
 
 
-def drive(sessions: list[TensorRtSession], batches: int) -> list[str]:
-    """What was answered wrongly, with all slots of all sessions busy."""
+def drive(sessions: list[TensorRtSession], batches: int, enough: threading.Event | None = None) -> list[str]:
+    """What was answered wrongly, all slots of all sessions busy with so many batches, and on until it is `enough`."""
     slots = [slot for session in sessions for slot in session.slots]
     ended: queue.SimpleQueue[tuple[int, BaseException | None]] = queue.SimpleQueue()
     asked: dict[int, np.ndarray] = {}
@@ -68,14 +69,18 @@ def drive(sessions: list[TensorRtSession], batches: int) -> list[str]:
 
     for at in range(len(slots)):
         start(at, at)
-    for number in range(batches + len(slots)):
+    number, busy = 0, len(slots)
+    while busy:
         at, error = ended.get(timeout=10)
         if error is not None:
             wrong.append(str(error))
         elif not np.allclose(slots[at].outputs()["y"], planned(USUAL, asked[at]), rtol=0, atol=1e-5):
             wrong.append("a wrong answer")
-        if number < batches:
+        if number < batches or not (enough is None or enough.is_set()):
             start(at, number)
+            number += 1
+        else:
+            busy -= 1
     return wrong
 
 
@@ -117,11 +122,15 @@ def test_it_moves_while_all_are_busy(sharing: Sharing) -> None:
     sessions = [sharing.opened() for _ in range(4)]
     with ThreadPoolExecutor(1) as pool:
         for _ in range(3):
-            driven = pool.submit(drive, sessions, 400)
-            larger = sharing.opened(LARGER)
-            assert not driven.done()
-            assert drive([larger], 20) == []
-            larger.close()
+            enough = threading.Event()
+            driven = pool.submit(drive, sessions, 20, enough)
+            try:
+                larger = sharing.opened(LARGER)
+                assert drive([larger], 20) == []
+                larger.close()
+                assert not driven.done()
+            finally:
+                enough.set()
             assert driven.result(30) == []
 
 
