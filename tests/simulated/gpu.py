@@ -28,6 +28,8 @@ __all__ = ["Faults", "SimulatedGpu", "current_gpu"]
 _POISON = 0xCD
 _FIRST_ADDRESS, _ALIGNMENT = 0x7F00_0000_0000, 256
 _FIRST_HANDLE = 1000
+_COPIES = "CUDA Driver API, API synchronization behavior"
+_ADDRESSES = "CUresult, CUDA_ERROR_ILLEGAL_ADDRESS"
 
 
 _current = threading.local()
@@ -118,7 +120,7 @@ class SimulatedGpu:
     def detach(self) -> None:
         with self._lock:  # of what is lost, too
             me = threading.get_ident()
-            self._require(self._attached.get(me, 0) > 0, "a context is popped that was not pushed")
+            self._require(self._attached.get(me, 0) > 0, "a context is popped that was not pushed", "cuCtxPopCurrent")
             self._attached[me] -= 1
             _current.gpus = _current.gpus[:-1]
 
@@ -129,7 +131,7 @@ class SimulatedGpu:
     def allocate(self, size_bytes: int, *, by_runtime: bool = False) -> int:
         """`by_runtime`: of CUDA's runtime, which finds the device's primary context by itself."""
         with self._call("allocate", safe=False, attached=not by_runtime):
-            self._require(size_bytes > 0, "an allocation of no bytes")
+            self._require(size_bytes > 0, "an allocation of no bytes", "cuMemAlloc")
             if self._is_full() or self.used_bytes() + size_bytes > self.faults.most_bytes:
                 raise OutOfMemory(
                     f"out of memory: {size_bytes} bytes; {self.faults.most_bytes - self.used_bytes()} are free"
@@ -142,9 +144,11 @@ class SimulatedGpu:
     def free(self, address: int, *, by_runtime: bool = False) -> None:
         with self._call("free", safe=False, attached=not by_runtime):
             # without a context the runtime of CUDA takes that of the first device, and makes it where there is none
-            here = getattr(_current, "gpus", [])
-            self._require(here[-1:] == [self], "memory is freed in a thread that has not its device's context")
-            self._require(address in self._blocks, f"{address:#x} is freed, which was not allocated or is free already")
+            is_here = getattr(_current, "gpus", [])[-1:] == [self]
+            runtime = "CUDA Runtime API, Interactions with the CUDA Driver API"
+            self._require(is_here, "memory is freed in a thread that has not its device's context", runtime)
+            is_allocated = address in self._blocks
+            self._require(is_allocated, f"{address:#x} is freed, which was not allocated or is free", "cuMemFree")
         if not self.is_lost:
             for stream in list(self._streams.values()):
                 stream.drain()
@@ -165,7 +169,7 @@ class SimulatedGpu:
 
     def unpin(self, array: np.ndarray) -> None:
         with self._call("unpin", safe=False):
-            self._require(array.ctypes.data in self._pinned, "memory is unpinned that was not pinned")
+            self._require(array.ctypes.data in self._pinned, "memory is unpinned that was not pinned", "cuMemFreeHost")
             del self._pinned[array.ctypes.data]
 
     def stream(self) -> int:
@@ -177,7 +181,11 @@ class SimulatedGpu:
     def close_stream(self, stream: int) -> None:
         with self._call("close_stream"):
             found = self._streams.pop(stream)
-            self._require(self.is_lost or found.is_empty, "a stream is closed while it has work")
+            # CUDA would end the work first; its owner is the one who frees what the work uses
+            is_idle = self.is_lost or found.is_empty
+            self._require(
+                is_idle, "a stream is closed while it has work", "cuStreamDestroy, and the runtime's own rule"
+            )
         found.close()
 
     def event(self) -> int:
@@ -197,7 +205,7 @@ class SimulatedGpu:
 
             def run() -> None:
                 if source.tobytes() != before and not self.is_lost:
-                    self._break("the source of a copy was written to while it was under way")
+                    self._break("the source of a copy was written to while it was under way", _COPIES)
                 block.memory[: source.nbytes] = source.view(np.uint8)
 
             self._put(stream, Operation("a copy in", lambda: ([host], [block]), run))
@@ -226,8 +234,9 @@ class SimulatedGpu:
         with self._call("wait"):
             found, awaited = self._stream(stream), self._events[event]
             if awaited.is_captured and found.graph is None:
-                self._break("a stream waits for an event that was recorded within a graph")
+                self._break("a stream waits for an event that was recorded within a graph", "cuStreamWaitEvent")
             if found.graph is not None and not awaited.is_captured:
+                # CUDA Programming Guide, Cross-stream Dependencies and Events
                 found.graph.refused = "it waits for an event from outside (CUDA_ERROR_STREAM_CAPTURE_ISOLATION)"
             elif found.graph is None:
                 found.wait(awaited)
@@ -236,7 +245,7 @@ class SimulatedGpu:
         with self._call("synchronize", safe=False):
             awaited = self._events[event]
             if awaited.is_captured:
-                self._break("an event is waited for that was recorded within a graph")
+                self._break("an event is waited for that was recorded within a graph", "cuEventSynchronize")
         moment = awaited.moment
         if moment is not None:
             moment.is_over.wait()
@@ -248,7 +257,7 @@ class SimulatedGpu:
     def begin_capture(self, stream: int) -> None:
         with self._call("begin_capture"):
             found = self._stream(stream)
-            self._require(found.graph is None, "a stream is captured that is captured already")
+            self._require(found.graph is None, "a stream is captured that is captured already", "cuStreamBeginCapture")
             found.graph = Graph(threading.get_ident())
             if self.faults.refuse_captures:
                 found.graph.refused = "it cannot be captured (CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)"
@@ -257,9 +266,10 @@ class SimulatedGpu:
         with self._call("end_capture"):
             found = self._stream(stream)
             graph, found.graph = found.graph, None
-            self._require(graph is not None, "a capture is ended that was not begun")
+            self._require(graph is not None, "a capture is ended that was not begun", "cuStreamEndCapture")
             assert graph is not None
-            self._require(graph.thread == threading.get_ident(), "a capture is ended in another thread")
+            is_own = graph.thread == threading.get_ident()
+            self._require(is_own, "a capture is ended in another thread", "cuStreamEndCapture")
             if graph.refused:
                 raise CaptureRefused(graph.refused)
             handle = self._handle()
@@ -315,7 +325,7 @@ class SimulatedGpu:
             if self.is_lost:
                 raise DeviceLost("CUDA_ERROR_LAUNCH_FAILED")
             if attached and not self._attached.get(threading.get_ident()):
-                self._break(f"{name} in a thread that has no context (CUDA_ERROR_INVALID_CONTEXT)")
+                self._break(f"{name} in a thread that has no context", "CUresult, CUDA_ERROR_INVALID_CONTEXT")
             if not safe:
                 self._refuse_in_capture(name)
             yield
@@ -323,6 +333,7 @@ class SimulatedGpu:
     def _refuse_in_capture(self, name: str) -> None:
         for stream in self._streams.values():
             if stream.graph is not None and stream.graph.thread == threading.get_ident():
+                # cuThreadExchangeStreamCaptureMode: what a thread that captures may not call
                 stream.graph.refused = f"{name} was called (CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)"
                 raise CaptureRefused(stream.graph.refused)
 
@@ -330,25 +341,28 @@ class SimulatedGpu:
         try:
             self._stream(stream).put(operation, self._host)
         except RuleBroken as error:
-            self._break(str(error))
+            self._note(str(error))
+            raise
 
     def _stream(self, handle: int) -> Stream:
-        self._require(handle != 0, "the default stream is used, which waits for all others")
-        self._require(handle in self._streams, f"stream {handle} is closed, or never was")
+        streams = "CUDA Programming Guide, Default Stream"
+        self._require(handle != 0, "the default stream is used, which waits for all others", streams)
+        self._require(handle in self._streams, f"stream {handle} is closed, or never was", "CUresult, INVALID_HANDLE")
         return self._streams[handle]
 
     def _block(self, address: int, size_bytes: int = 0) -> _Block:
         block = self._blocks.get(address)
         if block is None:
-            self._break(f"{address:#x} is used, which was not allocated or is free again")
+            self._break(f"{address:#x} is used, which was not allocated or is free again", _ADDRESSES)
             raise EngineError("CUDA_ERROR_ILLEGAL_ADDRESS")
-        self._require(size_bytes <= block.memory.nbytes, f"{size_bytes} bytes at {address:#x}: more than there are")
+        is_within = size_bytes <= block.memory.nbytes
+        self._require(is_within, f"{size_bytes} bytes at {address:#x}: more than there are", _ADDRESSES)
         return block
 
     def _pinned_block(self, array: np.ndarray) -> _Block:
         block = self._pinned.get(array.ctypes.data)
         if block is None or array.nbytes > block.memory.nbytes:
-            self._break("a copy of memory that is not page-locked")
+            self._break("a copy of memory that is not page-locked", _COPIES)
             raise EngineError("CUDA_ERROR_INVALID_VALUE")
         return block
 
@@ -362,10 +376,14 @@ class SimulatedGpu:
         if self.faults.slowest_s:
             time.sleep(self._random.random() * self.faults.slowest_s)
 
-    def _require(self, holds: bool, said: str) -> None:
+    def _require(self, holds: bool, said: str, source: str) -> None:
+        """`source` is where the rule stands: a function of the CUDA Driver API, or what is named."""
         if not holds:
-            self._break(said)
+            self._break(said, source)
 
-    def _break(self, said: str) -> None:
+    def _break(self, said: str, source: str) -> None:
+        self._note(f"{said} ({source})")
+        raise RuleBroken(self.broken[-1])
+
+    def _note(self, said: str) -> None:
         self.broken.append(said)
-        raise RuleBroken(said)

@@ -38,6 +38,7 @@ _MAGIC = b"simulated plan"
 _OPEN = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
 """Operators whose outputs have sizes that depend on values."""
 _QUANTIZED = {"DequantizeLinear", "QuantizeLinear"}
+_SCRATCH = "IExecutionContext::setDeviceMemoryV2"
 Shape = tuple[int, ...]
 DataType = enum.Enum("DataType", "FLOAT HALF BF16 INT8 UINT8 INT32 INT64 BOOL")  # type: ignore[misc]
 TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")  # type: ignore[misc]
@@ -297,7 +298,7 @@ class IExecutionContext:
 
     def set_device_memory(self, memory: int, size: int) -> None:
         if not self._is_shared or memory % 256 or size < self._engine.device_memory_size_v2:
-            raise RuleBroken(f"a context is given {size} bytes of scratch memory at {memory:#x}")
+            raise RuleBroken(f"a context is given {size} bytes of scratch memory at {memory:#x} ({_SCRATCH})")
         self._scratch = memory
 
     def set_input_consumed_event(self, event: int) -> bool:
@@ -308,12 +309,13 @@ class IExecutionContext:
         gpu, engine = self._gpu, self._engine
         self._require_own_gpu()
         if not self._scratch:
-            raise RuleBroken("a context runs without scratch memory")
+            raise RuleBroken(f"a context runs without scratch memory ({_SCRATCH})")
         missing = [n for n in (*engine.inputs, *engine.outputs) if n not in self._addresses] + self.infer_shapes()
         if missing:
             return self._refuse(f"there is no address or shape of {missing}")
         if gpu.is_captured(stream_handle) and self._ran != self._shapes:
-            raise RuleBroken("a context is captured that has not run with these shapes just before")
+            guide = "TensorRT Developer Guide, CUDA Graphs"
+            raise RuleBroken(f"a context is captured that has not run with these shapes just before ({guide})")
         self._ran = dict(self._shapes)
         inputs = {name: (self._addresses[name], self._shapes[name], engine.dtype(name)) for name in engine.inputs}
         outputs = [self._addresses[name] for name in engine.outputs]
@@ -371,7 +373,8 @@ class IExecutionContext:
 
     def _require_own_gpu(self) -> None:
         if current_gpu() is not self._gpu:
-            raise RuleBroken("a context is used by a thread that has another GPU current")
+            guide = "TensorRT Developer Guide, FAQ: multiple GPUs"
+            raise RuleBroken(f"a context is used by a thread that has another GPU current ({guide})")
 
     def _refuse(self, said: str) -> bool:
         self._engine.logger.log(ILogger.Severity.ERROR, said)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -112,33 +113,54 @@ steps = st.lists(
 )
 
 
-async def _run(gpu: SimulatedGpu, todo: list[tuple[str, int]], instances: int, *, graphs: bool) -> Serving:
+class Loss(NamedTuple):
+    """The device is lost so many calls after a step."""
+
+    step: int
+    calls: int
+
+
+async def _run(
+    gpu: SimulatedGpu, todo: list[tuple[str, int]], instances: int, loss: Loss | None, *, graphs: bool
+) -> Serving:
     serving = Serving(gpu, instances, graphs=graphs)
     await serving.load()
     for number, (what, count) in enumerate(todo):
+        if loss is not None and number == loss.step:
+            gpu.faults.lost_at = len(gpu.calls) + loss.calls
         if what == "ask":
             serving.ask(count, number)
         elif what == "cancel":
             serving.cancel(count)
         elif what == "load":
-            await serving.load()
+            with contextlib.suppress(DeviceLost):  # what served still does, and says so
+                await serving.load()
         else:
             await asyncio.sleep(0.0003 * count)
     await serving.end()
     return serving
 
 
-@settings(max_examples=60, deadline=None)
-@given(todo=steps, instances=st.integers(1, 2), graphs=st.booleans(), seed=st.integers(0, 2**16), failing=st.booleans())
+losses = st.none() | st.builds(Loss, st.integers(0, 30), st.integers(1, 300))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    todo=steps, instances=st.integers(1, 2), graphs=st.booleans(), seed=st.integers(0, 2**16), failing=st.booleans(),
+    loss=losses,
+)  # fmt: skip
 def test_every_request_is_answered_once_and_rightly(
-    todo: list[tuple[str, int]], instances: int, graphs: bool, seed: int, failing: bool
+    todo: list[tuple[str, int]], instances: int, graphs: bool, seed: int, failing: bool, loss: Loss | None
 ) -> None:
+    """Among cancels, loads, runs that fail, and with a device that is lost: each with the others."""
     runs = frozenset(range(2, 2000, 3)) if failing and not graphs else frozenset()
     gpu = SimulatedGpu(Faults(slowest_s=0.0003, fail_runs=runs), seed)
-    serving = asyncio.run(_run(gpu, todo, instances, graphs=graphs))
+    serving = asyncio.run(asyncio.wait_for(_run(gpu, todo, instances, loss, graphs=graphs), 60))
     for asked in serving.asked:
-        asked.assert_right(lost=False, failing=bool(runs))
-    assert (gpu.broken, gpu.held(), serving.gateway.in_flight) == ([], {}, 0)
+        asked.assert_right(lost=gpu.is_lost, failing=bool(runs))
+    assert (gpu.broken, serving.gateway.in_flight) == ([], 0)
+    assert gpu.held() == {} or (gpu.is_lost and "contexts" not in gpu.held())
+    assert bool(serving.lost) <= gpu.is_lost
 
 
 @pytest.mark.parametrize("seed", range(40))
