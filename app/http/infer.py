@@ -6,10 +6,10 @@ import contextlib
 import functools
 import itertools
 import logging
-import os
 import re
+import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
@@ -29,8 +29,6 @@ __all__ = ["Exchange", "Head", "InferHandler"]
 
 log = logging.getLogger(__name__)
 _PATH = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
-_ids = itertools.count(1)
-_ID_PREFIX = b"%x-%x" % (os.getpid(), time.time_ns() // 1_000_000)
 
 
 class Head(NamedTuple):
@@ -106,6 +104,7 @@ class InferHandler:
     ) -> None:
         self.gateway, self.max_body_bytes, self.access_log = gateway, max_body_bytes, access_log
         self.room, self.workers, self.memo = room or Room(2**40), Workers(), Memo()
+        self.request_ids = _request_ids()
 
     @property
     def stopping(self) -> bool:
@@ -138,6 +137,12 @@ class InferHandler:
         Exchange(self, head, hold, reply).refuse(error)
 
 
+def _request_ids() -> Iterator[bytes]:
+    """For requests without one; no other process has the same, of this machine (they fork) or of another."""
+    first = secrets.token_hex(6).encode()
+    return (b"%b-%x" % (first, number) for number in itertools.count(1))
+
+
 class Exchange:
     """One call from its whole body to its answer: decoded, submitted, and the sink of its ticket."""
 
@@ -151,7 +156,7 @@ class Exchange:
     def __init__(self, handler: InferHandler, head: Head, hold: Hold, reply: Callable[[Answer], None]) -> None:
         self._received_ns = time.monotonic_ns()
         self._handler, self._head, self._hold, self._reply = handler, head, hold, reply
-        self._request_id = head.request_id or b"%b-%x" % (_ID_PREFIX, next(_ids))
+        self._request_id = head.request_id or next(handler.request_ids)
         self._ticket: object | None = None
         self._body: Body | None = None
         self._rows = 0

@@ -90,6 +90,12 @@ def test_counters_are_those_of_both_and_are_kept_when_one_is_killed(server, clie
     assert [metric(server, name, model="m") for name in names] == [10, 10, 4]
 
 
+def test_no_two_requests_have_one_id(server, clients_of):
+    clients = [client for owned in clients_of(1).values() for client in owned]
+    found = [client.ask(short_post("m")).headers["x-request-id"] for client in clients for _ in range(20)]
+    assert len(set(found)) == 40
+
+
 @pytest.mark.parametrize("server", [("--delay-scheduler", "3")], indirect=True)
 def test_a_front_end_that_is_killed_loses_its_own_connections_and_is_started_again(server, clients_of):
     (first, mine), (_, others) = clients_of(2).items()

@@ -96,7 +96,7 @@ class Connection:
     @property
     def said(self) -> bytes:
         """Without the ids that the server has made up."""
-        return re.sub(rb"(x-request-id: )[0-9a-f]+-[0-9a-f]+-[0-9a-f]+", rb"\1-", self.wire.written)
+        return re.sub(rb"(x-request-id: )[0-9a-f]{12}-[0-9a-f]+", rb"\1-", self.wire.written)
 
     @property
     def state(self) -> tuple[Any, ...]:
