@@ -62,14 +62,7 @@ class Gpus:
         wanted = tuple(devices) or tuple(range(here.gpus))
         if strange := [number for number in wanted if number >= here.gpus]:
             raise PlanInvalid(f"there is no GPU {strange[0]}: {here.gpus} are here")
-        if devices and not manifest.plans:
-            raise PlanInvalid("it has no plan for a GPU; compile it for one of targets tensorrt and tensorrt-rtx")
-        if devices:  # of others that are here, plans need not be
-            seen = gpus()
-            here = here._replace(sms=tuple(dict.fromkeys(seen[number].sm for number in devices)))
-        found, refused = _first_that_fits(folder, manifest, key, here) if wanted else (None, "")
-        if found is None and devices:
-            raise PlanInvalid(refused)
+        found = self._plan(folder, manifest, key, here, devices) if wanted else None
         if found is None:
             return None
         plan, data = found
@@ -83,6 +76,21 @@ class Gpus:
             trt, drivers, data, plan, manifest, instances=instances or 1, most_rows=most_rows, lost=self._lost,
             graphs=graphs, kept=self._kept(plan, key), scratch=scratch, watches=watches,
         )  # fmt: skip
+
+    def _plan(
+        self, folder: Path, manifest: Manifest, key: bytes | None, here: Here, devices: Sequence[int]
+    ) -> tuple[PlanFile, bytes] | None:
+        """The first that fits what is here, or the devices that are named."""
+        if not devices:
+            return _first_that_fits(folder, manifest, key, here)[0]
+        if not manifest.plans:
+            raise PlanInvalid("it has no plan for a GPU; compile it for one of targets tensorrt and tensorrt-rtx")
+        seen = gpus()
+        sms = tuple(dict.fromkeys(seen[number].sm for number in devices))
+        found, refused = _first_that_fits(folder, manifest, key, here._replace(sms=sms))
+        if found is None:
+            raise PlanInvalid(refused)
+        return found
 
     def _kept(self, plan: PlanFile, key: bytes | None) -> KeptKernels | None:
         """Of a plan, on the GPUs and with the driver that are here."""

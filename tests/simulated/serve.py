@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,17 @@ import msgspec
 
 import app.plans
 import app.tune.server
+import engines.runtime.gpus as module
 from app.cli import main
 from app.tune.child import main as child
 from engines.errors import EngineError, PlanInvalid
+from engines.hardware import Gpu
 from engines.manifest import Manifest, PlanFile
 from engines.request import BuildRequest
-from engines.runtime.flights import Watch
+from engines.runtime.gpus import Gpus
+from engines.runtime.plans import Here
 from engines.runtime.tensorrt import TensorRtSession
+from engines.spec import Target
 from engines.tensor import DYNAMIC, ShapeRange
 from tests.simulated.gpu import Faults, SimulatedGpu
 from tests.support.known_plans import known_plans
@@ -34,47 +39,77 @@ __all__ = ["SimulatedGpus", "run", "simulated"]
 
 _SETTING = "SIMULATED_GPU"
 """JSON: the fields of `Faults`."""
+_MACHINE = "SIMULATED_MACHINE"
+"""JSON: the fields of `Machine` but its faults."""
 _ORDERLY = "SIMULATED_GPU_ORDERLY"
 """Where it is set, the server has to give all back: one that is told to leave at once does not."""
 _requests: dict[str, BuildRequest] = {}
 _gpus: list[SimulatedGpu] = []
 
 
-class SimulatedGpus:
-    """In the place of `engines.runtime.gpus.Gpus`."""
+class Machine(msgspec.Struct):
+    """So many GPUs, and what their plans are."""
 
-    def __init__(self, lost: Any, cubins: Path, hang_s: float) -> None:
-        self._lost, self._watches = lost, {0: Watch(hang_s)} if hang_s else {}
-        given = os.environ.get(_SETTING, "")
-        self._gpu = SimulatedGpu(msgspec.json.decode(given, type=Faults) if given else Faults(slowest_s=0.00002))
-        self._gpu.broken = _Told()
-        _gpus.append(self._gpu)
+    gpus: int = 1
+    target: Target = "tensorrt"
+    scratch_bytes: int = 1024
+    faults: Faults = msgspec.field(default_factory=lambda: Faults(slowest_s=0.00002))
 
-    def open(
-        self, folder: Path, manifest: Manifest, key: bytes | None, *, devices: Sequence[int] = (),
-        instances: int | None = None, most_rows: int = 0,
-    ) -> TensorRtSession | None:  # fmt: skip
-        if any(number for number in devices):
-            raise PlanInvalid(f"there is no GPU {max(devices)}: 1 are here")
+
+def _machine() -> Machine:
+    made = msgspec.json.decode(os.environ.get(_MACHINE, "{}"), type=Machine)
+    if given := os.environ.get(_SETTING, ""):
+        made.faults = msgspec.json.decode(given, type=Faults)
+    return made
+
+
+def _here() -> Here:
+    machine = _machine()
+    return Here({machine.target: "11.4.0"}, (86,), machine.gpus)
+
+
+class SimulatedGpus(Gpus):
+    """It finds simulated GPUs, and a plan for them of every model."""
+
+    def __init__(self, lost: Any, folder: Path, hang_s: float) -> None:
+        super().__init__(lost, folder, hang_s)
+        self._machine = _machine()
+        self._asked = threading.local()
+        self._simulated = [SimulatedGpu(self._machine.faults) for _ in range(self._machine.gpus)]
+        for gpu in self._simulated:
+            gpu.broken = _Told()
+        _gpus.extend(self._simulated)
+
+    def open(self, *where: Any, most_rows: int = 0, **more: Any) -> TensorRtSession | None:
+        self._asked.most_rows = most_rows
+        return super().open(*where, most_rows=most_rows, **more)
+
+    def _plan(
+        self, folder: Path, manifest: Manifest, key: bytes | None, here: Here, devices: Sequence[int]
+    ) -> tuple[PlanFile, bytes]:
         from tests.simulated import tensorrt as trt  # it has threads, which the supervisor of front ends must not have
 
-        request = _requests[manifest.key]
-        rows = (most_rows or manifest.max_batch or 1) if manifest.proof.batchable else 1
+        rows = (self._asked.most_rows or manifest.max_batch or 1) if manifest.proof.batchable else 1
         profiles = _profiles(manifest, rows)
         try:
-            data = trt.plan_of(_graph(request, manifest), profiles)
+            data = trt.plan_of(_graph(_requests[manifest.key], manifest), profiles, self._machine.scratch_bytes)
         except EngineError:
             raise
         except Exception as error:
             raise PlanInvalid(f"no plan is made of it: {error}") from error
         plan = PlanFile(
-            target="tensorrt", file="plan", sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data),
+            target=self._machine.target, file="plan", sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data),
             precision="fp32", version="11.4.0", sms=(86,), profiles=profiles,
         )  # fmt: skip
-        return TensorRtSession(
-            trt, {0: self._gpu}, data, plan, manifest, instances=instances or 1, most_rows=rows, lost=self._lost,
-            watches=self._watches,
-        )  # fmt: skip
+        return plan, data
+
+    def _driver(self, number: int) -> Any:
+        return self._simulated[number]
+
+    def _library(self, plan: PlanFile) -> Any:
+        from tests.simulated import tensorrt as trt
+
+        return trt
 
 
 class _Told(list[str]):
@@ -129,7 +164,12 @@ _opened = app.plans.Plans.open
 @contextlib.contextmanager
 def simulated() -> Iterator[list[SimulatedGpu]]:
     """Servers of this process are on simulated GPUs as long as the block lasts; the list is of all of them."""
-    with known_plans(), patch.object(app.plans, "Gpus", SimulatedGpus), patch.object(app.plans.Plans, "open", _open):
+    with (
+        known_plans(),
+        patch.object(app.plans, "Gpus", SimulatedGpus),
+        patch.object(app.plans.Plans, "open", _open),
+        patch.multiple(module, look_here=_here, gpus=lambda: (Gpu("simulated", "580", 86),) * _machine().gpus),
+    ):
         yield _gpus
 
 

@@ -45,23 +45,35 @@ class Asked(NamedTuple):
         return reply.status
 
 
-def started(folder: Path, **faults: Any) -> Server:
+def started(folder: Path, machine: dict[str, Any] | None = None, **faults: Any) -> Server:
+    """On one GPU with room for all, unless `machine` says something else."""
     for name in NAMES:
         place(folder / "models", name, MODEL.model, config="instances = 2\n" if name == "twice" else "")
     server = Server(
         folder / "models",
         on_gpu=True,
-        env={"SIMULATED_GPU_ORDERLY": "1", "SIMULATED_GPU": json.dumps({"slowest_s": 0.0003, **faults})},
+        env={
+            "SIMULATED_GPU_ORDERLY": "1",
+            "SIMULATED_GPU": json.dumps({"slowest_s": 0.0003, **faults}),
+            "SIMULATED_MACHINE": json.dumps(machine or {}),
+        },
     )
     server.wait_ready()
     return server
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = started(tmp_path_factory.mktemp("whole"))
+@pytest.fixture(scope="module", params=["one GPU", "two small GPUs"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two by TensorRT-RTX, whose instances share scratch memory: there is room for three of theirs on each."""
+    if request.param == "one GPU":
+        made = started(tmp_path_factory.mktemp("whole"))
+    else:
+        machine = {"gpus": 2, "target": "tensorrt-rtx", "scratch_bytes": 1_000_000}
+        made = started(tmp_path_factory.mktemp("small"), machine, most_bytes=3_500_000)
     yield made
     assert made.stop() == 0
+    shares = any("in scratch memory that others use" in line for line in made.log)
+    assert shares == (request.param != "one GPU")
 
 
 @pytest.fixture(scope="module")
