@@ -13,7 +13,7 @@ serve: $(VENV)/.installed
 	$(BIN)/bitserve serve --host $(HOST) --port $(PORT)
 
 # three processes for two cores, a file of tests in one of them: most tests wait for something a part of their time.
-# In the order of what is named, the longest first: they are not what has most tests
+# In the order of what is named, not by counts of tests, as xdist would: the longest files have few
 THREE := -n 3 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(or $(TESTS),$(THREE) tests $(addprefix --ignore tests/,targets gpu plugins/cuda faults simulated deploy store cluster))

@@ -15,8 +15,8 @@ from engines.runtime import visible_gpus
 
 __all__ = ["GpuMetrics"]
 
-
 _PATIENCE_S = 0.2
+"""Two scrapes at once wait for each other; a call that does not come back must not take up all threads."""
 
 
 class _Family(NamedTuple):
