@@ -73,7 +73,7 @@ async def serving(repository: Path) -> AsyncIterator[Bench]:
         httpx.AsyncClient(transport=transport, base_url="http://test") as client,
     ):
         bench = Bench(app, client)
-        await until(lambda: bench.serves("m", "planes", "wide"))
+        await until(lambda: bench.serves(*(path.parent.name for path in repository.glob("*/1"))))
         try:
             yield bench
         finally:
