@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,8 @@ __all__ = ["Closing"]
 
 _LONGEST_S = 1.0
 """One that hangs is left to the end of the process."""
+_MOST_OPENING = 6
+"""At once: a library takes several times a plan's memory while it imports it."""
 
 
 class Closing:
@@ -22,6 +25,7 @@ class Closing:
         self._opening: set[asyncio.Future[Session]] = set()
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
+        self._room = asyncio.Semaphore(_MOST_OPENING)
 
     def start(self, session: Session) -> None:
         """From any thread."""
@@ -40,7 +44,9 @@ class Closing:
 
     async def opened(self, work: Callable[[], Session]) -> Session:
         """Open one in a thread; where nobody waits for it any more, it is closed when it comes."""
-        opening = asyncio.ensure_future(asyncio.to_thread(work))
+        await self._room.acquire()
+        opening = _in_a_thread(work)
+        opening.add_done_callback(lambda _: self._room.release())
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
         try:
@@ -65,3 +71,27 @@ class Closing:
             threads = list(self._threads)
         for thread in threads:
             thread.join(max(0.0, end_s - time.monotonic()))
+
+
+def _in_a_thread(work: Callable[[], Session]) -> asyncio.Future[Session]:
+    """One that does not keep the process: a library that hangs while it imports a plan would."""
+    loop = asyncio.get_running_loop()
+    opening: asyncio.Future[Session] = loop.create_future()
+
+    def settle(session: Session | None, error: BaseException | None) -> None:
+        if error is not None:
+            opening.set_exception(error)
+        elif session is not None:
+            opening.set_result(session)
+
+    def run() -> None:
+        session, error = None, None
+        try:
+            session = work()
+        except BaseException as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended: so does the process
+            loop.call_soon_threadsafe(settle, session, error)
+
+    threading.Thread(target=run, name="open-session", daemon=True).start()
+    return opening

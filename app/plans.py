@@ -89,7 +89,11 @@ class Plans:
         """Remove what killed servers, compiles and publications left behind."""
         await asyncio.to_thread(sweep_folders)
         await asyncio.to_thread(self._cache.sweep, _KEEP_STAGING_S, time.time())
+        await asyncio.to_thread(self._gpus.sweep, self._manifests, _KEEP_STAGING_S, time.time())
         await asyncio.to_thread(repository.sweep_versions, self._repository, _KEEP_STAGING_S, time.time())
+
+    def _manifests(self) -> list[Manifest]:
+        return [manifest for cache in (self._cache, self._given) if cache is not None for manifest in cache.manifests()]
 
     async def wait_shared(self) -> None:
         """Until what was compiled is where others find it, or that has failed."""

@@ -336,6 +336,12 @@ class PlanCache:
         check_manifest(manifest, self._most_threads)
         return manifest
 
+    def manifests(self) -> Iterator[Manifest]:
+        """Of all plans that can be read."""
+        for file in self.folder.glob(f"*/{MANIFEST_FILE}"):
+            with contextlib.suppress(PlanInvalid, OSError):
+                yield decode(file.read_bytes())
+
     def store(self, manifest: Manifest, blob: bytes) -> None:
         """Add a plan, its manifest written last. One of the same key that came first is kept."""
         with (

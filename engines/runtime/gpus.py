@@ -5,12 +5,11 @@ Nothing of CUDA, TensorRT or NVML is imported before a session is opened.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from engines.hardware import gpus
 from engines.manifest import Manifest, PlanFile
 from engines.plugins.gpu.driver import Kernels
 from engines.runtime.driver import Driver
-from engines.runtime.flights import Watch
-from engines.runtime.kept_kernels import KeptKernels
+from engines.runtime.kept_kernels import KeptKernels, kernels_file, sweep_kernels
 from engines.runtime.plans import Here, look_here, read_plan
 from engines.runtime.pycuda_driver import PyCudaDriver
 from engines.runtime.scratch import Scratch
 from engines.runtime.tensorrt import TensorRtSession
+from engines.runtime.watch import Watch
 
 __all__ = ["Gpus"]
 
@@ -74,7 +73,7 @@ class Gpus:
             watches = {number: self._watches.setdefault(number, Watch(self._hang_s)) for number in watched}
         return TensorRtSession(
             trt, drivers, data, plan, manifest, instances=instances or 1, most_rows=most_rows, lost=self._lost,
-            graphs=graphs, kept=self._kept(plan, key), scratch=scratch, watches=watches,
+            graphs=graphs, kept=self._kept(plan, key, wanted), scratch=scratch, watches=watches,
         )  # fmt: skip
 
     def _plan(
@@ -92,13 +91,16 @@ class Gpus:
             raise PlanInvalid(refused)
         return found
 
-    def _kept(self, plan: PlanFile, key: bytes | None) -> KeptKernels | None:
-        """Of a plan, on the GPUs and with the driver that are here."""
+    def _kept(self, plan: PlanFile, key: bytes | None, devices: Sequence[int]) -> dict[int, KeptKernels]:
+        """Of a plan, by the number of a device."""
         if key is None:
-            return None
-        here = "-".join(f"{gpu.name}-{gpu.driver}" for gpu in dict.fromkeys(gpus()))
-        name = hashlib.sha256(f"{plan.sha256}-{here}".encode()).hexdigest()[:32]
-        return KeptKernels(self._folder / plan.target / name, key)
+            return {}
+        seen = gpus()
+        return {number: KeptKernels(kernels_file(self._folder, plan, seen[number]), key) for number in devices}
+
+    def sweep(self, manifests: Callable[[], Iterable[Manifest]], older_than_s: float, now_s: float) -> int:
+        """Remove kernels that were compiled for plans which are in none of these; how many files."""
+        return sweep_kernels(self._folder, _MODULES, manifests, older_than_s, now_s)
 
     def _driver(self, number: int) -> PyCudaDriver:
         if number not in self._drivers:

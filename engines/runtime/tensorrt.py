@@ -5,6 +5,8 @@ It has run on simulated GPUs alone (tests/simulated); what a real one does with 
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
@@ -14,12 +16,12 @@ from engines.errors import DeviceLost
 from engines.manifest import Manifest, PlanFile
 from engines.runtime.buckets import Batches
 from engines.runtime.driver import Driver, attached, cleared
-from engines.runtime.flights import Watch
 from engines.runtime.kept_kernels import KeptKernels
 from engines.runtime.scratch import Scratch
 from engines.runtime.tensorrt_engine import TensorRtEngine
 from engines.runtime.tensorrt_instance import TensorRtInstance
 from engines.runtime.tensorrt_slot import GpuSlot
+from engines.runtime.watch import Watch, watched
 
 __all__ = ["TensorRtSession"]
 
@@ -34,44 +36,64 @@ class TensorRtSession:
     def __init__(
         self, trt: Any, drivers: Mapping[int, Driver], data: bytes, plan: PlanFile, manifest: Manifest, *,
         instances: int = 1, most_rows: int = 0, lost: Callable[[DeviceLost], None] = lambda error: None,
-        graphs: bool = True, kept: KeptKernels | None = None, scratch: Mapping[int, Scratch] = MappingProxyType({}),
+        graphs: bool = True, kept: Mapping[int, KeptKernels] = MappingProxyType({}),
+        scratch: Mapping[int, Scratch] = MappingProxyType({}),
         watches: Mapping[int, Watch] = MappingProxyType({}),
     ) -> None:  # fmt: skip
-        """`drivers` by device number; `kept`: where kernels that are compiled on the GPU may be kept; `scratch`: what
+        """`drivers` by device number; `kept`: where kernels that are compiled on it may be kept; `scratch`: what
         sessions share on a device that is too small for all; `watches`: who looks whether a device goes on.
 
         Raises PlanInvalid, OutOfMemory, DeviceLost or EngineFailed; then nothing is held, and what serves besides is as
         it was.
         """
-        self._held = ExitStack()
+        self._held, self._watches = ExitStack(), watches
         self._instances: list[TensorRtInstance] = []
         self.memory_bytes = plan.size_bytes * len(drivers)
         rows = most_rows or manifest.max_batch or 1
-        with self._held:
-            for number, driver in drivers.items():
-                try:
-                    loaded = self._loaded(driver, trt, data, plan, manifest, kept, graphs=graphs)
-                except DeviceLost as error:  # an instance tells of it by itself
-                    lost(error)
-                    raise
-                for _ in range(instances):
-                    batches = Batches(manifest.inputs, plan.profiles, rows if manifest.proof.batchable else 1)
-                    instance = TensorRtInstance(
-                        driver, loaded, batches, lost, manifest.guards, graphs=graphs, scratch=scratch.get(number)
-                    )
-                    self._held.callback(instance.close)
-                    self._instances.append(instance)
-                    if number in watches:
-                        watches[number].join(instance)
-                        self._held.callback(watches[number].leave, instance)
-                loaded.contexts.keep()
-            self._held = self._held.pop_all()
 
-    def _loaded(self, driver: Driver, trt: Any, *plan: Any, graphs: bool) -> TensorRtEngine:
-        with attached(driver), cleared():
-            loaded = TensorRtEngine(trt, driver, *plan, graphs=graphs)
+        def make(number: int, driver: Driver) -> None:
+            loaded = self._loaded(
+                driver, watches.get(number), lost, (trt, data, plan, manifest, kept.get(number)), graphs=graphs
+            )
+            for _ in range(instances):
+                batches = Batches(manifest.inputs, plan.profiles, rows if manifest.proof.batchable else 1)
+                instance = TensorRtInstance(
+                    driver, loaded, batches, lost, manifest.guards, graphs=graphs, scratch=scratch.get(number)
+                )
+                self._held.callback(instance.close)
+                self._open(instance, watches.get(number))
+            loaded.contexts.keep()
+
+        try:
+            for number, driver in drivers.items():
+                make(number, driver)
+        except BaseException:
+            self.close()
+            raise
+
+    def _loaded(
+        self, driver: Driver, watch: Watch | None, lost: Callable[[DeviceLost], None], plan: tuple[Any, ...], *,
+        graphs: bool,
+    ) -> TensorRtEngine:  # fmt: skip
+        def load() -> TensorRtEngine:
+            trt, *rest = plan
+            with attached(driver), cleared():
+                return TensorRtEngine(trt, driver, *rest, graphs=graphs)
+
+        try:
+            loaded = load() if watch is None else watched(watch, load, functools.partial(_close, driver))
+        except DeviceLost as error:  # an instance tells of it by itself
+            lost(error)
+            raise
         self._held.callback(_close, driver, loaded)
         return loaded
+
+    def _open(self, instance: TensorRtInstance, watch: Watch | None) -> None:
+        if watch is not None:
+            watch.join(instance)
+            self._held.callback(watch.leave, instance)
+        instance.open()
+        self._instances.append(instance)
 
     @property
     def slots(self) -> Sequence[GpuSlot]:
@@ -89,8 +111,12 @@ class TensorRtSession:
         """There is none."""
 
     def close(self) -> None:
+        """Where a GPU hangs, that goes on beside: each call there would wait for it."""
         self._instances = []
-        self._held.close()
+        if any(watch.hangs for watch in self._watches.values()):
+            threading.Thread(target=self._held.close, name="gpu-close", daemon=True).start()
+        else:
+            self._held.close()
 
 
 def _close(driver: Driver, loaded: TensorRtEngine) -> None:

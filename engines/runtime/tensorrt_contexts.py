@@ -10,9 +10,12 @@ __all__ = ["Contexts", "contexts_of"]
 
 
 class Contexts(Protocol):
-    """Of one engine. `captures`: it makes CUDA graphs by itself, so that nobody else must."""
+    """Of one engine. `captures`: it makes CUDA graphs by itself, so that nobody else must. `compiles`: to put a batch
+    into a stream may take as long as a compiler does.
+    """
 
     captures: ClassVar[bool]
+    compiles: ClassVar[bool]
 
     def make(self, *, shared: bool = False) -> Any:
         """With all its scratch memory, or `shared`: with what it is told before each run. None where that does not fit
@@ -28,6 +31,7 @@ class TensorRT:
 
     name: ClassVar[str] = "tensorrt"
     captures: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False
 
     def __init__(self, trt: Any, engine: Any, kept: KeptKernels | None, *, graphs: bool, is_fixed: bool) -> None:
         self._trt, self._engine = trt, engine
@@ -47,6 +51,7 @@ class Rtx:
 
     name: ClassVar[str] = "tensorrt-rtx"
     captures: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
 
     def __init__(self, trt: Any, engine: Any, kept: KeptKernels | None, *, graphs: bool, is_fixed: bool) -> None:
         self._trt, self._engine, self._kept = trt, engine, kept

@@ -13,21 +13,15 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from engines.errors import (
-    CaptureRefused,
-    DeviceLost,
-    EngineError,
-    EngineFailed,
-    OutOfMemory,
-    ValuesRefused,
-)
+from engines.errors import DeviceLost, EngineError, EngineFailed, OutOfMemory, ValuesRefused
 from engines.manifest import GUARD_OUTPUT
 from engines.runtime.buckets import Batch, Batches, Shapes
-from engines.runtime.driver import Driver, cleared, give_back, held_by, let_go
+from engines.runtime.driver import Driver, cleared, held_by, let_go
 from engines.runtime.flights import Flight, Flights
 from engines.runtime.scratch import Scratch, ScratchPlace
 from engines.runtime.session import Done
 from engines.runtime.tensorrt_engine import TensorRtEngine
+from engines.runtime.tensorrt_graphs import Graphs
 from engines.runtime.tensorrt_open import OpenOutput, known_shape, open_outputs, told_shapes
 from engines.runtime.tensorrt_slot import GpuSlot
 from engines.tensor import DYNAMIC
@@ -47,15 +41,8 @@ class _Streams(NamedTuple):
     copy_out: int
 
 
-class _Graph(NamedTuple):
-    """`outputs`: the shapes of what it computes."""
-
-    handle: int
-    outputs: tuple[tuple[int, ...], ...]
-
-
 class TensorRtInstance:
-    """Made and closed in the thread of whoever calls; everything on the GPU happens in its own two threads.
+    """Opened and closed in the thread of whoever calls; everything on the GPU happens in its own two threads.
 
     `lost` is called, once, from one of them where the device is lost.
     """
@@ -64,49 +51,45 @@ class TensorRtInstance:
         self, driver: Driver, plan: TensorRtEngine, batches: Batches, lost: Callable[[DeviceLost], None],
         guards: Sequence[str] = (), *, graphs: bool = True, scratch: Scratch | None = None,
     ) -> None:  # fmt: skip
-        """`scratch` is shared with others where the GPU has no room for one more.
-
-        Raises OutOfMemory, DeviceLost or EngineError; then nothing is held.
-        """
+        """`scratch` is shared with others where the GPU has no room for one more. Nothing happens before `open`."""
         self._driver, self._plan, self._batches, self._lost = driver, plan, batches, lost
         self._guards, self._wants_graphs = tuple(guards), graphs and not plan.contexts.captures
         self._may_share, self._shared, self._place = scratch, False, ScratchPlace(0, 0)
         self.slots: list[GpuSlot] = []
-        self._graphs: dict[tuple[Shapes, int], _Graph] = {}
-        self._uncapturable: set[Shapes] = set()
+        self._graphs = Graphs(driver)
         self._gone: DeviceLost | None = None
         self._noting = threading.Lock()
         self._flights = Flights()
         self._work: queue.SimpleQueue[tuple[GpuSlot, Flight] | None] = queue.SimpleQueue()
         self._under_way: queue.SimpleQueue[tuple[GpuSlot, Flight] | None] = queue.SimpleQueue()
-        begun: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._enqueue_all, args=(begun,), name="gpu-enqueue", daemon=True),
-            threading.Thread(target=self._complete_all, name="gpu-complete", daemon=True),
-        ]
-        self._threads[0].start()
-        error = begun.get()
+        self._begun: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._enqueues = threading.Thread(target=self._enqueue_all, name="gpu-enqueue", daemon=True)
+        self._completes = threading.Thread(target=self._complete_all, name="gpu-complete", daemon=True)
+
+    def open(self) -> None:
+        """Raises OutOfMemory, DeviceLost or EngineError. Close it then, too."""
+        self._enqueues.start()
+        error = self._begun.get()
         if error is not None:
-            self._threads[0].join()
             raise error
-        self._threads[1].start()
 
     def close(self) -> None:
         """No launch may be in flight. Where the GPU hangs, this does, too."""
         self._work.put(None)
-        for thread in self._threads:
-            thread.join()
+        if self._enqueues.ident is not None:
+            self._enqueues.join()
 
     def look(self) -> int:
         """`engines.runtime.flights.Watched`, as `lose`."""
         return self._flights.look()
 
     def lose(self, error: DeviceLost) -> None:
-        """Nothing more is put into the streams."""
+        """Nothing more is put into the streams; whoever waits for it to open does no more."""
         try:
             self._note(error)
         finally:
             self._flights.end_all(error)
+            self._begun.put(error)
 
     def _submit(self, slot: GpuSlot, done: Done) -> None:
         flight = self._flights.begin(done)
@@ -115,21 +98,22 @@ class TensorRtInstance:
 
     # -- the thread that fills streams -----------------------------------------------------------------------------
 
-    def _enqueue_all(self, begun: queue.SimpleQueue[BaseException | None]) -> None:
+    def _enqueue_all(self) -> None:
         try:
             with ExitStack() as held:
                 self._driver.attach()
                 held.callback(self._driver.detach)
                 with cleared():
                     self._make(held)
-                begun.put(None)
+                self._completes.start()
+                self._begun.put(None)
                 while (work := self._work.get()) is not None:
                     self._begin(*work)
                 self._under_way.put(None)
-                self._threads[1].join()
+                self._completes.join()
         except BaseException as error:
             self._note(error)
-            begun.put(let_go(error))
+            self._begun.put(let_go(error))
         finally:
             self.slots = []
 
@@ -156,7 +140,6 @@ class TensorRtInstance:
 
     def _make_all(self, held: ExitStack) -> None:
         driver, self.slots = self._driver, []
-        self._uncapturable.clear()
         self._streams = _Streams(*(held_by(held, driver.stream, driver.close_stream) for _ in _Streams._fields))
         if self._shared and self._may_share is not None:
             self._may_share.join(self._scratch_bytes)
@@ -176,7 +159,7 @@ class TensorRtInstance:
             slot = GpuSlot(number, driver, self._batches, *tensors, *sizes, self._submit, lanes)
             held.callback(slot.close)
             self.slots.append(slot)
-        held.callback(self._drop_graphs)
+        held.callback(self._graphs.drop)
         for batch in self._batches.usual() if not self._open else []:
             for slot in self.slots:
                 self._warm(slot, batch)
@@ -189,11 +172,6 @@ class TensorRtInstance:
     def _drop_context(self) -> None:
         self._context = None
         self._open = []
-
-    def _drop_graphs(self) -> None:
-        for graph in self._graphs.values():
-            give_back(self._driver.close_graph, graph.handle)
-        self._graphs.clear()
 
     def _most_bytes(self) -> tuple[list[int], list[int]]:
         """Of each input and output, at the largest shapes of any profile."""
@@ -226,23 +204,24 @@ class TensorRtInstance:
         try:
             if self._gone is not None:
                 raise self._gone
-            self._enqueue(slot)
+            self._enqueue(slot, flight)
             self._capture_if_missing(slot)
         except BaseException as error:
             self._fail(slot, flight, error)
         else:
-            self._flights.start(flight)
             self._under_way.put((slot, flight))
 
-    def _enqueue(self, slot: GpuSlot) -> None:
+    def _enqueue(self, slot: GpuSlot, flight: Flight) -> None:
+        """From here on the GPU alone is waited for, in these calls, too, where its streams are full."""
         driver, streams, events = self._driver, self._streams, slot.events
+        self._flights.start(flight)
         driver.wait(streams.copy_in, events.consumed)  # what the set is filled for again, the engine has read
         for buffer, size in zip(slot.input_buffers, slot.copied_bytes(), strict=True):
             driver.copy_in(buffer.device, buffer.host[:size], streams.copy_in)
         driver.record(events.copied, streams.copy_in)
         driver.wait(streams.compute, events.copied)
         try:
-            outputs = self._compute(slot)
+            outputs = self._compute(slot, flight)
         except EngineFailed:
             driver.memory()  # raises DeviceLost where that is why: TensorRT does not tell
             raise
@@ -253,21 +232,27 @@ class TensorRtInstance:
         driver.record(events.finished, streams.copy_out)
         slot.answers = {tensor.name: slot.view(at, outputs[at]) for at, tensor in enumerate(self._plan.outputs)}
 
-    def _compute(self, slot: GpuSlot) -> tuple[tuple[int, ...], ...]:
-        """Within its turn, where the scratch memory is shared. The shapes of the outputs."""
+    def _compute(self, slot: GpuSlot, flight: Flight) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the outputs."""
+        if not self._shared and not self._plan.contexts.compiles:
+            return self._replay_or_run(slot)
+        with self._flights.elsewhere(flight):  # a compiler may be waited for, its own or that of whose turn it is
+            return self._compute_in_turn(slot)
+
+    def _compute_in_turn(self, slot: GpuSlot) -> tuple[tuple[int, ...], ...]:
+        """Within its turn, where the scratch memory is shared."""
         if self._may_share is None or not self._shared:
             return self._replay_or_run(slot)
         with self._may_share.turn(self._streams.compute, self._scratch_bytes) as place:
             if place != self._place:
                 self._context.set_device_memory(*place)
-                self._drop_graphs()  # what runs of them ends by itself
-                self._uncapturable.clear()
+                self._graphs.drop()
                 self._place = place
             return self._replay_or_run(slot)
 
     def _replay_or_run(self, slot: GpuSlot) -> tuple[tuple[int, ...], ...]:
         """Replay the batch's graph, or put the engine's own work into the stream."""
-        graph = self._graphs.get((slot.batch.shapes, slot.number))
+        graph = self._graphs.of(slot)
         if graph is None:
             return self._run(slot)
         self._driver.replay(graph.handle, self._streams.compute)
@@ -303,53 +288,31 @@ class TensorRtInstance:
     def _warm(self, slot: GpuSlot, batch: Batch) -> None:
         """Run it once, to its end: what is made at a first run cannot be captured."""
         slot.batch = batch
-        self._enqueue(slot)
-        self._driver.synchronize(slot.events.finished)
+        with self._flights.alone() as flight:
+            self._enqueue(slot, flight)
+            self._driver.synchronize(slot.events.finished)
 
     def _capture_if_missing(self, slot: GpuSlot) -> None:
         """While it is loaded, and again where what was captured is void since the scratch memory moved."""
-        batch = slot.batch
-        if not self._wants_graphs or not batch.is_usual or self._open or (batch.shapes, slot.number) in self._graphs:
+        if not self._wants_graphs or self._open or not self._graphs.lacks(slot):
             return
         try:
             if self._may_share is None or not self._shared:
-                self._capture(slot, batch)
+                self._capture(slot)
                 return
             with self._may_share.turn(self._streams.compute, self._scratch_bytes) as place:
                 if place == self._place:  # else it has moved since the batch ran
-                    self._capture(slot, batch)
+                    self._capture(slot)
         except DeviceLost:
             raise
         except EngineError as error:  # the batch itself runs
-            log.info("batches of %s run without a CUDA graph: %s", list(batch.shapes), error)
-            self._uncapturable.add(batch.shapes)
+            self._graphs.refuse(slot.batch, error)
 
-    def _capture(self, slot: GpuSlot, batch: Batch) -> None:
+    def _capture(self, slot: GpuSlot) -> None:
         """Run what was just run again, into a graph."""
-        driver, compute = self._driver, self._streams.compute
-        if batch.shapes in self._uncapturable:
-            return
         # an event that is recorded within a capture is the graph's own, and nobody outside may wait for it
         outputs = self._tell(slot, consumed=False)
-        driver.begin_capture(compute)
-        try:
-            self._execute(slot)
-        except EngineFailed:
-            self._uncapturable.add(batch.shapes)
-        finally:
-            self._keep(slot, batch, outputs)
-
-    def _keep(self, slot: GpuSlot, batch: Batch, outputs: tuple[tuple[int, ...], ...]) -> None:
-        try:
-            graph = self._driver.end_capture(self._streams.compute)
-        except CaptureRefused as error:
-            log.info("batches of %s run without a CUDA graph: %s", list(batch.shapes), error)
-            self._uncapturable.add(batch.shapes)
-            return
-        if batch.shapes in self._uncapturable:
-            self._driver.close_graph(graph)
-        else:
-            self._graphs[batch.shapes, slot.number] = _Graph(graph, outputs)
+        self._graphs.capture(slot, self._streams.compute, lambda: self._execute(slot), outputs)
 
     # -- ends ----------------------------------------------------------------------------------------------------
 

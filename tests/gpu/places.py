@@ -35,7 +35,8 @@ from tests.gpu.executors import of_gpu
 from tests.gpu.golden import MOST_ROWS, Golden
 from tests.gpu.machines import NoMachine
 from tests.simulated import tensorrt as simulated
-from tests.simulated.gpu import Faults, SimulatedGpu
+from tests.simulated.faults import Faults
+from tests.simulated.gpu import SimulatedGpu
 
 __all__ = ["Place", "RealPlace", "SimulatedPlace"]
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from tests.simulated import tensorrt as trt
-from tests.simulated.gpu import Faults, SimulatedGpu
+from tests.simulated.faults import Faults
+from tests.simulated.gpu import SimulatedGpu
 
 _WITH_VALUE, _WITHOUT = {"loadEngine", "shapes", "duration"}, {"useCudaGraph"}
 

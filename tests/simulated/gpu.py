@@ -14,16 +14,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 
 from engines.errors import CaptureRefused, DeviceLost, EngineError, OutOfMemory
 from engines.runtime.driver import Memory
+from tests.simulated.faults import Faults
 from tests.simulated.ordering import Clock, Place, RuleBroken
 from tests.simulated.streams import Event, Graph, Operation, Stream
 
-__all__ = ["Faults", "SimulatedGpu", "current_gpu"]
+__all__ = ["SimulatedGpu", "current_gpu"]
 
 _POISON = 0xCD
 _FIRST_ADDRESS, _ALIGNMENT = 0x7F00_0000_0000, 256
@@ -41,29 +41,6 @@ def current_gpu() -> SimulatedGpu:
     if not gpus:
         raise RuleBroken("a thread without a context calls TensorRT")
     return gpus[-1]
-
-
-@dataclass
-class Faults:
-    """What goes wrong. `lost_at`: the number of the call, from 1 on, at which the device is lost; 0 = never."""
-
-    lost_at: int = 0
-    lost_file: str = ""
-    """It is lost once there is a file of this name."""
-    hang_file: str = ""
-    """As long as there is a file of this name, no work that is in a stream goes on."""
-    full_at: int = 0
-    """The number of the allocation, from 1 on, for which there is no memory; 0 = none."""
-    full_from: int = 0
-    """From which on there is none for any."""
-    fail_runs: frozenset[int] = frozenset()
-    """The numbers of runs of TensorRT, from 1 on, that end before their computation is in the stream."""
-    refuse_captures: bool = False
-    refuse_graphs: bool = False
-    """What was captured cannot be made a graph."""
-    most_bytes: int = 2**34
-    slowest_s: float = 0.0002
-    """An operation takes up to so long, at random."""
 
 
 class _Block(Place):
@@ -199,6 +176,7 @@ class SimulatedGpu:
             del self._events[event]
 
     def copy_in(self, address: int, source: np.ndarray, stream: int) -> None:
+        self._wait_for_room(stream)
         with self._call("copy_in"):
             host, block = self._pinned_block(source), self._block(address, source.nbytes)
             before = source.tobytes()
@@ -211,6 +189,7 @@ class SimulatedGpu:
             self._put(stream, Operation("a copy in", lambda: ([host], [block]), run))
 
     def copy_out(self, target: np.ndarray, address: int, stream: int) -> None:
+        self._wait_for_room(stream)
         with self._call("copy_out"):
             host, block = self._pinned_block(target), self._block(address, target.nbytes)
 
@@ -277,6 +256,7 @@ class SimulatedGpu:
             return handle
 
     def replay(self, graph: int, stream: int) -> None:
+        self._wait_for_room(stream)
         with self._call("replay"):
             self.replays += 1
             for operation in self._graphs[graph].operations:
@@ -293,6 +273,7 @@ class SimulatedGpu:
         others: Sequence[Place] = (),
     ) -> None:  # fmt: skip
         """Put a kernel into a stream that reads and writes at these addresses, and uses `others` alone."""
+        self._wait_for_room(stream)
         with self._call("kernel"):
             self.launches += 1
 
@@ -337,6 +318,12 @@ class SimulatedGpu:
                 stream.graph.refused = f"{name} was called (CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)"
                 raise CaptureRefused(stream.graph.refused)
 
+    def _wait_for_room(self, stream: int) -> None:
+        """Streams take so much, and no document says how much (NVIDIA Developer Forums, topic 68937: some 1,000)."""
+        found = self._streams.get(stream)
+        if found is not None and found.graph is None:
+            found.wait_for_room(self.faults.most_waiting)
+
     def _put(self, stream: int, operation: Operation) -> None:
         try:
             self._stream(stream).put(operation, self._host)
@@ -370,9 +357,13 @@ class SimulatedGpu:
         self._next_handle += 1
         return self._next_handle
 
-    def _pause(self, what: str) -> None:
+    def wait_while_it_hangs(self) -> None:
+        """As every operation does, and whoever waits for one."""
         while self.faults.hang_file and os.path.exists(self.faults.hang_file):
             time.sleep(0.01)
+
+    def _pause(self, what: str) -> None:
+        self.wait_while_it_hangs()
         if self.faults.slowest_s:
             time.sleep(self._random.random() * self.faults.slowest_s)
 

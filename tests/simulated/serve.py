@@ -32,7 +32,8 @@ from engines.runtime.plans import Here
 from engines.runtime.tensorrt import TensorRtSession
 from engines.spec import Target
 from engines.tensor import DYNAMIC, ShapeRange
-from tests.simulated.gpu import Faults, SimulatedGpu
+from tests.simulated.faults import Faults
+from tests.simulated.gpu import SimulatedGpu
 from tests.support.known_plans import known_plans
 
 __all__ = ["SimulatedGpus", "run", "simulated"]

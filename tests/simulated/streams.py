@@ -101,6 +101,11 @@ class Stream:
             self.clock.merge(moment.clock)
             self._add(lambda: (moment.is_over.wait(), None)[1])
 
+    def wait_for_room(self, most: int) -> None:
+        """Until fewer operations than these are left."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._left < most)
+
     @property
     def is_empty(self) -> bool:
         with self._changed:

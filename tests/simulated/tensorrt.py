@@ -118,6 +118,8 @@ class ICudaEngine:
         self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         size_bytes = max(1, sum(len(initializer.raw_data) for initializer in model.graph.initializer))
         self._weights = self.gpu.allocate(size_bytes, by_runtime=True)
+        self.gpu.wait_while_it_hangs()  # for its weights (CUDA Runtime API, API synchronization behavior: from memory
+        # that is not page-locked a copy is waited for)
 
     def __del__(self) -> None:
         if hasattr(self, "_weights"):

@@ -23,6 +23,7 @@ from engines.signature import SIGNATURE_FILE, sign
 from tests.simulated import tensorrt as trt
 from tests.simulated.gpu import SimulatedGpu
 from tests.simulated.models import planned, scaled_sums
+from tests.support.servers import until
 
 MODEL = scaled_sums()
 KEY = b"of this installation"
@@ -111,6 +112,18 @@ def test_tensorrt_goes_before_tensorrt_rtx_and_what_does_not_fit_is_passed_over(
     machine.assert_sound()
 
 
+def test_each_kind_of_gpu_has_kernels_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine = Machine(monkeypatch, 3)
+    monkeypatch.setattr(module, "gpus", lambda: [Gpu(name, "580", 86) for name in ("one", "another", "one")])
+    manifest = folder_with(tmp_path, plan_for("tensorrt-rtx"))
+    serve(opened(tmp_path, manifest))
+    assert len(list((tmp_path / "kernels" / "tensorrt-rtx").iterdir())) == 2
+    compiled = [gpu.compiled for gpu in machine.gpus]
+    serve(opened(tmp_path, manifest))
+    assert [gpu.compiled for gpu in machine.gpus] == compiled, "they were kept"
+    machine.assert_sound()
+
+
 def test_plugins_are_registered_once_and_by_the_first_plan_that_has_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -193,4 +206,5 @@ def test_sessions_of_a_gpu_that_hangs_end_together(monkeypatch: pytest.MonkeyPat
     hang.unlink()
     for session in (first, second):
         session.close()
+    until(lambda: not machine.gpus[0].held(), "given back, beside")
     machine.assert_sound()

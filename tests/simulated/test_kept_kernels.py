@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from pathlib import Path
 
 import msgspec
@@ -9,8 +11,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from engines.manifest import PlanFile
-from engines.runtime.kept_kernels import KeptKernels
+from app.plans import Plans
+from app.settings import Settings
+from engines.hardware import Gpu
+from engines.manifest import Manifest, PlanFile
+from engines.runtime.kept_kernels import KeptKernels, kernels_file, sweep_kernels
 from engines.runtime.tensorrt import TensorRtSession
 from engines.tensor import TensorSpec
 from tests.simulated import tensorrt as trt
@@ -36,10 +41,14 @@ OPEN_PLAN = msgspec.structs.replace(OPEN.plan, target="tensorrt-rtx")
 KEY = b"a key"
 
 
+def of(kept: KeptKernels | None) -> dict[int, KeptKernels]:
+    return {} if kept is None else {0: kept}
+
+
 def compiled_by(kept: KeptKernels | None, *, ask: bool = False) -> int:
     """How many kernels a session compiles until it has served."""
     gpu = SimulatedGpu()
-    session = TensorRtSession(trt, {0: gpu}, MODEL.data, PLAN, MODEL.manifest, most_rows=8, instances=2, kept=kept)
+    session = TensorRtSession(trt, {0: gpu}, MODEL.data, PLAN, MODEL.manifest, most_rows=8, instances=2, kept=of(kept))
     before = gpu.compiled
     for count in (1, 3, 8) if ask else ():
         x = np.random.default_rng(count).standard_normal((count, 4), dtype=np.float32)
@@ -90,7 +99,7 @@ def test_what_is_compiled_while_it_serves_is_kept_when_it_is_closed(tmp_path: Pa
     kept = KeptKernels(tmp_path / "kernels", KEY)
     for first in (True, False):
         gpu = SimulatedGpu()
-        session = TensorRtSession(trt, {0: gpu}, OPEN.data, OPEN_PLAN, OPEN.manifest, most_rows=8, kept=kept)
+        session = TensorRtSession(trt, {0: gpu}, OPEN.data, OPEN_PLAN, OPEN.manifest, most_rows=8, kept=of(kept))
         assert gpu.compiled == 0
         for width in (3, 5):
             slot = session.slots[0]
@@ -116,3 +125,44 @@ def test_how_contexts_run_is_said_to_the_library(
     (config,) = configs
     assert config.cuda_graph_strategy is trt.CudaGraphStrategy["WHOLE_GRAPH_CAPTURE" if graphs else "DISABLED"]
     assert config.dynamic_shapes_kernel_specialization_strategy.name == compiled
+
+
+def plan_named(name: str) -> PlanFile:
+    return msgspec.structs.replace(PLAN, sha256=name * 64)
+
+
+def test_kernels_are_of_a_plan_a_kind_of_gpu_and_a_driver(tmp_path: Path) -> None:
+    here = Gpu("a GPU", "580", 86)
+    others = [
+        (PLAN, here._replace(name="another")), (PLAN, here._replace(driver="590")), (plan_named("1"), here),
+        (msgspec.structs.replace(PLAN, target="tensorrt"), here),
+    ]  # fmt: skip
+    files = {kernels_file(tmp_path, plan, gpu) for plan, gpu in [(PLAN, here), (PLAN, here), *others]}
+    assert len(files) == 5
+
+
+def test_kernels_of_plans_that_are_gone_are_swept(tmp_path: Path) -> None:
+    """And what a write has left that was killed; nothing that is new, and nothing else that lies there."""
+    gpu, hour_s = Gpu("a GPU", "580", 86), 3600.0
+    kept, gone, new = (kernels_file(tmp_path, plan_named(name), gpu) for name in "123")
+    half, cubins = kept.with_name(f"{kept.name}.abc"), tmp_path / "plugins" / "some.cubin"
+    for file in (kept, gone, new, half, cubins):
+        file.parent.mkdir(exist_ok=True)
+        KeptKernels(file, KEY).write(b"kernels")
+        os.utime(file, (1000, 1000 + (hour_s if file == new else 0)))
+
+    def manifests() -> list[Manifest]:
+        return [msgspec.structs.replace(MODEL.manifest, plans=(plan_named("1"),))]
+
+    assert sweep_kernels(tmp_path, ["tensorrt-rtx"], manifests, hour_s, 1001 + hour_s) == 2
+    assert [file.exists() for file in (kept, gone, new, half, cubins)] == [True, False, True, False, True]
+    assert sweep_kernels(tmp_path / "nowhere", ["tensorrt-rtx"], manifests, hour_s, 1001 + hour_s) == 0
+
+
+def test_a_server_sweeps_them_when_it_starts(tmp_path: Path) -> None:
+    made = Plans(Settings(repository=tmp_path, cache=tmp_path / "cache"))
+    file = kernels_file(tmp_path / "cache" / ".kernels", PLAN, Gpu("a GPU", "580", 86))
+    KeptKernels(file, KEY).write(b"kernels")
+    os.utime(file, (1000, 1000))
+    asyncio.run(made.sweep())
+    assert not file.exists()

@@ -12,7 +12,8 @@ from app.serving.slots import FreeSlots
 from engines.runtime.session import Slot
 from engines.runtime.tensorrt import TensorRtSession
 from tests.simulated import tensorrt as trt
-from tests.simulated.gpu import Faults, SimulatedGpu
+from tests.simulated.faults import Faults
+from tests.simulated.gpu import SimulatedGpu
 from tests.simulated.models import scaled_sums
 from tests.support.fakes import HeldSlot
 

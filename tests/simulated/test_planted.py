@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from engines.runtime.tensorrt import TensorRtSession
+from engines.runtime.tensorrt_graphs import Graphs
 from engines.runtime.tensorrt_instance import TensorRtInstance
 from engines.runtime.tensorrt_slot import GpuSlot
 from tests.simulated import tensorrt as trt
-from tests.simulated.gpu import Faults, SimulatedGpu
+from tests.simulated.faults import Faults
+from tests.simulated.gpu import SimulatedGpu
 from tests.simulated.models import planned, scaled_sums
 from tests.simulated.planting import plant
 
@@ -38,10 +40,10 @@ FAULTS: dict[str, tuple[type, str, str, str, str]] = {
         "driver.record(events.finished, streams.compute)",
         "a computation uses memory"),
     "the graph of another slot is replayed": (
-        TensorRtInstance, "_replay_or_run", "(slot.batch.shapes, slot.number)", "(slot.batch.shapes, 1 - slot.number)",
+        Graphs, "of", "(slot.batch.shapes, slot.number)", "(slot.batch.shapes, 1 - slot.number)",
         "a wrong answer"),
     "the graph of a smaller bucket is replayed": (
-        TensorRtInstance, "_replay_or_run", "self._graphs.get((slot.batch.shapes, slot.number))",
+        Graphs, "of", "self._graphs.get((slot.batch.shapes, slot.number))",
         "self._graphs.get((slot.batch.shapes, slot.number)) and "
         "min((s, g) for (s, n), g in self._graphs.items() if n == slot.number)[1]",
         "a wrong answer"),
@@ -61,7 +63,7 @@ FAULTS: dict[str, tuple[type, str, str, str, str]] = {
         GpuSlot, "_free", "give_back(self._driver.free, buffer.device)", "pass",
         "held: {'blocks'"),
     "graphs are not closed": (
-        TensorRtInstance, "_drop_graphs", "give_back(self._driver.close_graph, graph.handle)", "pass",
+        Graphs, "drop", "give_back(self._driver.close_graph, graph.handle)", "pass",
         "'graphs': 8"),
     "a thread keeps the context": (
         TensorRtInstance, "_complete_all", "held.callback(self._driver.detach)", "pass",
@@ -73,7 +75,7 @@ FAULTS: dict[str, tuple[type, str, str, str, str]] = {
         TensorRtInstance, "_shaped", "context.active_optimization_profile != profile", "False",
         "TensorRT does not take shape [8, 4]"),
     "a graph is captured without a run before": (
-        TensorRtInstance, "_warm", "self._enqueue(slot)", "pass",
+        TensorRtInstance, "_warm", "self._enqueue(slot, flight)", "pass",
         "has not run with these shapes just before"),
 }  # fmt: skip
 

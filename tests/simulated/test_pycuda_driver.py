@@ -14,7 +14,8 @@ from engines.runtime.pycuda_driver import PyCudaDriver
 from engines.runtime.tensorrt import TensorRtSession
 from tests.simulated import tensorrt as trt
 from tests.simulated.bindings import bindings_over, pycuda_over
-from tests.simulated.gpu import Faults, SimulatedGpu
+from tests.simulated.faults import Faults
+from tests.simulated.gpu import SimulatedGpu
 from tests.simulated.models import planned, scaled_sums
 
 MODEL = scaled_sums()

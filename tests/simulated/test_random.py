@@ -23,7 +23,8 @@ from app.serving.registry import ModelState, Registry, Version
 from engines.errors import DeviceLost
 from engines.runtime.tensorrt import TensorRtSession
 from tests.simulated import tensorrt as trt
-from tests.simulated.gpu import Faults, SimulatedGpu
+from tests.simulated.faults import Faults
+from tests.simulated.gpu import SimulatedGpu
 from tests.simulated.models import planned, scaled_sums
 
 MODEL = scaled_sums()

@@ -16,7 +16,8 @@ from engines.runtime.scratch import Scratch
 from engines.runtime.tensorrt import TensorRtSession
 from engines.runtime.tensorrt_instance import TensorRtInstance
 from tests.simulated import tensorrt as trt
-from tests.simulated.gpu import Faults, SimulatedGpu
+from tests.simulated.faults import Faults
+from tests.simulated.gpu import SimulatedGpu
 from tests.simulated.models import Planned, planned, scaled_sums
 from tests.simulated.planting import plant
 
@@ -197,10 +198,10 @@ FAULTS: dict[str, tuple[type, str, str, str, str]] = {
         Scratch, "turn", "self._driver.record(self._event, stream)", "pass",
         "a computation uses memory"),
     "a stale graph is replayed after a move": (
-        TensorRtInstance, "_compute", "self._drop_graphs()", "pass",
+        TensorRtInstance, "_compute_in_turn", "self._graphs.drop()", "pass",
         "which was not allocated or is free again"),
     "TensorRT is not told where it moved": (
-        TensorRtInstance, "_compute", "self._context.set_device_memory(*place)",
+        TensorRtInstance, "_compute_in_turn", "self._context.set_device_memory(*place)",
         "self._place.address or self._context.set_device_memory(*place)",
         "which was not allocated or is free again"),
     "an instance that goes leaves it behind": (

@@ -10,7 +10,8 @@ import pytest
 from engines.errors import DeviceLost, EngineFailed, OutOfMemory, PlanInvalid
 from engines.runtime.tensorrt import TensorRtSession
 from tests.simulated import tensorrt as trt
-from tests.simulated.gpu import Faults, SimulatedGpu
+from tests.simulated.faults import Faults
+from tests.simulated.gpu import SimulatedGpu
 from tests.simulated.models import Planned, planned, scaled_sums
 
 MODEL = scaled_sums()
