@@ -102,7 +102,12 @@ class Loader:
         renews = may_renew and any(plan.rebuild for plan in unfit)
         refused = self.plans.not_on_gpu(manifest)
         on_cpu = printable(f"the CPU answers: {refused}") if refused else ""
-        note = "; ".join(filter(None, (_note(manifest, options), on_cpu, *_plan_notes(unfit, renews=renews))))
+        note = "; ".join(
+            filter(
+                None,
+                (_note(manifest, options), _most_note(session, options), on_cpu, *_plan_notes(unfit, renews=renews)),
+            )
+        )
         renewal = functools.partial(self._renewed, files, override) if renews else None
         return Loaded(self._endpoint(files, manifest, session, options), note, renewal)
 
@@ -146,6 +151,15 @@ def _note(manifest: Manifest, options: ModelOptions) -> str:
         [f"batches of more than {proven} rows are not proven"] if manifest.proof.batchable and rows > proven else []
     )
     return printable("; ".join((*manifest.remarks, *beyond)))
+
+
+def _most_note(session: Session, options: ModelOptions) -> str:
+    most = session.most_rows
+    if not most or options.limits.max_batch_rows <= most:
+        return ""
+    return (
+        f"its plan for the GPU is for {most} rows at most: a batch is no larger, and a request that is runs on the CPU"
+    )
 
 
 def _plan_notes(unfit: Sequence[Unfit], *, renews: bool) -> Iterator[str]:

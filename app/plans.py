@@ -247,7 +247,8 @@ class Plans:
     def _import(self, manifest: Manifest, options: ModelOptions) -> Session:
         session = self._on_gpu(manifest, options) or self._on_cpu(manifest, options)
         try:
-            alone = session.is_on_gpu and options.limits.max_batch_rows <= 1  # two are not for the plan, then
+            # two are not for the plan, then
+            alone = session.is_on_gpu and (options.limits.max_batch_rows <= 1 or session.most_rows == 1)
             warm_up(session, manifest, (1, 2) if manifest.proof.batchable and not alone else (1,))
             if not session.is_on_gpu:
                 session.inline_rows = inline_rows(session, manifest, options.limits.max_batch_rows or 1)

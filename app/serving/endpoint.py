@@ -86,6 +86,7 @@ class Endpoint:
     ) -> None:  # fmt: skip
         self.model, self.version, self.inputs, self.outputs = model, version, tuple(inputs), tuple(outputs)
         self.options, self.stats, self.queue = options, stats or Stats(), Queue(options.queue)
+        self._limits = options.limits.within(session.most_rows)
         self.threads_per_batch = session.threads_per_batch
         self.memory_bytes, self.is_on_gpu = session.memory_bytes, session.is_on_gpu
         self.instances, self.inline_rows = len(session.slots), session.inline_rows
@@ -171,7 +172,7 @@ class Endpoint:
         if self._free and self.queue.requests and self.queue.requests >= self.hold_requests:
             self.hold_requests = 0
             for group in self.queue.groups():
-                verdict = decide(group, self.options.limits, now_ns)
+                verdict = decide(group, self._limits, now_ns)
                 if isinstance(verdict, Dispatch):
                     return Offer(group, verdict)
                 until_ns = min((t for t in (until_ns, verdict.until_ns) if t is not None), default=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 __all__ = ["Limits", "ModelOptions", "QueueOptions", "QueuePolicy"]
@@ -16,6 +16,13 @@ class Limits:
     max_batch_rows: int = 32
     preferred_rows: tuple[int, ...] = ()
     max_queue_delay_ns: int = 0
+
+    def within(self, most_rows: int) -> Limits:
+        """The same, and no batch of more rows than an engine takes (0 = of any) is formed of several requests."""
+        if not most_rows or self.max_batch_rows <= most_rows:
+            return self
+        preferred = tuple(rows for rows in self.preferred_rows if rows <= most_rows)
+        return replace(self, max_batch_rows=most_rows, preferred_rows=preferred)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,8 @@ class Batches:
         self.is_fixed = all(DYNAMIC not in spec.row_shape for spec in inputs)
         """Whether rows have one shape: only then may a batch have rows that nobody fills. They hold what earlier ones
         left, and that was a row of the model."""
+        self.most_rows = self.buckets[-1]
+        """Of a batch that a profile holds, 0 without a batch axis."""
         self._known: dict[Shapes, Batch] = {}
 
     def of(self, shapes: Shapes) -> Batch:

@@ -100,6 +100,10 @@ class WithCpu:
         return self._slots
 
     @property
+    def most_rows(self) -> int:
+        return self._gpu.most_rows
+
+    @property
     def threads_per_batch(self) -> int:
         return self._gpu.threads_per_batch
 

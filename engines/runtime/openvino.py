@@ -229,6 +229,10 @@ class OpenVinoSession:
         return self._threads_per_batch
 
     @property
+    def most_rows(self) -> int:
+        return 0
+
+    @property
     def memory_bytes(self) -> int:
         return self._memory_bytes
 

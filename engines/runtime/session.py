@@ -60,6 +60,11 @@ class Session(Protocol):
         """Bytes of weights that the engine holds, as far as known."""
         ...
 
+    @property
+    def most_rows(self) -> int:
+        """Batches up to so many rows run on what it is a session of: larger ones take far longer. 0 = all do."""
+        ...
+
     inline_rows: int
     """Batches up to so many rows were measured to run faster than they are handed to another thread; 0 = none."""
 

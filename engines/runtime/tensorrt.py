@@ -100,6 +100,10 @@ class TensorRtSession:
         return [slot for instance in self._instances for slot in instance.slots]
 
     @property
+    def most_rows(self) -> int:
+        return self._instances[0].most_rows if self._instances else 0
+
+    @property
     def threads_per_batch(self) -> int:
         return 1
 

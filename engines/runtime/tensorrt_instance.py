@@ -79,6 +79,11 @@ class TensorRtInstance:
         if self._enqueues.ident is not None:
             self._enqueues.join()
 
+    @property
+    def most_rows(self) -> int:
+        """That a batch may have."""
+        return self._batches.most_rows
+
     def look(self) -> int:
         """`engines.runtime.flights.Watched`, as `lose`."""
         return self._flights.look()

@@ -131,3 +131,24 @@ def test_a_stop_from_inside_an_answer_waits_for_the_rest_of_the_batch(
     bench.release()
     bench.finish(error)
     assert answered == [4]
+
+
+# -- an engine for fewer rows ------------------------------------------------------------------------------------
+
+
+def test_no_batch_is_formed_that_the_engine_does_not_take_and_a_larger_request_goes_alone() -> None:
+    bench = Bench(ModelOptions(Limits(max_batch_rows=32)), most_rows=8)
+    bench.device.hold()
+    sent = [bench.send(rows, value) for value, rows in enumerate((3, 3, 3, 20, 8, 1))]
+    bench.release()
+    while bench.session.running:
+        bench.finish()
+    assert bench.launched_rows == [6, 3, 20, 8, 1]
+    assert [one.values for one in sent] == [[value] * rows for value, rows in enumerate((3, 3, 3, 20, 8, 1))]
+
+
+@pytest.mark.parametrize(("most_rows", "expected"), [(0, 32), (64, 32), (32, 32), (8, 8)])
+def test_limits_within_those_of_an_engine(most_rows: int, expected: int) -> None:
+    limits = Limits(max_batch_rows=32, preferred_rows=(16, 4), max_queue_delay_ns=5).within(most_rows)
+    assert limits == Limits(expected, (4,) if expected == 8 else (16, 4), 5)
+    assert Limits(max_batch_rows=0).within(8).max_batch_rows == 0, "requests run one at a time"

@@ -54,6 +54,8 @@ class Machine(msgspec.Struct):
     gpus: int = 1
     target: Target = "tensorrt"
     scratch_bytes: int = 1024
+    most_rows: int = 0
+    """That a plan is made for, if fewer than are asked for."""
     faults: Faults = msgspec.field(default_factory=lambda: Faults(slowest_s=0.00002))
 
 
@@ -91,6 +93,7 @@ class SimulatedGpus(Gpus):
         from tests.simulated import tensorrt as trt  # it has threads, which the supervisor of front ends must not have
 
         rows = (self._asked.most_rows or manifest.max_batch or 1) if manifest.proof.batchable else 1
+        rows = min(rows, self._machine.most_rows or rows)
         profiles = _profiles(manifest, rows)
         try:
             data = trt.plan_of(_graph(_requests[manifest.key], manifest), profiles, self._machine.scratch_bytes)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
@@ -17,7 +20,7 @@ from tests.simulated.gpu import SimulatedGpu
 from tests.simulated.models import planned, scaled_sums
 from tests.support.fakes import HeldSession
 from tests.support.onnx_models import place
-from tests.support.servers import Server
+from tests.support.servers import Server, running
 
 MODEL = scaled_sums()
 
@@ -88,3 +91,37 @@ def test_a_server_answers_rows_of_all_widths(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found.reshape(x.shape), x + x)
     finally:
         server.stop()
+
+
+def test_a_server_forms_no_batch_that_its_plan_does_not_take(tmp_path: Path) -> None:
+    """It would run on the CPU; only a request that is larger by itself does, and the index says so."""
+    place(
+        tmp_path / "models", "sums", MODEL.model, config="[batching]\nmax_batch_size = 32\nmax_queue_delay_us = 2000\n"
+    )
+    env = {"SIMULATED_MACHINE": json.dumps({"most_rows": 8})}
+    with running(tmp_path / "models", env=env, on_gpu=True) as server:
+        server.wait_ready()
+        (model,) = server.index().values()
+        assert "its plan for the GPU is for 8 rows at most" in model["reason"]
+        asked = [3] * 40 + [20] + [5] * 20
+        with ThreadPoolExecutor(16) as pool:
+            for x, answer in pool.map(lambda at: _asked(server, at, asked[at]), range(len(asked))):
+                assert answer.status_code == 200, answer.text
+                found = np.array(answer.json()["outputs"][0]["data"], np.float32).reshape(-1, 2)
+                np.testing.assert_allclose(found, planned(MODEL, x), rtol=0, atol=1e-5)
+        metrics = httpx.get(f"{server.url}/metrics", timeout=10, verify=False).text
+    larger = _batches(metrics, "+Inf") - _batches(metrics, "8")
+    assert larger == 1
+    assert _batches(metrics, "+Inf") - _batches(metrics, "4") > 0, "some were joined"
+
+
+def _asked(server: Server, seed: int, rows: int) -> tuple[np.ndarray, httpx.Response]:
+    x = np.random.default_rng(seed).standard_normal((rows, 4), dtype=np.float32)
+    return x, server.infer("sums", {"x": ("FP32", x)})
+
+
+def _batches(metrics: str, at_most: str) -> int:
+    """Of so many rows."""
+    found = re.search(rf'bitserve_batch_rows_bucket{{[^}}]*le="{re.escape(at_most)}"[^}}]*}} (\d+)', metrics)
+    assert found is not None, metrics
+    return int(found[1])

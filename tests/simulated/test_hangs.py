@@ -235,6 +235,16 @@ def test_a_server_tells_its_clients_then_by_readiness_then_by_liveness_and_can_b
         assert server.stop() == 0
 
 
+def test_a_load_that_hangs_does_not_keep_the_process(repository: Path, hang: Path) -> None:
+    """Nor others, where nobody looks."""
+    hang.touch()
+    env = {"SIMULATED_GPU": f'{{"hang_file": "{hang}"}}'}
+    with running(repository, "--gpu-hang-s", "0", env=env, on_gpu=True) as server:
+        server.wait_live()
+        until(lambda: server.index()["sums", "1"]["state"] == "LOADING", "loading")
+        assert server.stop() == 0
+
+
 def _require_refusals(server: Server) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = [answer for _, answer in pool.map(lambda seed: asked(server, seed), range(40))]

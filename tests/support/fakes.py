@@ -136,12 +136,12 @@ class HeldSession:
 
     def __init__(
         self, slots: int = 1, threads_per_batch: int = 1, function: Function = lambda inputs: {"y": inputs["x"]},
-        inline_rows: int = 0, own_inline_slot: bool = False,
+        inline_rows: int = 0, own_inline_slot: bool = False, most_rows: int = 0,
     ) -> None:  # fmt: skip
         self.launched: list[dict[str, np.ndarray]] = []
         self._slots = [HeldSlot(function, self.launched) for _ in range(slots)]
         self.threads_per_batch, self.memory_bytes, self.closed = threads_per_batch, 0, False
-        self.inline_rows = inline_rows
+        self.inline_rows, self.most_rows = inline_rows, most_rows
         self.inline_slot = HeldSlot(function, self.launched) if own_inline_slot else None
 
     @property
@@ -261,10 +261,11 @@ class Bench:
         outputs: Sequence[str] = ("y",),
         inline_rows: int = 0,
         own_inline_slot: bool = False,
+        most_rows: int = 0,
     ) -> None:
         self.loop = beside.loop if beside else HeldLoop()
         self.device = beside.device if beside else Device(self.loop, threads, clock=lambda: self.loop.now_ns)
-        self.session = HeldSession(slots, threads_per_batch, function, inline_rows, own_inline_slot)
+        self.session = HeldSession(slots, threads_per_batch, function, inline_rows, own_inline_slot, most_rows)
         self.endpoint = endpoint_on(self.device, self.session, options, name, width, outputs)
         registry = Registry()
         registry.set(Version(name, 1, ModelState.READY, endpoint=self.endpoint))
