@@ -138,3 +138,16 @@ def test_a_row_says_what_was_measured() -> None:
     assert row["measured"] == "1,000 batches/s, p50 0.500 ms, p99 0.750 ms; 0.50x of trtexec, p50 2.00x"
     (alone,) = rows_of("model", ours, None, "trtexec")
     assert alone["measured"].endswith("; beside trtexec: not installed")
+
+
+def test_times_of_a_batch_are_those_of_one_alone_and_their_number_is_not(tmp_path: Path) -> None:
+    """As a session's: copies are waited for where one is timed."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "alone = '--exposeDMA' in sys.argv\n"
+        "print('[I] Throughput: ' + ('500' if alone else '900') + ' qps')\n"
+        "ms = '2' if alone else '3'\n"
+        "print(f'[I] Latency: min = 1 ms, median = {ms} ms, percentile(99%) = {ms} ms')\n"
+    )
+    assert told_times([sys.executable, str(program)], tmp_path / "plan", {"x": (1, 4)}, 1) == Times(900, 2, 2)

@@ -7,6 +7,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -26,10 +28,15 @@ REPORTED = 86
 """What the process is to end with where something was reported: nothing else ends it so."""
 
 
-def sanitized(tool: str, *planted: str) -> subprocess.CompletedProcess[str]:
-    if shutil.which(SANITIZER) is None:
-        pytest.skip(f"{SANITIZER} is not here; it comes with the CUDA toolkit")
-    command = [SANITIZER, "--tool", tool, "--error-exitcode", str(REPORTED), "--target-processes", "all"]
+def sanitizer() -> str:
+    """The CUDA toolkit's, or the one that is installed with the tests."""
+    files = metadata.files("nvidia-cuda-sanitizer-api") or []
+    installed = [str(file.locate()) for file in files if file.match(f"bin/{SANITIZER}")]
+    return shutil.which(SANITIZER) or installed[0]
+
+
+def sanitized(tool: str, *planted: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    command = [sanitizer(), "--tool", tool, "--error-exitcode", str(REPORTED), "--target-processes", "all", *options]
     own = [sys.executable, "-m", "tests.gpu.sanitized", *planted]
     return subprocess.run([*command, *own], capture_output=True, text=True, check=False, cwd=ROOT, timeout=900)
 
@@ -71,3 +78,12 @@ def test_without_a_gpu_what_the_sanitizer_runs_says_so() -> None:
         capture_output=True, text=True, check=False, cwd=ROOT, timeout=100,
     )  # fmt: skip
     assert done.stderr.rstrip().splitlines()[-1].startswith("tests.gpu.machines.NoMachine: no CUDA driver")
+
+
+@pytest.mark.skipif(bool(gpus()), reason="there is a GPU")
+@pytest.mark.parametrize("tool", FAULTS)
+def test_without_a_gpu_the_sanitizer_knows_its_options(tool: str) -> None:
+    """It runs nothing: without a CUDA driver, what it puts into a process ends that."""
+    done = sanitized(tool, options=["--require-cuda-init", "no"])
+    assert "Target application terminated before first instrumented API call" in done.stdout, done.stdout + done.stderr
+    assert sanitized(tool, options=["--no-such-option"]).returncode != done.returncode == 0

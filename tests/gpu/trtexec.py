@@ -16,7 +16,7 @@ from tests.simulated import tensorrt as trt
 from tests.simulated.faults import Faults
 from tests.simulated.gpu import SimulatedGpu
 
-_WITH_VALUE, _WITHOUT = {"loadEngine", "shapes", "duration"}, {"useCudaGraph"}
+_WITH_VALUE, _WITHOUT = {"loadEngine", "shapes", "duration"}, {"useCudaGraph", "exposeDMA"}
 
 
 class _Logger(trt.ILogger):
