@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from typing import Any, ClassVar, Protocol
 
+from engines.runtime.buckets import Shapes
 from engines.runtime.kept_kernels import KeptKernels
 
 __all__ = ["Contexts", "contexts_of"]
+
+
+log = logging.getLogger(__name__)
+_MOST_SHAPES = 64
+"""That have kernels of their own: what was compiled stays as long as an engine, and nothing is said of a limit
+(TensorRT-RTX, IRuntimeConfig).
+"""
 
 
 class Contexts(Protocol):
@@ -21,6 +31,9 @@ class Contexts(Protocol):
         """With all its scratch memory, or `shared`: with what it is told before each run. None where that does not fit
         the GPU.
         """
+
+    def version(self, shapes: Shapes) -> int:
+        """Of the contexts that run a batch of these shapes. One that was made for another is to be made anew."""
 
     def keep(self) -> None:
         """What was compiled so far, for the next time."""
@@ -39,6 +52,9 @@ class TensorRT:
     def make(self, *, shared: bool = False) -> Any:
         return self._engine.create_execution_context(_strategy(self._trt, shared=shared))
 
+    def version(self, shapes: Shapes) -> int:
+        return 0
+
     def keep(self) -> None:
         """There is nothing."""
 
@@ -46,7 +62,7 @@ class TensorRT:
 class Rtx:
     """Kernels for the GPU that is here are compiled when shapes come for the first time, and then never again, for they
     are kept. Where rows have one shape (`is_fixed`), that is while it is loaded; else a batch of a new shape runs on
-    kernels for any, while its own are compiled.
+    kernels for any, while its own are compiled; and where shapes are too many, all run on those from then on.
     """
 
     name: ClassVar[str] = "tensorrt-rtx"
@@ -56,10 +72,9 @@ class Rtx:
     def __init__(self, trt: Any, engine: Any, kept: KeptKernels | None, *, graphs: bool, is_fixed: bool) -> None:
         self._trt, self._engine, self._kept = trt, engine, kept
         runtime_config = self._runtime_config = engine.create_runtime_config()
-        strategies = trt.CudaGraphStrategy
-        runtime_config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if graphs else strategies.DISABLED
-        compiled = trt.DynamicShapesKernelSpecializationStrategy
-        runtime_config.dynamic_shapes_kernel_specialization_strategy = compiled.EAGER if is_fixed else compiled.LAZY
+        self._wants_graphs, self._is_fixed = graphs, is_fixed
+        self._shapes, self._are_many = set[Shapes](), False
+        self._making = threading.Lock()
         self._found = kept.read() if kept is not None else b""
         self._compiled = runtime_config.create_runtime_cache()
         if self._found:
@@ -67,9 +82,23 @@ class Rtx:
         runtime_config.set_runtime_cache(self._compiled)
 
     def make(self, *, shared: bool = False) -> Any:
-        runtime_config = self._runtime_config
-        runtime_config.set_execution_context_allocation_strategy(_strategy(self._trt, shared=shared))
-        return self._engine.create_execution_context(runtime_config)
+        runtime_config, many = self._runtime_config, self._are_many
+        graphs, kernels = self._trt.CudaGraphStrategy, self._trt.DynamicShapesKernelSpecializationStrategy
+        captures = self._wants_graphs and not many
+        with self._making:
+            runtime_config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if captures else graphs.DISABLED
+            compiled = kernels.NONE if many else kernels.EAGER if self._is_fixed else kernels.LAZY
+            runtime_config.dynamic_shapes_kernel_specialization_strategy = compiled
+            runtime_config.set_execution_context_allocation_strategy(_strategy(self._trt, shared=shared))
+            return self._engine.create_execution_context(runtime_config)
+
+    def version(self, shapes: Shapes) -> int:
+        if not self._is_fixed and not self._are_many:
+            self._shapes.add(shapes)
+            if len(self._shapes) > _MOST_SHAPES:
+                log.info("batches have more than %d shapes: all run on kernels for any from now on", _MOST_SHAPES)
+                self._are_many = True
+        return int(self._are_many)
 
     def keep(self) -> None:
         content = bytes(self._compiled.serialize())

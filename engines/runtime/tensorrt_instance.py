@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engines.errors import DeviceLost, EngineError, EngineFailed, OutOfMemory, ValuesRefused
 from engines.manifest import GUARD_OUTPUT
@@ -55,6 +55,8 @@ class TensorRtInstance:
         self._driver, self._plan, self._batches, self._lost = driver, plan, batches, lost
         self._guards, self._wants_graphs = tuple(guards), graphs and not plan.contexts.captures
         self._may_share, self._shared, self._place = scratch, False, ScratchPlace(0, 0)
+        self._context: Any = None
+        self._version = 0
         self.slots: list[GpuSlot] = []
         self._graphs = Graphs(driver)
         self._gone: DeviceLost | None = None
@@ -149,16 +151,10 @@ class TensorRtInstance:
         if self._shared and self._may_share is not None:
             self._may_share.join(self._scratch_bytes)
             held.callback(self._may_share.leave)
-        context = self._context = self._plan.contexts.make(shared=self._shared)
-        if context is None:
-            memory = driver.memory()
-            raise OutOfMemory(
-                f"TensorRT {self._plan.trt.__version__} made no context: it needs {self._scratch_bytes} bytes, "
-                f"{memory.free} of {memory.total} are free"
-            )
         held.callback(self._drop_context)
+        self._make_context()
         sizes = self._most_bytes()
-        self._open = open_outputs(self._plan, context)
+        self._open = open_outputs(self._plan, self._context)
         for number in range(_SLOTS):
             tensors, lanes = (self._plan.inputs, self._plan.outputs), (id(driver), id(self))
             slot = GpuSlot(number, driver, self._batches, *tensors, *sizes, self._submit, lanes)
@@ -169,6 +165,28 @@ class TensorRtInstance:
             for slot in self.slots:
                 self._warm(slot, batch)
                 self._capture_if_missing(slot)
+
+    def _make_context(self) -> None:
+        self._context = self._plan.contexts.make(shared=self._shared)
+        if self._context is None:
+            memory = self._driver.memory()
+            raise OutOfMemory(
+                f"TensorRT {self._plan.trt.__version__} made no context: it needs {self._scratch_bytes} bytes, "
+                f"{memory.free} of {memory.total} are free"
+            )
+
+    def _require_version(self, slot: GpuSlot) -> None:
+        """Make the context anew where it is not for the slot's batch, or there was no memory for it."""
+        batch, version = slot.batch, self._plan.contexts.version(slot.batch.shapes)
+        if version == self._version and self._context is not None:
+            return
+        self._driver.record(slot.events.computed, self._streams.compute)
+        self._driver.synchronize(slot.events.computed)  # nothing runs in it any more
+        self._drop_context()
+        self._make_context()
+        self._version, self._place = version, ScratchPlace(0, 0)
+        self._shaped(batch.profile, batch.shapes)
+        self._open = open_outputs(self._plan, self._context)
 
     @property
     def _scratch_bytes(self) -> int:
@@ -242,6 +260,7 @@ class TensorRtInstance:
         if not self._shared and not self._plan.contexts.compiles:
             return self._replay_or_run(slot)
         with self._flights.elsewhere(flight):  # a compiler may be waited for, its own or that of whose turn it is
+            self._require_version(slot)
             return self._compute_in_turn(slot)
 
     def _compute_in_turn(self, slot: GpuSlot) -> tuple[tuple[int, ...], ...]:

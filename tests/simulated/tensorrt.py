@@ -38,6 +38,8 @@ _MAGIC = b"simulated plan"
 _OPEN = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
 """Operators whose outputs have sizes that depend on values."""
 _QUANTIZED = {"DequantizeLinear", "QuantizeLinear"}
+_MOST_KNOWN = 256
+"""Shapes whose outputs' shapes are kept."""
 _SCRATCH = "IExecutionContext::setDeviceMemoryV2"
 Shape = tuple[int, ...]
 DataType = enum.Enum("DataType", "FLOAT HALF BF16 INT8 UINT8 INT32 INT64 BOOL")  # type: ignore[misc]
@@ -113,6 +115,7 @@ class ICudaEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
+        options.enable_mem_pattern = False  # it keeps one of every shape
         if any(node.op_type in _QUANTIZED for node in model.graph.node):  # some in half fail when they are rewritten
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -176,6 +179,8 @@ class ICudaEngine:
     def shapes_for(self, given: tuple[tuple[str, Shape], ...]) -> dict[str, Shape]:
         """Shapes of the outputs, -1 where they depend on values."""
         if given not in self._shapes:
+            if len(self._shapes) >= _MOST_KNOWN:
+                self._shapes.clear()
             self._shapes[given] = self._inferred(given)
         return self._shapes[given]
 
@@ -259,6 +264,10 @@ class IExecutionContext:
         self._ran: dict[str, Shape] = {}
         self._allocators: dict[str, IOutputAllocator] = {}
         self._itself = Place("an execution context")
+        kernels = config and config.dynamic_shapes_kernel_specialization_strategy
+        self._specializes = kernels in (
+            DynamicShapesKernelSpecializationStrategy.EAGER, DynamicShapesKernelSpecializationStrategy.LAZY,
+        )  # fmt: skip
         self._require_own_gpu()
         self._scratch = 0 if is_shared else self._gpu.allocate(engine.device_memory_size_v2, by_runtime=True)
 
@@ -368,7 +377,7 @@ class IExecutionContext:
 
     def _specialize(self) -> None:
         """TensorRT-RTX compiles kernels for shapes that are new to it."""
-        if self._config is not None:
+        if self._config is not None and self._specializes:
             key = repr(sorted(self._shapes.items())).encode()
             self._engine.gpu.compiled += key not in self._config.cache.compiled
             self._config.cache.compiled.add(key)

@@ -13,12 +13,16 @@ from onnx import TensorProto, helper
 
 from app.plans import Plans
 from app.settings import Settings
+from engines.errors import OutOfMemory
 from engines.hardware import Gpu
 from engines.manifest import Manifest, PlanFile
+from engines.runtime.driver import Memory
 from engines.runtime.kept_kernels import KeptKernels, kernels_file, sweep_kernels
+from engines.runtime.scratch import Scratch
 from engines.runtime.tensorrt import TensorRtSession
 from engines.tensor import TensorSpec
 from tests.simulated import tensorrt as trt
+from tests.simulated.faults import Faults
 from tests.simulated.gpu import SimulatedGpu
 from tests.simulated.models import Planned, planned, scaled_sums
 
@@ -107,6 +111,51 @@ def test_what_is_compiled_while_it_serves_is_kept_when_it_is_closed(tmp_path: Pa
             assert slot.run() is None
         assert gpu.compiled == (2 if first else 0)
         session.close()
+
+
+def negated(session: TensorRtSession, at: int, rows: int, width: int) -> BaseException | None:
+    """A batch on one of the slots, whose answer is right."""
+    x, slot = np.random.default_rng(rows * width).standard_normal((rows, width), dtype=np.float32), session.slots[at]
+    slot.bind({"x": x.shape})["x"][:] = x
+    error = slot.run()
+    if error is None:
+        np.testing.assert_array_equal(slot.outputs()["y"], -x)
+    return error
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_where_shapes_are_many_all_run_on_kernels_for_any(monkeypatch: pytest.MonkeyPatch, *, shares: bool) -> None:
+    """What was compiled would be kept for each."""
+    gpu = SimulatedGpu()
+    if shares:
+        monkeypatch.setattr(gpu, "memory", lambda: Memory(0, 2**34))
+    session = TensorRtSession(
+        trt, {0: gpu}, OPEN.data, OPEN_PLAN, OPEN.manifest, most_rows=8, instances=2,
+        scratch={0: Scratch(gpu)} if shares else {},
+    )  # fmt: skip
+    shapes = [(rows, width) for rows in range(1, 9) for width in range(1, 17)]
+    for number, (rows, width) in enumerate(shapes):
+        assert negated(session, number % 4, rows, width) is None
+        assert gpu.compiled == min(number + 1, 64)
+    assert negated(session, 0, 1, 1) is None
+    session.close()
+    assert (gpu.broken, gpu.held()) == ([], {})
+
+
+def test_a_context_that_could_not_be_made_anew_is_made_for_the_next_batch() -> None:
+    faults = Faults()
+    gpu = SimulatedGpu(faults)
+    session = TensorRtSession(trt, {0: gpu}, OPEN.data, OPEN_PLAN, OPEN.manifest, most_rows=8)
+    for width in range(1, 17):
+        for rows in range(1, 5):
+            assert negated(session, 0, rows, width) is None
+    faults.full_from = gpu.allocations + 1
+    for _ in range(2):
+        assert isinstance(negated(session, 1, 8, 8), OutOfMemory)
+    faults.full_from = 0
+    assert negated(session, 0, 8, 8) is None
+    session.close()
+    assert (gpu.broken, gpu.held()) == ([], {})
 
 
 @pytest.mark.parametrize("graphs", [True, False])
