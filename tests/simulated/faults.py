@@ -13,7 +13,7 @@ class Faults:
 
     lost_at: int = 0
     lost_file: str = ""
-    """It is lost once there is a file of this name."""
+    """It is lost once there is a file of this name: as many calls later as it says, at once where it is empty."""
     hang_file: str = ""
     """As long as there is a file of this name, no work that is in a stream goes on."""
     most_waiting: int = 1000

@@ -299,9 +299,10 @@ class SimulatedGpu:
         """`safe`: may be made by a thread that captures a stream."""
         with self._lock:
             self.calls.append(name)
+            if self.faults.lost_file and not self.faults.lost_at and os.path.exists(self.faults.lost_file):
+                with open(self.faults.lost_file) as file:
+                    self.faults.lost_at = len(self.calls) + int(file.read() or 0)
             if self.faults.lost_at and len(self.calls) >= self.faults.lost_at:
-                self.is_lost = True
-            if self.faults.lost_file and os.path.exists(self.faults.lost_file):
                 self.is_lost = True
             if self.is_lost:
                 raise DeviceLost("CUDA_ERROR_LAUNCH_FAILED")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,12 +45,13 @@ class Asked(NamedTuple):
         return reply.status
 
 
-def started(folder: Path, machine: dict[str, Any] | None = None, **faults: Any) -> Server:
+def started(folder: Path, machine: dict[str, Any] | None = None, *flags: str, **faults: Any) -> Server:
     """On one GPU with room for all, unless `machine` says something else."""
     for name in NAMES:
         place(folder / "models", name, MODEL.model, config="instances = 2\n" if name == "twice" else "")
     server = Server(
         folder / "models",
+        *flags,
         on_gpu=True,
         env={
             "SIMULATED_GPU_ORDERLY": "1",
@@ -161,16 +162,35 @@ def test_a_server_that_is_stopped_under_load_answers_what_it_took_and_ends_in_or
         assert code.result(40) == 0
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_device_that_is_lost_in_the_midst_of_it_leaves_nobody_waiting(tmp_path: Path, seed: int) -> None:
-    rng = random.Random(seed)
-    server = started(tmp_path, lost_file=str(tmp_path / "lost"))
-    try:
-        waiting = [ask(server, NAMES[number % 2], rng.randint(1, 8), number) for number in range(40)]
-        (tmp_path / "lost").touch()
-        waiting += [ask(server, NAMES[number % 2], rng.randint(1, 8), number) for number in range(20)]
-        statuses = [asked.require_right({503}) for asked in waiting]
-        assert statuses[-1] == 503
-        until(lambda: not server.alive(), "not live")
-    finally:
-        assert server.stop() == 0
+def lose(file: Path, calls: int) -> None:
+    """The device, so many calls from now on."""
+    file.with_suffix(".part").write_text(str(calls))
+    file.with_suffix(".part").rename(file)
+
+
+@settings(max_examples=6, deadline=None)
+@given(todo=steps, at=st.integers(0, 30), calls=st.integers(0, 300), front_ends=st.sampled_from(["1", "2"]))
+def test_a_device_that_is_lost_in_the_midst_of_it_leaves_nobody_waiting(
+    todo: list[tuple[str, int]], at: int, calls: int, front_ends: str
+) -> None:
+    """Among requests, clients that leave, loads and unloads, which all say so or are right."""
+    with tempfile.TemporaryDirectory() as name:
+        lost = Path(name, "lost")
+        server = started(Path(name), None, "--front-ends", front_ends, lost_file=str(lost))
+        try:
+            waiting, _ = run(server, todo[:at])
+            lose(lost, calls)
+            waiting += run(server, todo[at:])[0]
+            for asked in waiting:
+                asked.require_right({404, 503})
+            until(lambda: 200 not in _statuses(server), "all are told")
+            until(lambda: not server.alive(), "not live")
+        finally:
+            assert server.stop() == 0
+
+
+def _statuses(server: Server) -> set[int]:
+    """Of a request to each model, which is loaded again where it was not: that, too, uses the device."""
+    for model in NAMES:
+        control(server, model, "load")
+    return {ask(server, model, 2, 0).require_right({404, 503}) for model in NAMES}
