@@ -20,6 +20,7 @@ from engines.frontend.onnx import tensor_specs
 from engines.gpu_forms import Form, forms
 from engines.handover import PLAN_FILES
 from engines.passes.dynamic_batch import with_batch_axes
+from engines.passes.guards import with_guards
 from engines.report import Candidate, TargetReport
 from engines.spec import Spec
 from engines.targets.tensorrt_binary import lowerings
@@ -129,7 +130,8 @@ def _built(work: GpuWork, target: str, form: Form, clock: Clock) -> list[GpuPlan
     """Raises ModelRefused where the builder does not take it."""
     clock.begin(f"build {target}")
     choice = work.choice
-    graph = with_batch_axes(form.graph, choice.axes) if choice.axes else form.graph
+    whole = with_batch_axes(form.graph, choice.axes) if choice.axes else form.graph
+    graph, guards = with_guards(whole, on_gpu=True)
     asked = tuple(int(gpu.removeprefix("sm")) for gpu in work.spec.gpus)
     options = _options(target, work, form, profiles_of(graph, choice, work.max_batch, work.spec.buckets))
     made = []
@@ -142,7 +144,7 @@ def _built(work: GpuWork, target: str, form: Form, clock: Clock) -> list[GpuPlan
             seconds=built.seconds, version=built.version, gpus=tuple(f"SM{sm}" for sm in built.sms),
             profiles=options.profiles, network=built.network, warnings=built.warnings,
             compatibility=options.compatibility, file=file, binary=lowering.said, plugins=dict(lowering.plugins),
-            binary_weight_bytes=lowering.weight_bytes,
+            binary_weight_bytes=lowering.weight_bytes, guards=choice.guards.of_another(guards).judged,
         )  # fmt: skip
         made.append(GpuPlan(report, data))
     return made

@@ -5,6 +5,7 @@ Whether it fits its engine is found out when that is loaded and run; here, that 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -125,13 +126,16 @@ def _fits(spec: TensorSpec, shape: Sequence[int]) -> bool:
 
 
 def _wrong_texts(manifest: Manifest) -> Iterator[str]:
-    bounds = {"guards": (manifest.guards, _MOST_GUARDS), "notes": (manifest.notes, _MOST_NOTES)}
-    for name, (texts, most) in bounds.items():
+    guards = [manifest.guards, *(plan.guards for plan in manifest.plans)]
+    for name, texts, most in [
+        *(("guards", one, _MOST_GUARDS) for one in guards),
+        ("notes", manifest.notes, _MOST_NOTES),
+    ]:
         if len(texts) > most:
             yield f"{len(texts)} {name}; expected at most {most}"
     names = (spec.name for spec in (*manifest.inputs, *manifest.outputs))
     single = (manifest.proof.reason, manifest.precision, manifest.target, manifest.hardware, manifest.created)
-    if any(len(text) > _MOST_TEXT_CHARS for text in (*manifest.guards, *manifest.notes, *names, *single)):
+    if any(len(text) > _MOST_TEXT_CHARS for text in (*itertools.chain(*guards), *manifest.notes, *names, *single)):
         yield f"a text of more than {_MOST_TEXT_CHARS} characters"
 
 

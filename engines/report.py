@@ -160,6 +160,8 @@ class TargetReport(msgspec.Struct, frozen=True, kw_only=True):
     plugins: dict[str, int] = {}
     binary_weight_bytes: int = 0
     """What the weights of binary layers take: one bit each, or one byte."""
+    guards: tuple[str, ...] = ()
+    """What its guards count, as a manifest's."""
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -56,7 +56,7 @@ _STAGING, _DISCARDED = ".staging", ".discarded."
 _LEFT_VERSION = re.compile(r"\.[0-9]+\.[^.]+\.staging")
 _COPIED_BYTES = 2**20
 _TOOLS = ("bitserve", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino", "optuna")
-PLAN_FORMAT = "26"
+PLAN_FORMAT = "27"
 """Part of every plan key: raise it when the build itself changes what it makes."""
 
 

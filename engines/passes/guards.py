@@ -38,13 +38,14 @@ _SCAN_LISTS = ("scan_output_axes", "scan_output_directions")
 """One number for each scan output of a Scan, where they are given; 0 is the default of both."""
 
 
-def with_guards(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """A copy with the output `GUARD_OUTPUT`, and what each of its elements counts, in words for a client.
+def with_guards(model: onnx.ModelProto, *, on_gpu: bool = False) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """A copy with the output `GUARD_OUTPUT`, and what each of its elements counts, in words for a client. `on_gpu`: no
+    look-up at all may leave its table, for a GPU that reads foreign memory is lost to the process.
 
     Without anything to guard: the model itself, and nothing. Raises ModelRefused where a guard cannot be made.
     """
     copy = _inferred(model)
-    pass_ = _Pass(copy)
+    pass_ = _Pass(copy, on_gpu=on_gpu)
     counts, said = pass_.guard(copy.graph, {}), pass_.said
     if not counts:
         return (copy if pass_.changed else model), ()
@@ -82,7 +83,8 @@ class _Value:
 
 
 class _Pass:
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, *, on_gpu: bool) -> None:
+        self._on_gpu = on_gpu
         self.said: list[str] = []
         self.changed = False
         self.checks = Checks()
@@ -240,7 +242,7 @@ class _Pass:
         axes = self._indexed_axes(node, found)
         dims = [_dim(known.get(table), axis) for axis in axes]
         nodes, bad, count = self.checks.outside(table, index, found.kind, axes, dims, scalar="ND" not in node.op_type)
-        if node.op_type != "Gather":
+        if self._on_gpu or node.op_type != "Gather":
             replaced = self.checks.name()
             zero, constant = self.checks.constant(np.zeros((), helper.tensor_dtype_to_np_dtype(found.kind)))
             nodes += [constant, helper.make_node("Where", [bad, zero, index], [replaced])]

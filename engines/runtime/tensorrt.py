@@ -58,7 +58,7 @@ class TensorRtSession:
             for _ in range(instances):
                 batches = Batches(manifest.inputs, plan.profiles, rows if manifest.proof.batchable else 1)
                 instance = TensorRtInstance(
-                    driver, loaded, batches, lost, manifest.guards, graphs=graphs, scratch=scratch.get(number)
+                    driver, loaded, batches, lost, plan.guards, graphs=graphs, scratch=scratch.get(number)
                 )
                 self._held.callback(instance.close)
                 self._open(instance, watches.get(number))

@@ -157,7 +157,9 @@ class TensorRtInstance:
         self._open = open_outputs(self._plan, self._context)
         for number in range(_SLOTS):
             tensors, lanes = (self._plan.inputs, self._plan.outputs), (id(driver), id(self))
-            slot = GpuSlot(number, driver, self._batches, *tensors, *sizes, self._submit, lanes)
+            slot = GpuSlot(
+                number, driver, self._batches, *tensors, *sizes, self._submit, lanes, fills=bool(self._guards)
+            )
             held.callback(slot.close)
             self.slots.append(slot)
         held.callback(self._graphs.drop)

@@ -48,10 +48,13 @@ class GpuSlot:
     def __init__(
         self, number: int, driver: Driver, batches: Batches, inputs: Sequence[Tensor], outputs: Sequence[Tensor],
         input_bytes: Sequence[int], output_bytes: Sequence[int], submit: Callable[[GpuSlot, Done], None],
-        lanes: tuple[int, ...] = (),
+        lanes: tuple[int, ...] = (), *, fills: bool = False,
     ) -> None:  # fmt: skip
-        """Raises OutOfMemory; then nothing is held."""
-        self.number, self.lanes = number, lanes
+        """`fills`: rows that nobody asked for are looked at, too, and are made like one of those.
+
+        Raises OutOfMemory; then nothing is held.
+        """
+        self.number, self.lanes, self._fills = number, lanes, fills
         self._driver, self._batches, self._submit = driver, batches, submit
         self.inputs, self.outputs_of = tuple(inputs), tuple(outputs)
         self._held = ExitStack()
@@ -96,11 +99,23 @@ class GpuSlot:
     # -- for the instance ----------------------------------------------------------------------------------------
 
     def copied_bytes(self) -> list[int]:
-        """Of each input: only rows that were asked for, where they lie together."""
+        """Of each input: only rows that were asked for, where they lie together, unless the others are looked at."""
+        if self._fills and 0 < self.batch.rows < self.batch.bucket:
+            return self._filled()
         return [
             _asked_bytes(tensor, shape, self.batch)
             for tensor, shape in zip(self.inputs, self.batch.shapes, strict=True)
         ]
+
+    def _filled(self) -> list[int]:
+        batch, sizes = self.batch, []
+        for tensor, shape, buffer in zip(self.inputs, batch.shapes, self.input_buffers, strict=True):
+            array = np.ndarray(shape, tensor.dtype, buffer.host)
+            if tensor.batch_axis is not None:
+                rows = np.moveaxis(array, tensor.batch_axis, 0)
+                rows[batch.rows :] = rows[:1]
+            sizes.append(array.nbytes)
+        return sizes
 
     def answer_bytes(self, shapes: Sequence[tuple[int, ...]]) -> list[int]:
         """The same of outputs of these shapes."""

@@ -354,3 +354,15 @@ def test_sizes_below_nothing_touch_no_memory(op: str, good: list[int], bad: list
     want = Reference(build(nodes, {"x": (FLOAT, [2, 6]), "n": (INT64, [len(good)])}, {"y": (FLOAT, ["A", "B"])}))
     ask = {"x": x, "n": np.array(good)}
     np.testing.assert_array_equal(done.answer(ask)[0]["y"], want(ask)["y"])
+
+
+@pytest.mark.parametrize("op", ["Gather", "GatherElements", "GatherND"])
+def test_for_a_gpu_no_look_up_leaves_its_table(op: str) -> None:
+    """ONNX Runtime, which checks, answers; the count says that the answer is nobody's. Right indices are untouched."""
+    model, request = looked_up(op)
+    guarded, (said, *_) = with_guards(model, on_gpu=True)
+    for index, is_bad in ((0, False), (3, False), (4, True), (-7, True), (10**6, True)):
+        answer = Reference(guarded)(request(index))
+        assert bool(answer["bitserve.guards"].any()) == is_bad, said
+        if not is_bad:
+            np.testing.assert_array_equal(answer["y"], Reference(model)(request(index))["y"])

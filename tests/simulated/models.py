@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.manifest import BatchProof, EngineFile, Manifest, PlanFile, Source
+from engines.passes.guards import with_guards
 from engines.tensor import ShapeRange, TensorSpec
 from tests.simulated.tensorrt import plan_of
 
@@ -22,14 +23,16 @@ class Planned:
     def __init__(
         self, model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
         profiles: Sequence[Mapping[str, ShapeRange]], sample_shapes: Mapping[str, tuple[int, ...]],
-        guards: Sequence[str] = (), scratch_bytes: int = 1024,
+        scratch_bytes: int = 1024,
     ) -> None:  # fmt: skip
         self.model = model
-        self.data = plan_of(model, profiles, scratch_bytes)
+        graph, guards = with_guards(model, on_gpu=True)
+        self.data = plan_of(graph, profiles, scratch_bytes)
         digest = hashlib.sha256(self.data).hexdigest()
         self.plan = PlanFile(
             target="tensorrt", file="tensorrt.plan", sha256=digest, size_bytes=len(self.data), precision="fp32",
             version="11.4.0", sms=(86,), profiles=tuple(dict(profile) for profile in profiles),
+            guards=guards,
         )  # fmt: skip
         nothing = EngineFile("engine.blob", "", 0)
         batched = any(spec.batch_axis is not None for spec in inputs)
@@ -37,7 +40,7 @@ class Planned:
             key="k", source=Source("model.onnx", "", 0), engine=nothing, target="openvino", precision="fp32",
             inputs=tuple(inputs), outputs=tuple(outputs), proof=BatchProof(batched, "" if batched else "made so"),
             streams=1, threads=1, stream_timings=(), tools={}, hardware="", created="", build_s=0.0,
-            sample_shapes=dict(sample_shapes), plans=(self.plan,), guards=tuple(guards),
+            sample_shapes=dict(sample_shapes), plans=(self.plan,), guards=guards,
         )  # fmt: skip
 
 

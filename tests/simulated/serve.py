@@ -26,6 +26,7 @@ from app.tune.child import main as child
 from engines.errors import EngineError, PlanInvalid
 from engines.hardware import Gpu
 from engines.manifest import Manifest, PlanFile
+from engines.passes.guards import with_guards
 from engines.request import BuildRequest
 from engines.runtime.gpus import Gpus
 from engines.runtime.plans import Here
@@ -96,7 +97,8 @@ class SimulatedGpus(Gpus):
         rows = min(rows, self._machine.most_rows or rows)
         profiles = _profiles(manifest, rows)
         try:
-            data = trt.plan_of(_graph(_requests[manifest.key], manifest), profiles, self._machine.scratch_bytes)
+            graph, guards = with_guards(_graph(_requests[manifest.key], manifest), on_gpu=True)
+            data = trt.plan_of(graph, profiles, self._machine.scratch_bytes)
         except EngineError:
             raise
         except Exception as error:
@@ -104,6 +106,7 @@ class SimulatedGpus(Gpus):
         plan = PlanFile(
             target=self._machine.target, file="plan", sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data),
             precision="fp32", version="11.4.0", sms=(86,), profiles=profiles,
+            guards=tuple(text if text in manifest.guards else "" for text in guards),  # the others are false alarms
         )  # fmt: skip
         return plan, data
 

@@ -267,3 +267,29 @@ def test_lengths_of_sequences_stay_in_fp32_layers(tmp_path: Path) -> None:
     gpu = of(report, "tensorrt-rtx")
     assert gpu.made, gpu.reason
     assert {key for key in gpu.network if key.startswith("MATRIX_MULTIPLY")} == {"MATRIX_MULTIPLY FP32"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("kind", [onnx.TensorProto.INT32, onnx.TensorProto.INT64])
+def test_a_plan_counts_what_it_would_answer_wrongly(tmp_path: Path, kind: int, precision: str) -> None:
+    """A word is hashed and looked up: the engine's guards are the plan's."""
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    rng = np.random.default_rng(0)
+    stored = {
+        "seven": np.array(7, dtype), "table": rng.standard_normal((1000, 16), np.float32),
+        "w": rng.standard_normal((16, 4), np.float32),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Mul", ["t", "seven"], ["i"], "hash"),
+        helper.make_node("Gather", ["table", "i"], ["e"], "look"),
+        helper.make_node("ReduceMean", ["e"], ["m"], "mean", axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["m", "w"], ["y"], "score"),
+    ]
+    model = build(nodes, {"t": (kind, ["n", 12])}, {"y": (FLOAT, ["n", 4])}, stored)
+    manifest, report = built(tmp_path, model, Spec(targets=BOTH, precision=precision))
+    made = of(report, "tensorrt-rtx")
+    assert made.made, made.reason
+    (plan,) = manifest.plans
+    assert "Gather 'look' looks up an index outside its table" in plan.guards
+    assert plan.guards == made.guards
+    assert set(manifest.guards) - {""} == set(plan.guards) - {""}
