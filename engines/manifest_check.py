@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from engines.errors import PlanInvalid
 from engines.manifest import Manifest
-from engines.tensor import BY_NAME, DYNAMIC, TensorSpec
+from engines.tensor import BY_NAME, DYNAMIC, ShapeRange, TensorSpec
 
 __all__ = ["check_manifest"]
 
@@ -65,6 +65,17 @@ def _wrong_plans(manifest: Manifest) -> Iterator[str]:
             yield f"a plan of {plan.size_bytes} bytes for GPUs {list(plan.sms)[:32]}"
         if len(plan.version) > _MOST_TEXT_CHARS or len(plan.profiles) > _MOST_GPUS or len(plan.plugins) > _MOST_GPUS:
             yield "a plan with more profiles or plugins than there can be"
+        if not plan.file or "/" in plan.file or "\0" in plan.file:
+            yield "a plan that is no file beside it"
+        if not all(_is_range(sizes) for profile in plan.profiles for sizes in profile.values()):
+            yield "a plan with a profile that is no range of sizes"
+
+
+def _is_range(sizes: ShapeRange) -> bool:
+    low, best, high = sizes
+    return len(low) == len(best) == len(high) and all(
+        0 <= a <= b <= c <= _MOST_SIZE for a, b, c in zip(low, best, high, strict=True)
+    )
 
 
 def _wrong_tensors(kind: str, specs: Sequence[TensorSpec]) -> Iterator[str]:

@@ -25,7 +25,7 @@ from app.serving.gateway import Gateway
 from app.serving.registry import Registry
 from app.warmup import warm_up
 from engines.errors import EngineError, PlanInvalid
-from engines.manifest import Manifest, StreamTiming, encode
+from engines.manifest import Manifest, PlanFile, StreamTiming, encode
 from engines.manifest_check import check_manifest
 from engines.repository import MANIFEST_FILE, PlanCache, file_sha256, plan_key
 from engines.runtime.openvino import load_session
@@ -54,6 +54,15 @@ def tensor(manifest: Manifest, kind: str, **changes: Any) -> dict[str, Any]:
     return {kind: (msgspec.structs.replace(first, **changes),)}
 
 
+def plan(**changes: Any) -> dict[str, Any]:
+    """A manifest with one plan, of which this is wrong."""
+    of: dict[str, Any] = {
+        "target": "tensorrt-rtx", "file": "tensorrt-rtx.plan", "sha256": "", "size_bytes": 1, "precision": "fp32",
+        "version": "1", "sms": (86,), "profiles": (),
+    }  # fmt: skip
+    return {"plans": (PlanFile(**{**of, **changes}),)}
+
+
 def lies(manifest: Manifest) -> dict[str, dict[str, Any]]:
     replace = functools.partial(msgspec.structs.replace, manifest.proof)
     of_input, of_output = functools.partial(tensor, manifest, "inputs"), functools.partial(tensor, manifest, "outputs")
@@ -75,12 +84,16 @@ def lies(manifest: Manifest) -> dict[str, dict[str, Any]]:
         "a note": {"notes": ("n" * 10**6,)}, "a reason": {"proof": replace(reason="r" * 10**6)},
         "rows": {"proof": replace(rows=0)}, "a time": {"build_s": -1.0},
         "a timing": {"stream_timings": (StreamTiming(1, 1, -1, 1.0),)},
+        "a plan's guards": plan(guards=("g",) * 10**5), "a plan's guard": plan(guards=("g" * 10**5,)),
+        "a plan's profile": plan(profiles=({"x": ((-1, 16), (1, 16), (1, 16))},)), "a plan's GPU": plan(sms=(-1,)),
+        "a plan's file": plan(file="../plan"),
         "a file": {"engine": msgspec.structs.replace(manifest.engine, file="../engine.blob")},
     }  # fmt: skip
 
 
 def test_the_truth_is_believed(compiled: tuple[Path, Manifest]) -> None:
     check_manifest(compiled[1], CORES)
+    check_manifest(msgspec.structs.replace(compiled[1], **plan()), CORES)
 
 
 def test_each_lie_is_refused_with_its_reason(compiled: tuple[Path, Manifest]) -> None:
