@@ -130,7 +130,7 @@ def _plan_file(made: GpuPlan) -> PlanFile:
         target=report.target, file=report.file, sha256=hashlib.sha256(made.data).hexdigest(),
         size_bytes=len(made.data), precision=report.precision, version=report.version, profiles=report.profiles,
         sms=tuple(int(name.removeprefix("SM")) for name in report.gpus), compatibility=report.compatibility,
-        plugins=tuple(report.plugins), guards=report.guards,
+        plugins=tuple(report.plugins), guards=report.guards, profile_sets=report.profile_sets,
     )  # fmt: skip
 
 

@@ -133,7 +133,9 @@ def _built(work: GpuWork, target: str, form: Form, clock: Clock) -> list[GpuPlan
     whole = with_batch_axes(form.graph, choice.axes) if choice.axes else form.graph
     graph, guards = with_guards(whole, on_gpu=True)
     asked = tuple(int(gpu.removeprefix("sm")) for gpu in work.spec.gpus)
-    options = _options(target, work, form, profiles_of(graph, choice, work.max_batch, work.spec.buckets))
+    options = _options(
+        target, work, form, profiles_of(graph, choice, work.max_batch, work.spec.buckets) * work.spec.profile_sets
+    )
     made = []
     for lowering, file in zip(lowerings(graph, sms_of(target, asked)), PLAN_FILES[target], strict=False):
         own = msgspec.structs.replace(options, sms=lowering.sms, has_plugins=lowering.has_plugins)
@@ -142,8 +144,9 @@ def _built(work: GpuWork, target: str, form: Form, clock: Clock) -> list[GpuPlan
         report = TargetReport(
             target=target, made=True, chosen=form.name, precision=form.precision, size_bytes=built.size_bytes,
             seconds=built.seconds, version=built.version, gpus=tuple(f"SM{sm}" for sm in built.sms),
-            profiles=options.profiles, network=built.network, warnings=built.warnings,
-            compatibility=options.compatibility, file=file, binary=lowering.said, plugins=dict(lowering.plugins),
+            profiles=options.profiles, profile_sets=work.spec.profile_sets, network=built.network,
+            warnings=built.warnings, compatibility=options.compatibility, file=file, binary=lowering.said,
+            plugins=dict(lowering.plugins),
             binary_weight_bytes=lowering.weight_bytes, guards=choice.guards.of_another(guards).judged,
         )  # fmt: skip
         made.append(GpuPlan(report, data))

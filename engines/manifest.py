@@ -37,7 +37,8 @@ class EngineFile(msgspec.Struct, frozen=True):
 class PlanFile(msgspec.Struct, frozen=True, kw_only=True):
     """A plan for GPUs beside the engine. It fits the version of the library that built it alone, and these GPUs (`sms`:
     10 * major + minor of their compute capability); `profiles` are the smallest, best and largest shapes of its inputs,
-    `plugins` what must be registered before it is read, `guards` as those of the engine.
+    `profile_sets` times over, one set after another; `plugins` is what must be registered before it is read, `guards`
+    are like those of the engine.
     """
 
     target: str
@@ -51,6 +52,7 @@ class PlanFile(msgspec.Struct, frozen=True, kw_only=True):
     compatibility: str = "none"
     plugins: tuple[str, ...] = ()
     guards: tuple[str, ...] = ()
+    profile_sets: int = 1
 
 
 class StreamTiming(msgspec.Struct, frozen=True):

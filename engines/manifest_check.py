@@ -65,6 +65,8 @@ def _wrong_plans(manifest: Manifest) -> Iterator[str]:
             yield f"a plan of {plan.size_bytes} bytes for GPUs {list(plan.sms)[:32]}"
         if len(plan.version) > _MOST_TEXT_CHARS or len(plan.profiles) > _MOST_GPUS or len(plan.plugins) > _MOST_GPUS:
             yield "a plan with more profiles or plugins than there can be"
+        if plan.profile_sets < 1 or len(plan.profiles) % plan.profile_sets:
+            yield f"{len(plan.profiles)} profiles in {plan.profile_sets} sets"
         if not plan.file or "/" in plan.file or "\0" in plan.file:
             yield "a plan that is no file beside it"
         if not all(_is_range(sizes) for profile in plan.profiles for sizes in profile.values()):

@@ -152,6 +152,7 @@ class TargetReport(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[str, ...] = ()
     compatibility: str = "none"
     profiles: tuple[dict[str, ShapeRange], ...] = ()
+    profile_sets: int = 1
     network: dict[str, int] = {}
     warnings: tuple[str, ...] = ()
     file: str = ""

@@ -36,6 +36,7 @@ USUAL_BATCH = 32
 """Rows that a build thinks of where no `max_batch` is asked for."""
 
 _HIGHEST_BATCH = 65536
+_MOST_PROFILE_SETS = 16
 _MOST_TRIALS = 10_000
 _GPU = re.compile(r"sm[1-9][0-9]{1,2}")
 _HIGHEST_SIZE = 2**31 - 1
@@ -92,7 +93,8 @@ class Spec:
     Of GPU plans, `gpus` are those built for, such as "sm86" (TensorRT-RTX: sm80, sm86, sm89 and sm120 without it;
     TensorRT: the one that is here), `buckets` are numbers of rows that each get a profile of their own (one profile
     from 1 row to `max_batch` without them), `workspace_bytes` is the memory that a kernel may use beside its tensors,
-    and `hardware_compatibility` lets TensorRT build for more than the GPU that is here.
+    `hardware_compatibility` lets TensorRT build for more than the GPU that is here, and `profile_sets` is how often the
+    plan has its profiles: as often as there are instances, where a library does not let two run on one at once.
 
     `shapes` gives sizes to the variable dimensions of an input, the first one left out since it carries the rows; -1
     stays variable. `max_batch` counts rows; without it, the server's setting holds.
@@ -116,6 +118,7 @@ class Spec:
     buckets: tuple[int, ...] = ()
     workspace_bytes: int | None = None
     hardware_compatibility: HardwareCompatibility = "none"
+    profile_sets: int = 1
     max_batch: int | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     inputs: Mapping[str, ImageInput] = field(default_factory=dict)
@@ -151,8 +154,13 @@ class Spec:
             raise ValueError("the last of buckets must be max_batch, or batches of that size would fit none")
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
             raise ValueError("workspace_bytes must be at least 1")
-        if not self.gpu_targets and (self.gpus or self.buckets or self.hardware_compatibility != "none"):
-            raise ValueError("gpus, buckets and hardware_compatibility are for targets tensorrt-rtx and tensorrt")
+        if not 1 <= self.profile_sets <= _MOST_PROFILE_SETS:
+            raise ValueError(f"profile_sets must be from 1 to {_MOST_PROFILE_SETS}")
+        of_gpus = (self.gpus, self.buckets, self.hardware_compatibility != "none", self.profile_sets != 1)
+        if not self.gpu_targets and any(of_gpus):
+            raise ValueError(
+                "gpus, buckets, hardware_compatibility and profile_sets are for targets tensorrt-rtx and tensorrt"
+            )
 
     @property
     def gpu_targets(self) -> tuple[Target, ...]:

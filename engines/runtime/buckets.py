@@ -34,8 +34,12 @@ class Batches:
 
     _most_kept = 1024
 
-    def __init__(self, inputs: Sequence[TensorSpec], profiles: Sequence[Profile], most_rows: int) -> None:
+    def __init__(
+        self, inputs: Sequence[TensorSpec], profiles: Sequence[Profile], most_rows: int, first_profile: int = 0
+    ) -> None:
+        """`profiles` are those to choose from, whose numbers in the plan begin with `first_profile`."""
         self._inputs, self._profiles = tuple(inputs), tuple(profiles)
+        self.numbers = range(first_profile, first_profile + max(1, len(self._profiles)))
         self._axis = next(((at, s.batch_axis) for at, s in enumerate(inputs) if s.batch_axis is not None), None)
         self.buckets = buckets_up_to(most_rows, profiles, inputs) if self._axis else (0,)
         self.is_fixed = all(DYNAMIC not in spec.row_shape for spec in inputs)
@@ -69,7 +73,7 @@ class Batches:
         if profile is None or bucket is None:
             said = ", ".join(f"{spec.name!r} {list(shape)}" for spec, shape in zip(self._inputs, shapes, strict=True))
             raise OutsidePlan(f"the plan for the GPU was built for other sizes than {said}")
-        return Batch(profile, padded, rows, bucket, self.is_fixed)
+        return Batch(self.numbers[profile], padded, rows, bucket, self.is_fixed)
 
 
 def buckets_up_to(most_rows: int, profiles: Sequence[Profile], inputs: Sequence[TensorSpec]) -> tuple[int, ...]:

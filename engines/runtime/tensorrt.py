@@ -14,7 +14,7 @@ from typing import Any
 
 from engines.errors import DeviceLost
 from engines.manifest import Manifest, PlanFile
-from engines.runtime.buckets import Batches
+from engines.runtime.buckets import Batches, Profile
 from engines.runtime.driver import Driver, attached, cleared
 from engines.runtime.kept_kernels import KeptKernels
 from engines.runtime.scratch import Scratch
@@ -55,8 +55,8 @@ class TensorRtSession:
             loaded = self._loaded(
                 driver, watches.get(number), lost, (trt, data, plan, manifest, kept.get(number)), graphs=graphs
             )
-            for _ in range(instances):
-                batches = Batches(manifest.inputs, plan.profiles, rows if manifest.proof.batchable else 1)
+            for at in range(instances):
+                batches = Batches(manifest.inputs, *_profiles_of(plan, at, rows if manifest.proof.batchable else 1))
                 instance = TensorRtInstance(
                     driver, loaded, batches, lost, plan.guards, graphs=graphs, scratch=scratch.get(number)
                 )
@@ -121,6 +121,12 @@ class TensorRtSession:
             threading.Thread(target=self._held.close, name="gpu-close", daemon=True).start()
         else:
             self._held.close()
+
+
+def _profiles_of(plan: PlanFile, instance: int, rows: int) -> tuple[Sequence[Profile], int, int]:
+    """Of an instance: a set of them, so many rows, and the number of the set's first. Of more instances, some share."""
+    size = len(plan.profiles) // plan.profile_sets
+    return plan.profiles[:size], rows, instance % plan.profile_sets * size
 
 
 def _close(driver: Driver, loaded: TensorRtEngine) -> None:

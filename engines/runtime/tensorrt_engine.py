@@ -66,9 +66,8 @@ class TensorRtEngine:
         del self.contexts
         self.engine = self._runtime = None
 
-    def most_shapes(self) -> list[tuple[int, dict[str, tuple[int, ...]]]]:
-        """For each profile, the largest shape of each input."""
-        numbers = range(max(1, self.engine.num_optimization_profiles))
+    def most_shapes(self, numbers: Sequence[int]) -> list[tuple[int, dict[str, tuple[int, ...]]]]:
+        """For each of these profiles, the largest shape of each input."""
         return [(at, {tensor.name: self._largest(tensor.name, at) for tensor in self.inputs}) for at in numbers]
 
     def _largest(self, name: str, profile: int) -> tuple[int, ...]:

@@ -201,7 +201,7 @@ class TensorRtInstance:
     def _most_bytes(self) -> tuple[list[int], list[int]]:
         """Of each input and output, at the largest shapes of any profile."""
         inputs, outputs = [0] * len(self._plan.inputs), [0] * len(self._plan.outputs)
-        for profile, largest in self._plan.most_shapes():
+        for profile, largest in self._plan.most_shapes(self._batches.numbers):
             shapes = tuple(largest[tensor.name] for tensor in self._plan.inputs)
             found = tuple(map(known_shape, self._shaped(profile, shapes)))
             inputs = [max(a, t.bytes_of(s)) for a, t, s in zip(inputs, self._plan.inputs, shapes, strict=True)]

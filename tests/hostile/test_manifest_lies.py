@@ -86,6 +86,7 @@ def lies(manifest: Manifest) -> dict[str, dict[str, Any]]:
         "a timing": {"stream_timings": (StreamTiming(1, 1, -1, 1.0),)},
         "a plan's guards": plan(guards=("g",) * 10**5), "a plan's guard": plan(guards=("g" * 10**5,)),
         "a plan's profile": plan(profiles=({"x": ((-1, 16), (1, 16), (1, 16))},)), "a plan's GPU": plan(sms=(-1,)),
+        "a plan's sets": plan(profile_sets=2, profiles=({},) * 3), "no sets": plan(profile_sets=0),
         "a plan's file": plan(file="../plan"),
         "a file": {"engine": msgspec.structs.replace(manifest.engine, file="../engine.blob")},
     }  # fmt: skip

@@ -49,7 +49,12 @@ def plan_of(server: Server, model: str) -> tuple[Path, Manifest]:
         ({"targets": ["cuda"]}, "spec.targets.0: Input should be 'openvino', 'tensorrt-rtx' or 'tensorrt', got 'cuda'"),
         ({"targets": ["tensorrt"], "gpus": ["ampere"]}, "gpus must be names such as sm86, each once"),
         ({"targets": ["tensorrt"], "buckets": [8, 1]}, "buckets must be rising numbers of rows"),
-        ({"gpus": ["sm86"]}, "gpus, buckets and hardware_compatibility are for targets tensorrt-rtx and tensorrt"),
+        ({"gpus": ["sm86"]}, "gpus, buckets, hardware_compatibility and profile_sets are for targets tensorrt-rtx and"),
+        (
+            {"profile_sets": 2},
+            "gpus, buckets, hardware_compatibility and profile_sets are for targets tensorrt-rtx and",
+        ),
+        ({"targets": ["tensorrt"], "profile_sets": 17}, "profile_sets must be from 1 to 16"),
         ("{", "spec is no JSON"),
         ("[" * 100_000, "spec is no JSON"),
         ("[1]", "spec: Input should be an object, got [1]"),

@@ -133,6 +133,13 @@ def test_a_profile_for_each_bucket(tmp_path: Path) -> None:
     assert manifest.plans[0].profiles == profiles
 
 
+def test_a_set_of_profiles_for_each_instance(tmp_path: Path) -> None:
+    manifest, report = cnn(tmp_path, precision="fp32", buckets=(1, 8), profile_sets=2)
+    profiles = of(report, "tensorrt-rtx").profiles
+    assert [profile["image"][0][0] for profile in profiles] == [1, 8, 1, 8]
+    assert (manifest.plans[0].profiles, manifest.plans[0].profile_sets) == (profiles, 2)
+
+
 def test_what_cannot_be_made_is_said_and_the_others_are(tmp_path: Path) -> None:
     manifest, report = cnn(tmp_path, targets=("openvino", "tensorrt", "tensorrt-rtx"), precision="fp32")
     missing = of(report, "tensorrt")
