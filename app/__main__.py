@@ -1,6 +1,6 @@
 """`python -m app` is the `bitserve` command."""
 
-from app.cli import main
+from app.cli import console
 
 if __name__ == "__main__":
-    main()
+    console()

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 from urllib.parse import quote
 
 import typer
@@ -16,6 +16,7 @@ from app.cli_bench import bench_model
 from app.cli_compile import compile_model
 from app.cli_inspect import inspect_version
 from app.cli_tune import tune_model
+from app.ending import run_to_the_end
 from app.settings import Settings
 from app.terminal import ask, fail, print_table, read_settings
 from engines.errors import EngineError
@@ -171,8 +172,13 @@ def infer(
     print_table(("output", "datatype", "shape", "values"), rows)
 
 
+def console() -> NoReturn:
+    """Entry point of the console script."""
+    run_to_the_end(main)
+
+
 def main() -> None:
-    """Entry point of the console script. A wrong command line, too, is answered with one line."""
+    """The command, which ends with SystemExit. A wrong command line, too, is answered with one line."""
     try:
         code = app(prog_name="bitserve", standalone_mode=False)
     except typer.Abort:
@@ -188,4 +194,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from engines.errors import EngineFailed, PlanInvalid, ValuesRefused
+from engines.errors import DeviceLost, EngineFailed, OutOfMemory, PlanInvalid, ValuesRefused
 from engines.repository import Manifest
 from engines.runtime.session import Session, Slot
 from engines.tensor import TensorSpec, datatype
@@ -20,7 +20,8 @@ _TIMEOUT_S = 60.0
 def warm_up(session: Session, manifest: Manifest, rows: Sequence[int]) -> None:
     """Run so many rows, one number after the other, on every slot. Blocking.
 
-    Raises EngineFailed, or PlanInvalid where the engine's tensors are not those of the manifest.
+    Raises EngineFailed, DeviceLost, OutOfMemory, or PlanInvalid where the engine's tensors are not those of the
+    manifest.
     """
     for slot in session.slots:
         for count in rows:
@@ -43,6 +44,8 @@ def _run(slot: Slot, manifest: Manifest, rows: int) -> None:
     if not ended.wait(_TIMEOUT_S):
         raise EngineFailed(f"the warm-up did not end within {_TIMEOUT_S:g} s")
     if errors[0] is not None and not isinstance(errors[0], ValuesRefused):  # it ran; zeros are not its kind of values
+        if isinstance(errors[0], (DeviceLost, OutOfMemory)):
+            raise errors[0]
         if manifest.fails_on_values:
             return
         raise EngineFailed(f"the warm-up failed: {errors[0]}")

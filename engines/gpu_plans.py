@@ -171,6 +171,8 @@ def profiles_of(
     rows. Variable dimensions go from half the size that they were proven with to four times that. None where no
     dimension is variable.
     """
+    if buckets and any(DYNAMIC in spec.row_shape for spec in choice.inputs):
+        raise ModelRefused("buckets are for models whose rows have one shape: others run with the rows that there are")
     rows = [(size, size, size) for size in buckets] if choice.axes else []
     found = [_ranges(model, choice, one) for one in rows or [(1, max_batch, max_batch)]]
     return tuple(found) if found[0] else ()

@@ -36,7 +36,7 @@ USUAL_BATCH = 32
 """Rows that a build thinks of where no `max_batch` is asked for."""
 
 _HIGHEST_BATCH = 65536
-_MOST_PROFILE_SETS = 16
+_MOST_PROFILE_SETS, _MOST_PROFILES = 16, 64
 _MOST_TRIALS = 10_000
 _GPU = re.compile(r"sm[1-9][0-9]{1,2}")
 _HIGHEST_SIZE = 2**31 - 1
@@ -156,6 +156,8 @@ class Spec:
             raise ValueError("workspace_bytes must be at least 1")
         if not 1 <= self.profile_sets <= _MOST_PROFILE_SETS:
             raise ValueError(f"profile_sets must be from 1 to {_MOST_PROFILE_SETS}")
+        if max(1, len(self.buckets)) * self.profile_sets > _MOST_PROFILES:
+            raise ValueError(f"buckets times profile_sets are the plan's profiles: at most {_MOST_PROFILES}")
         of_gpus = (self.gpus, self.buckets, self.hardware_compatibility != "none", self.profile_sets != 1)
         if not self.gpu_targets and any(of_gpus):
             raise ValueError(

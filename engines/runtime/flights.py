@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 from engines.runtime.session import Done
 
-__all__ = ["Flight", "Flights"]
+__all__ = ["PATIENCE", "Flight", "Flights"]
+
+PATIENCE = 10
+"""How many times as long as for the GPU is waited for what may be something else."""
 
 
 class Flight:
@@ -32,8 +35,9 @@ class Flights:
     def __init__(self) -> None:
         self._under_way: set[Flight] = set()
         self._on_gpu: set[Flight] = set()
+        self._elsewhere: set[Flight] = set()
         self._over: BaseException | None = None
-        self._looks = 0
+        self._looks = 0.0
 
     def begin(self, done: Done) -> Flight | None:
         """None once all have been ended: then this one is, too."""
@@ -61,10 +65,16 @@ class Flights:
 
     @contextmanager
     def elsewhere(self, flight: Flight) -> Iterator[None]:
-        """Something else is waited for meanwhile, too."""
+        """Something else may be waited for meanwhile, a compiler or a library that reads a plan: a look is a part of
+        one.
+        """
+        self._elsewhere.add(flight)
         self._on_gpu.discard(flight)
-        yield
-        self._on_gpu.add(flight)
+        try:
+            yield
+        finally:
+            self._on_gpu.add(flight)
+            self._elsewhere.discard(flight)
 
     def end(self, flight: Flight, error: BaseException | None) -> bool:
         """Whether it had not ended before."""
@@ -73,9 +83,14 @@ class Flights:
         self._looks = 0
         return flight.end(error)
 
-    def look(self) -> int:
+    def look(self) -> float:
         """How many times in a row, this one among them, something was on the GPU and nothing has ended."""
-        self._looks = self._looks + 1 if self._on_gpu else 0
+        if self._on_gpu:
+            self._looks += 1
+        elif self._elsewhere:
+            self._looks += 1 / PATIENCE
+        else:
+            self._looks = 0
         return self._looks
 
     def end_all(self, error: BaseException) -> None:

@@ -5,6 +5,7 @@ Nothing of CUDA, TensorRT or NVML is imported before a session is opened.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -24,7 +25,7 @@ from engines.runtime.plans import Here, look_here, read_plan
 from engines.runtime.pycuda_driver import PyCudaDriver
 from engines.runtime.scratch import Scratch
 from engines.runtime.tensorrt import TensorRtSession
-from engines.runtime.watch import Watch
+from engines.runtime.watch import Watch, watched
 
 __all__ = ["Gpus"]
 
@@ -40,6 +41,7 @@ class Gpus:
     def __init__(self, lost: Callable[[DeviceLost], None], folder: Path, hang_s: float = 0) -> None:
         self._lost, self._folder, self._hang_s = lost, folder, hang_s
         self._drivers: dict[int, PyCudaDriver] = {}
+        self._turns: dict[int, threading.Lock] = {}
         self._scratch: dict[int, Scratch] = {}
         self._watches: dict[int, Watch] = {}
         self._kernels: dict[int, Kernels] = {}
@@ -65,12 +67,11 @@ class Gpus:
         if found is None:
             return None
         plan, data = found
+        drivers: dict[int, Driver] = {number: self._driver(number) for number in wanted}
         with self._lock:
             trt = self._library(plan)
-            drivers: dict[int, Driver] = {number: self._driver(number) for number in wanted}
             scratch = {number: self._scratch.setdefault(number, Scratch(on)) for number, on in drivers.items()}
-            watched = drivers if self._hang_s else ()
-            watches = {number: self._watches.setdefault(number, Watch(self._hang_s)) for number in watched}
+        watches = {number: watch for number in drivers if (watch := self._watch(number)) is not None}
         return TensorRtSession(
             trt, drivers, data, plan, manifest, instances=instances or 1, most_rows=most_rows, lost=self._lost,
             graphs=graphs, kept=self._kept(plan, key, wanted), scratch=scratch, watches=watches,
@@ -102,17 +103,30 @@ class Gpus:
         """Remove kernels that were compiled for plans which are in none of these; how many files."""
         return sweep_kernels(self._folder, _MODULES, manifests, older_than_s, now_s)
 
+    def _watch(self, number: int) -> Watch | None:
+        """None where nobody looks."""
+        with self._lock:
+            return self._watches.setdefault(number, Watch(self._hang_s)) if self._hang_s else None
+
     def _driver(self, number: int) -> PyCudaDriver:
-        if number not in self._drivers:
-            os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as NVML counts them
-            try:
-                self._drivers[number] = PyCudaDriver(number)
-            except DeviceLost as error:
-                self._lost(error)
-                raise
-            except EngineError as error:  # NVML sees a GPU that cannot be used: PyCUDA may not be installed
-                raise PlanInvalid(str(error)) from error
-        return self._drivers[number]
+        """Made once. A GPU that hangs then keeps nobody waiting who wants another."""
+        with self._lock:
+            turn = self._turns.setdefault(number, threading.Lock())
+        with turn:
+            if number not in self._drivers:
+                self._drivers[number] = self._made(number)
+            return self._drivers[number]
+
+    def _made(self, number: int) -> PyCudaDriver:
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as NVML counts them
+        watch, make = self._watch(number), functools.partial(PyCudaDriver, number)
+        try:
+            return make() if watch is None else watched(watch, make, lambda driver: None)
+        except DeviceLost as error:
+            self._lost(error)
+            raise
+        except EngineError as error:  # NVML sees a GPU that cannot be used: PyCUDA may not be installed
+            raise PlanInvalid(str(error)) from error
 
     def _library(self, plan: PlanFile) -> Any:
         """Its module. The plugins of binary layers stay registered as long as the process lives."""
@@ -141,7 +155,7 @@ class Gpus:
         with self._lock:
             if number not in self._kernels:
                 self._kernels[number] = Kernels(
-                    self._driver(number), lambda source, sm: cubin(source, sm, self._folder / "plugins")
+                    self._drivers[number], lambda source, sm: cubin(source, sm, self._folder / "plugins")
                 )
             return self._kernels[number]
 

@@ -68,26 +68,37 @@ class Scratch:
                 self._driver.record(self._event, stream)
 
     def _require(self, size_bytes: int) -> None:
-        before = self._place.size_bytes
-        if size_bytes <= before:
+        """The larger one is made beside what is there, as long as both fit: then nothing is lost where it does not."""
+        before = self._place
+        if size_bytes <= before.size_bytes:
             return
-        self._free()
         try:
             self._allocate(size_bytes)
         except OutOfMemory:
-            if before:
-                self._allocate(before)
+            if not before.size_bytes:
+                raise
+            self._free(before)
+            self._allocate_or(before.size_bytes, size_bytes)
+        else:
+            self._free(before)
+
+    def _allocate_or(self, before_bytes: int, size_bytes: int) -> None:
+        try:
+            self._allocate(size_bytes)
+        except OutOfMemory:
+            self._allocate(before_bytes)
             raise
 
     def _allocate(self, size_bytes: int) -> None:
         self._place = ScratchPlace(self._driver.allocate(size_bytes), size_bytes)
 
-    def _free(self) -> None:
+    def _free(self, place: ScratchPlace) -> None:
         """This waits for the device, so for all turns."""
-        place, self._place = self._place, ScratchPlace(0, 0)
+        if place == self._place:
+            self._place = ScratchPlace(0, 0)
         if place.size_bytes:
             give_back(self._driver.free, place.address)
 
     def _drop(self) -> None:
-        self._free()
+        self._free(self._place)
         give_back(self._driver.close_event, self._event)

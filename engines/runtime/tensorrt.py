@@ -60,7 +60,6 @@ class TensorRtSession:
                 instance = TensorRtInstance(
                     driver, loaded, batches, lost, plan.guards, graphs=graphs, scratch=scratch.get(number)
                 )
-                self._held.callback(instance.close)
                 self._open(instance, watches.get(number))
             loaded.contexts.keep()
 
@@ -92,6 +91,7 @@ class TensorRtSession:
         if watch is not None:
             watch.join(instance)
             self._held.callback(watch.leave, instance)
+        self._held.callback(instance.close)  # under the watch: it waits for the GPU
         instance.open()
         self._instances.append(instance)
 

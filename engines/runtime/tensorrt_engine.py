@@ -60,10 +60,10 @@ class TensorRtEngine:
         self.contexts: Contexts = contexts_of(plan.target, trt, self.engine, kept, graphs=graphs, is_fixed=is_fixed)
 
     def close(self) -> None:
-        """Free it, once no context of it is left."""
+        """Free it, once no context of it is left. It may be called again."""
         with contextlib.suppress(Exception):  # TensorRT's own, of a GPU that is lost
             self.contexts.keep()
-        del self.contexts
+        self.__dict__.pop("contexts", None)
         self.engine = self._runtime = None
 
     def most_shapes(self, numbers: Sequence[int]) -> list[tuple[int, dict[str, tuple[int, ...]]]]:

@@ -86,7 +86,7 @@ class TensorRtInstance:
         """That a batch may have."""
         return self._batches.most_rows
 
-    def look(self) -> int:
+    def look(self) -> float:
         """`engines.runtime.flights.Watched`, as `lose`."""
         return self._flights.look()
 
@@ -110,7 +110,7 @@ class TensorRtInstance:
             with ExitStack() as held:
                 self._driver.attach()
                 held.callback(self._driver.detach)
-                with cleared():
+                with cleared(), self._flights.alone() as flight, self._flights.elsewhere(flight):
                     self._make(held)
                 self._completes.start()
                 self._begun.put(None)
@@ -230,7 +230,8 @@ class TensorRtInstance:
             if self._gone is not None:
                 raise self._gone
             self._enqueue(slot, flight)
-            self._capture_if_missing(slot)
+            with self._flights.elsewhere(flight):  # others may have their turn
+                self._capture_if_missing(slot)
         except BaseException as error:
             self._fail(slot, flight, error)
         else:

@@ -28,7 +28,7 @@ _Made = TypeVar("_Made")
 class Watched(Protocol):
     """An instance on a GPU."""
 
-    def look(self) -> int:
+    def look(self) -> float:
         """How many times in a row it was found with a batch on the GPU that does not end."""
         ...
 
@@ -97,7 +97,7 @@ class _Call:
     def __init__(self) -> None:
         self.flights = Flights()
 
-    def look(self) -> int:
+    def look(self) -> float:
         return self.flights.look()
 
     def lose(self, error: DeviceLost) -> None:
@@ -113,7 +113,6 @@ def watched(watch: Watch, call: Callable[[], _Made], drop: Callable[[_Made], Non
     try:
         flight = waits.flights.begin(ended.put)
         if flight is not None:
-            waits.flights.start(flight)
             threading.Thread(target=_run, args=(waits, flight, call, found, drop), name="gpu-load", daemon=True).start()
         error = ended.get()
     finally:
@@ -128,7 +127,8 @@ def _run(
 ) -> None:
     error: BaseException | None = None
     try:
-        found.append(call())
+        with waits.flights.elsewhere(flight):
+            found.append(call())
     except BaseException as raised:
         error = let_go(raised)
     if not waits.flights.end(flight, error) and found:  # nobody waits any more

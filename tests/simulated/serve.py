@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import msgspec
 
+import app.closing
 import app.plans
 import app.tune.server
 import engines.runtime.gpus as module
@@ -193,4 +194,5 @@ def run(command: Callable[[], None]) -> None:
 
 if __name__ == "__main__":
     app.tune.server.CHILD = "tests.simulated.serve"  # of trials, too
+    app.closing._LONGEST_S = 20 if os.environ.get(_ORDERLY) else app.closing._LONGEST_S  # the machine may be busy
     run(child if sys.argv[1].isdigit() else main)

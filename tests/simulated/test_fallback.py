@@ -103,16 +103,15 @@ def test_a_server_forms_no_batch_that_its_plan_does_not_take(tmp_path: Path) -> 
         server.wait_ready()
         (model,) = server.index().values()
         assert "its plan for the GPU is for 8 rows at most" in model["reason"]
-        asked = [3] * 40 + [20] + [5] * 20
+        asked = [3] * 60 + [20]
         with ThreadPoolExecutor(16) as pool:
             for x, answer in pool.map(lambda at: _asked(server, at, asked[at]), range(len(asked))):
                 assert answer.status_code == 200, answer.text
                 found = np.array(answer.json()["outputs"][0]["data"], np.float32).reshape(-1, 2)
                 np.testing.assert_allclose(found, planned(MODEL, x), rtol=0, atol=1e-5)
         metrics = httpx.get(f"{server.url}/metrics", timeout=10, verify=False).text
-    larger = _batches(metrics, "+Inf") - _batches(metrics, "8")
-    assert larger == 1
-    assert _batches(metrics, "+Inf") - _batches(metrics, "4") > 0, "some were joined"
+    assert _batches(metrics, "+Inf") - _batches(metrics, "8") == 1, "what is larger by itself"
+    assert _batches(metrics, "+Inf") < len(asked), "some were joined"
 
 
 def _asked(server: Server, seed: int, rows: int) -> tuple[np.ndarray, httpx.Response]:

@@ -191,12 +191,14 @@ def test_sessions_of_a_gpu_that_hangs_end_together(monkeypatch: pytest.MonkeyPat
     machine, hang = Machine(monkeypatch, 2), tmp_path / "hang"
     machine.gpus[0].faults.hang_file = str(hang)
     lost: list[DeviceLost] = []
-    gpus = Gpus(lost.append, tmp_path / "kernels", hang_s=0.2)
+    gpus = Gpus(lost.append, tmp_path / "kernels", hang_s=60)
     manifest = folder_with(tmp_path, plan_for("tensorrt"))
     first, second, other = (gpus.open(tmp_path, manifest, KEY, most_rows=8, devices=(number,)) for number in (0, 0, 1))
     assert first is not None
     assert second is not None
     hang.touch()
+    for watch in gpus._watches.values():
+        watch._hang_s, watch._every_s = 0.2, 0.02
     for session in (first, second):
         slot = session.slots[0]
         slot.bind({"x": (1, 4)})["x"][:] = 1

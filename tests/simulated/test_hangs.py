@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from engines.errors import DeviceLost
+from engines.runtime import flights
 from engines.runtime.driver import Memory
 from engines.runtime.flights import Flights
 from engines.runtime.scratch import Scratch
@@ -110,6 +111,7 @@ def hangs_from(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, hang: 
         watch.expect()
         made(self, *given, **more)
 
+    monkeypatch.setattr(flights, "PATIENCE", 2)
     monkeypatch.setattr(owner, method, begins)
 
 
@@ -160,7 +162,11 @@ def test_a_compiler_is_not_taken_for_a_gpu_that_hangs(monkeypatch: pytest.Monkey
     for at in (0, 2):  # of two instances
         launched(session, at, ended)
     assert compiler.wait(10)
-    assert [instance.look() for instance in session._instances for _ in range(20)] == [0] * 40
+    under_way = [instance._flights for instance in session._instances]
+    until(lambda: all(one._elsewhere and not one._on_gpu for one in under_way), "both wait for a compiler")
+    assert max(instance.look() for instance in session._instances for _ in range(10)) < 2, (
+        "nor is it looked at so often"
+    )
     done.set()
     assert [ended.get(timeout=10) for _ in range(2)] == [None, None]
     assert not lost
@@ -223,7 +229,7 @@ def test_a_server_tells_its_clients_then_by_readiness_then_by_liveness_and_can_b
     repository: Path, hang: Path, front_ends: str
 ) -> None:
     env = {"SIMULATED_GPU": f'{{"slowest_s": 0.0002, "hang_file": "{hang}"}}'}
-    flags = ("--gpu-hang-s", "1.5", "--front-ends", front_ends)
+    flags = ("--gpu-hang-s", "3", "--front-ends", front_ends)
     with running(repository, *flags, env=env, on_gpu=True) as server:
         server.wait_ready()
         assert asked(server, 1)[1].status_code == 200
@@ -231,7 +237,7 @@ def test_a_server_tells_its_clients_then_by_readiness_then_by_liveness_and_can_b
         _require_refusals(server)
         until(lambda: health(server, "ready") == 503, "not ready")
         until(lambda: health(server, "live") == 503, "not live")
-        assert any("has not ended within 1.5 s" in line for line in server.log)
+        assert any("has not ended within 3 s" in line for line in server.log)
         assert server.stop() == 0
 
 

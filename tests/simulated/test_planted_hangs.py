@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from engines.errors import DeviceLost
+from engines.runtime import flights
 from engines.runtime.flights import Flights
 from engines.runtime.tensorrt import TensorRtSession
 from engines.runtime.tensorrt_instance import TensorRtInstance
@@ -22,12 +23,13 @@ from tests.simulated.faults import Faults
 from tests.simulated.gpu import SimulatedGpu
 from tests.simulated.planting import plant
 from tests.simulated.test_hangs import Ended, Watching, hangs_from, launched, session_on
+from tests.support.servers import until
 
 FAULTS: dict[str, tuple[type, str, str, str, str]] = {
     "what waits for room in the streams is not counted": (
         TensorRtInstance, "_enqueue", "self._flights.start(flight)", "pass", "a batch for full streams waits"),
     "what is in the streams is not counted": (
-        Flights, "start", "self._on_gpu.add(flight)", "pass", "a batch waits"),
+        Flights, "look", "if self._on_gpu:", "if not self._under_way:", "a batch waits"),
     "what a compiler was waited for is not counted again": (
         Flights, "elsewhere", "self._on_gpu.add(flight)", "pass", "a batch of TensorRT-RTX waits"),
     "a compiler is counted": (
@@ -47,7 +49,7 @@ FAULTS: dict[str, tuple[type, str, str, str, str]] = {
     "an end is no sign of life": (
         Flights, "end", "self._looks = 0", "pass", "what goes on is counted"),
     "looks are counted while nothing is there": (
-        Flights, "look", "if self._on_gpu else 0", "", "what goes on is counted"),
+        Flights, "look", "self._looks = 0", "self._looks += 1", "what goes on is counted"),
 }  # fmt: skip
 
 
@@ -60,14 +62,21 @@ def find(monkeypatch: pytest.MonkeyPatch, hang: Path, limit_s: float) -> list[st
         "a load of weights": lambda: _loads(monkeypatch, hang, limit_s, trt.ICudaEngine),
         "a first batch": lambda: _loads(monkeypatch, hang, limit_s, trt.IExecutionContext),
     }
+    monkeypatch.setattr(flights, "PATIENCE", 2)
     found = _counted()
     for what, of in hanging.items():
-        found += [f"{one or what} waits" for one in of()]
-        hang.unlink()  # what waits goes on
+        missing, close = of()
+        found += [f"{one or what} waits" for one in missing]
+        hang.unlink(missing_ok=True)  # what waits goes on
+        _returns(close, 20)
     return found
 
 
-def _batches(hang: Path, limit_s: float, target: str = "tensorrt") -> list[str]:
+Found = tuple[list[str], Callable[[], Any]]
+"""What waits, and how to give the rest back."""
+
+
+def _batches(hang: Path, limit_s: float, target: str = "tensorrt") -> Found:
     """Of two instances on a GPU that hangs."""
     watch, ended = Watching(), queue.SimpleQueue[BaseException | None]()
     session = session_on(SimulatedGpu(Faults(slowest_s=0, hang_file=str(hang))), watch, [], target)
@@ -76,11 +85,11 @@ def _batches(hang: Path, limit_s: float, target: str = "tensorrt") -> list[str]:
     for at in (0, 2):
         launched(session, at, ended)
     if not _ends(ended, limit_s, 2):
-        return [""]
-    return [] if _returns(session.close, limit_s) else ["a close"]
+        return [""], session.close
+    return [] if _returns(session.close, limit_s) else ["a close"], lambda: None
 
 
-def _full(hang: Path, limit_s: float) -> list[str]:
+def _full(hang: Path, limit_s: float) -> Found:
     """One for streams that take no more, and one behind it."""
     faults, watch = Faults(slowest_s=0, hang_file=str(hang)), Watching()
     session, ended = session_on(SimulatedGpu(faults), watch, []), queue.SimpleQueue[BaseException | None]()
@@ -89,16 +98,18 @@ def _full(hang: Path, limit_s: float) -> list[str]:
     watch.expect()
     launched(session, 0, ended)
     if not _ends(ended, limit_s):
-        return [""]
+        return [""], session.close
     launched(session, 1, ended)
-    return [] if _ends(ended, limit_s) else ["a later batch"]
+    return [] if _ends(ended, limit_s) else ["a later batch"], session.close
 
 
-def _loads(monkeypatch: pytest.MonkeyPatch, hang: Path, limit_s: float, owner: type) -> list[str]:
+def _loads(monkeypatch: pytest.MonkeyPatch, hang: Path, limit_s: float, owner: type) -> Found:
     gpu, watch = SimulatedGpu(Faults(slowest_s=0, hang_file=str(hang))), Watching()
     with monkeypatch.context() as patched:
         hangs_from(patched, owner, "__init__", hang, watch)
-        return [] if _returns(lambda: session_on(gpu, watch, []), limit_s) else [""]
+        returned = _started(lambda: session_on(gpu, watch, []))
+        until(lambda: hang.exists() or returned.is_set(), "it hangs")
+        return [] if returned.wait(limit_s) else [""], lambda: returned.wait(20)
 
 
 def _counted() -> list[str]:
@@ -110,21 +121,21 @@ def _counted() -> list[str]:
         patched.setattr(trt.IExecutionContext, "_specialize", lambda self: (compiler.set(), done.wait(10)))
         launched(session, 0, ended)
         assert compiler.wait(10)
-        found += ["a compiler is counted"] if session._instances[0].look() else []
+        found += ["a compiler is counted"] if session._instances[0].look() >= 1 else []
         done.set()
         assert ended.get(timeout=10) is None
     session.close()
-    flights = Flights()
-    first, second = (flights.begin(lambda error: None) for _ in range(2))
+    own = Flights()
+    first, second = (own.begin(lambda error: None) for _ in range(2))
     assert first
     assert second
     for flight in (first, second):
-        flights.start(flight)
-        flights.look()
-    flights.end(first, None)
-    goes_on = flights.look() <= 1
-    flights.end(second, None)
-    return found if goes_on and not flights.look() else [*found, "what goes on is counted"]
+        own.start(flight)
+        own.look()
+    own.end(first, None)
+    goes_on = own.look() <= 1
+    own.end(second, None)
+    return found if goes_on and not own.look() else [*found, "what goes on is counted"]
 
 
 def _ends(ended: Ended, limit_s: float, count: int = 1) -> bool:
@@ -138,6 +149,10 @@ def _ends(ended: Ended, limit_s: float, count: int = 1) -> bool:
 
 def _returns(call: Callable[[], Any], limit_s: float) -> bool:
     """With an error, too."""
+    return _started(call).wait(limit_s)
+
+
+def _started(call: Callable[[], Any]) -> threading.Event:
     returned = threading.Event()
 
     def run() -> None:
@@ -149,7 +164,7 @@ def _returns(call: Callable[[], Any], limit_s: float) -> bool:
             returned.set()
 
     threading.Thread(target=run, daemon=True).start()
-    return returned.wait(limit_s)
+    return returned
 
 
 def test_without_a_fault_nothing_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -160,5 +175,5 @@ def test_without_a_fault_nothing_is_found(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_a_planted_fault_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str) -> None:
     *planted_fault, said = FAULTS[fault]
     plant(monkeypatch, *planted_fault)
-    found = find(monkeypatch, tmp_path / "hang", 0.5)
+    found = find(monkeypatch, tmp_path / "hang", 0.8)
     assert said in found, found
