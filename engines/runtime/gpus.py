@@ -97,7 +97,7 @@ class Gpus:
         if key is None:
             return {}
         seen = gpus()
-        return {number: KeptKernels(kernels_file(self._folder, plan, seen[number]), key) for number in devices}
+        return {number: KeptKernels(kernels_file(self._folder, plan, seen[number], number), key) for number in devices}
 
     def sweep(self, manifests: Callable[[], Iterable[Manifest]], older_than_s: float, now_s: float) -> int:
         """Remove kernels that were compiled for plans which are in none of these; how many files."""

@@ -21,10 +21,12 @@ _SIGNATURE_BYTES = hashlib.sha256().digest_size
 _NAME_LENGTH = 32
 
 
-def kernels_file(folder: Path, plan: PlanFile, gpu: Gpu) -> Path:
-    """Where those of a plan are, for one kind of GPU with one driver: of others the library takes none."""
+def kernels_file(folder: Path, plan: PlanFile, gpu: Gpu, number: int) -> Path:
+    """Where those of a plan are, for one kind of GPU with one driver: of others the library takes none. Each device has
+    a file, for each meets other shapes.
+    """
     here = hashlib.sha256(f"{gpu.name}-{gpu.driver}".encode()).hexdigest()
-    return folder / plan.target / f"{_plan_name(plan)}-{here[:_NAME_LENGTH]}"
+    return folder / plan.target / f"{_plan_name(plan)}-{here[:_NAME_LENGTH]}-{number}"
 
 
 def sweep_kernels(
@@ -63,9 +65,14 @@ class KeptKernels:
         self._file, self._key = file, key
 
     def read(self) -> bytes:
-        """Empty where there are none, or they are not ours."""
+        """Those of another device of the same kind where it has none. Empty where there are none, or not ours."""
+        kind = self._file.name.rpartition("-")[0]
+        others = sorted(self._file.parent.glob(f"{kind}-[0-9]")) if kind else []
+        return next(filter(None, map(self._read, (self._file, *others))), b"")
+
+    def _read(self, file: Path) -> bytes:
         try:
-            found = self._file.read_bytes()
+            found = file.read_bytes()
         except OSError:
             return b""
         signature, content = found[:_SIGNATURE_BYTES], found[_SIGNATURE_BYTES:]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ class PyCudaDriver(CudaDriver):
             self._context.push()
 
     def detach(self) -> None:
-        with self._as_ours():
+        with suppress(DeviceLost), self._as_ours():  # of which there is nothing left to take away
             self._pycuda.Context.pop()
 
     def memory(self) -> Memory:

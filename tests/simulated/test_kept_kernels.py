@@ -186,14 +186,20 @@ def test_kernels_are_of_a_plan_a_kind_of_gpu_and_a_driver(tmp_path: Path) -> Non
         (PLAN, here._replace(name="another")), (PLAN, here._replace(driver="590")), (plan_named("1"), here),
         (msgspec.structs.replace(PLAN, target="tensorrt"), here),
     ]  # fmt: skip
-    files = {kernels_file(tmp_path, plan, gpu) for plan, gpu in [(PLAN, here), (PLAN, here), *others]}
-    assert len(files) == 5
+    kinds = [(PLAN, here), (PLAN, here), *others]
+    assert len({kernels_file(tmp_path, plan, gpu, 0) for plan, gpu in kinds}) == 5
+    for number, (plan, gpu) in enumerate(kinds):
+        KeptKernels(kernels_file(tmp_path, plan, gpu, number), KEY).write(b"of %d" % number)
+    read = [KeptKernels(kernels_file(tmp_path, plan, gpu, 7), KEY).read() for plan, gpu in kinds]
+    assert read == [b"of 0", b"of 0", *(b"of %d" % number for number in range(2, 6))], "those of a like one"
+    assert KeptKernels(kernels_file(tmp_path, PLAN, here, 1), KEY).read() == b"of 1", "its own before others'"
+    assert KeptKernels(kernels_file(tmp_path, plan_named("2"), here, 1), KEY).read() == b""
 
 
 def test_kernels_of_plans_that_are_gone_are_swept(tmp_path: Path) -> None:
     """And what a write has left that was killed; nothing that is new, and nothing else that lies there."""
     gpu, hour_s = Gpu("a GPU", "580", 86), 3600.0
-    kept, gone, new = (kernels_file(tmp_path, plan_named(name), gpu) for name in "123")
+    kept, gone, new = (kernels_file(tmp_path, plan_named(name), gpu, 0) for name in "123")
     half, cubins = kept.with_name(f"{kept.name}.abc"), tmp_path / "plugins" / "some.cubin"
     for file in (kept, gone, new, half, cubins):
         file.parent.mkdir(exist_ok=True)
@@ -210,7 +216,7 @@ def test_kernels_of_plans_that_are_gone_are_swept(tmp_path: Path) -> None:
 
 def test_a_server_sweeps_them_when_it_starts(tmp_path: Path) -> None:
     made = Plans(Settings(repository=tmp_path, cache=tmp_path / "cache"))
-    file = kernels_file(tmp_path / "cache" / ".kernels", PLAN, Gpu("a GPU", "580", 86))
+    file = kernels_file(tmp_path / "cache" / ".kernels", PLAN, Gpu("a GPU", "580", 86), 0)
     KeptKernels(file, KEY).write(b"kernels")
     os.utime(file, (1000, 1000))
     asyncio.run(made.sweep())
