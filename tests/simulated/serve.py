@@ -24,7 +24,7 @@ import app.tune.server
 import engines.runtime.gpus as module
 from app.cli import main
 from app.tune.child import main as child
-from engines.errors import EngineError, PlanInvalid
+from engines.errors import PlanInvalid
 from engines.hardware import Gpu
 from engines.manifest import Manifest, PlanFile
 from engines.passes.guards import with_guards
@@ -46,6 +46,8 @@ _MACHINE = "SIMULATED_MACHINE"
 """JSON: the fields of `Machine` but its faults."""
 _ORDERLY = "SIMULATED_GPU_ORDERLY"
 """Where it is set, the server has to give all back: one that is told to leave at once does not."""
+_LOOKED_AT = ("outside its table", "beyond 32 bits", "divides by zero", "the engine rounds there")
+"""What guards count that have nothing to do with sizes (`engines.passes.guards`)."""
 _requests: dict[str, BuildRequest] = {}
 _gpus: list[SimulatedGpu] = []
 
@@ -99,8 +101,12 @@ class SimulatedGpus(Gpus):
         profiles = _profiles(manifest, rows)
         try:
             graph, guards = with_guards(_graph(_requests[manifest.key], manifest), on_gpu=True)
+            if not all(text.endswith(_LOOKED_AT) for text in guards):
+                raise PlanInvalid(
+                    "sizes may be computed from values, which TensorRT tells and the simulated one cannot"
+                )
             data = trt.plan_of(graph, profiles, self._machine.scratch_bytes)
-        except EngineError:
+        except PlanInvalid:
             raise
         except Exception as error:
             raise PlanInvalid(f"no plan is made of it: {error}") from error

@@ -393,4 +393,7 @@ class IExecutionContext:
 
 
 def _dims(value: onnx.ValueInfoProto) -> Shape:
+    """-1 for what is not known; all of it, where not even the number of dimensions is."""
+    if not value.type.tensor_type.HasField("shape"):
+        return (-1,)
     return tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim)
