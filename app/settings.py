@@ -99,7 +99,9 @@ class Settings(BaseSettings):
         True, description="Build for the GPUs that are here, too, where a model's spec names no targets."
     )
     gpu_hang_s: float = Field(
-        120, ge=0, description="A GPU that has not ended a batch after so long is lost; 0 = however long it takes."
+        120,
+        ge=0,
+        description="A GPU that has not ended a batch after so long, or a load after ten times that, is lost; 0 = off.",
     )
     build_memory_bytes: int = Field(
         8_589_934_592, ge=1, description="Resident memory of one compile, then it is ended in the same way."

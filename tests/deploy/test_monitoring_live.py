@@ -56,7 +56,7 @@ KNOWN_LINTS = {
 """Names are Triton's, which its dashboards and clients ask for."""
 _EXACT = {
     "BitserveLatencyP99High", "BitserveQueueSaturated", "BitserveRequestsRefused", "BitserveDeadlinesMissed",
-    "BitserveInstanceFailed", "BitserveRestarting", "BitserveModelUnavailable",
+    "BitserveInstanceFailed", "BitserveNoReadyReplica", "BitserveRestarting", "BitserveModelUnavailable",
     "BitserveGpuLost", "BitserveGpuMissing",
 }  # fmt: skip
 

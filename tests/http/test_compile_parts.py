@@ -36,6 +36,9 @@ def plan_of(server: Server, model: str) -> tuple[Path, Manifest]:
     return server.repository / ".cache" / manifest.key, manifest
 
 
+OF_GPUS = "gpus, buckets, hardware_compatibility and profile_sets are for targets tensorrt-rtx and tensorrt"
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
@@ -49,10 +52,10 @@ def plan_of(server: Server, model: str) -> tuple[Path, Manifest]:
         ({"targets": ["cuda"]}, "spec.targets.0: Input should be 'openvino', 'tensorrt-rtx' or 'tensorrt', got 'cuda'"),
         ({"targets": ["tensorrt"], "gpus": ["ampere"]}, "gpus must be names such as sm86, each once"),
         ({"targets": ["tensorrt"], "buckets": [8, 1]}, "buckets must be rising numbers of rows"),
-        ({"gpus": ["sm86"]}, "gpus, buckets, hardware_compatibility and profile_sets are for targets tensorrt-rtx and"),
+        ({"gpus": ["sm86"]}, OF_GPUS),
         (
             {"profile_sets": 2},
-            "gpus, buckets, hardware_compatibility and profile_sets are for targets tensorrt-rtx and",
+            OF_GPUS,
         ),
         ({"targets": ["tensorrt"], "profile_sets": 17}, "profile_sets must be from 1 to 16"),
         ("{", "spec is no JSON"),
