@@ -164,9 +164,9 @@ def test_a_compiler_is_not_taken_for_a_gpu_that_hangs(monkeypatch: pytest.Monkey
     assert compiler.wait(10)
     under_way = [instance._flights for instance in session._instances]
     until(lambda: all(one._elsewhere and not one._on_gpu for one in under_way), "both wait for a compiler")
-    assert max(instance.look() for instance in session._instances for _ in range(10)) < 2, (
-        "nor is it looked at so often"
-    )
+    for instance in session._instances:  # whose watch looks, too
+        first = instance.look()
+        assert [instance.look() for _ in range(10)][-1] - first < 5, "each look is a part of one"
     done.set()
     assert [ended.get(timeout=10) for _ in range(2)] == [None, None]
     assert not lost
